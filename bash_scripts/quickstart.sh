@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Train the bundled handwritten digits with cross-entropy and with Zipf's label smoothing on two processes, and compare.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+processes=2
+gpus=$(python -c "import torch; print(torch.cuda.device_count())")
+[ "$gpus" -eq 1 ] && processes=1
+for method in ce zls; do
+  torchrun --standalone --nproc_per_node "$processes" -m lsdali.train "recipes/digits_$method.yaml" "$@"
+done
+python -m lsdali.report runs/digits_ce runs/digits_zls

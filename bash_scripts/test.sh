@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Lint, types and tests, in the active virtual environment or in ./.venv. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "$0")/env.sh" test
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"

@@ -1,0 +1,146 @@
+"""Every collective of the project. Each is a no-op on one process, so callers never ask how many ranks there are."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+
+from lsdali.errors import SharedError, UserError
+
+T = TypeVar("T")
+
+
+def active() -> bool:
+    return td.is_available() and td.is_initialized()
+
+
+def rank() -> int:
+    return td.get_rank() if active() else 0
+
+
+def world() -> int:
+    return td.get_world_size() if active() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its own node, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world() -> int:
+    """Processes of this run on this node, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun) started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
+    """The device of this process, inside a process group if torchrun made one; the group is always destroyed."""
+    cuda = torch.cuda.is_available()
+    if cuda and local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"{local_world()} processes on this node but {torch.cuda.device_count()} GPUs: "
+            f"start torchrun with --nproc_per_node {torch.cuda.device_count()}"
+        )
+    device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if launched():
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        td.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield device
+    finally:
+        if active():
+            td.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that every rank enters: a UserError of any rank is raised on all of them.
+
+    Collectives inside the block must be reached by every rank or by none.
+    """
+    failure: str | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = str(error)
+    failures = gather_objects(failure)
+    for number, text in enumerate(failures):
+        if text is not None:
+            raise SharedError(text if len(set(failures)) == 1 else f"rank {number}: {text}")
+
+
+def barrier() -> None:
+    if active():
+        gather_objects(None)
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum over ranks, on every rank; `x` is left alone."""
+    x = x.clone()
+    if active():
+        td.all_reduce(x)
+    return x
+
+
+def all_mean(x: Tensor) -> Tensor:
+    """The mean over ranks, on every rank; `x` is left alone."""
+    return all_sum(x) / world()
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """[n_r, ...] of each rank r -> [sum n_r, ...] on every rank, in rank order; n may differ between ranks."""
+    if not active():
+        return x
+    lengths = gather_objects(len(x))
+    longest = max(lengths)
+    padded = torch.zeros((longest, *x.shape[1:]), dtype=x.dtype, device=x.device)
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in lengths]
+    td.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+
+
+def gather_objects(x: T) -> list[T]:
+    """Every rank's object, in rank order, on every rank. For small things outside the step."""
+    if not active():
+        return [x]
+    out: list[T] = [x] * world()
+    td.all_gather_object(out, x)
+    return out
+
+
+def from_main(x: T) -> T:
+    """Rank 0's object, on every rank."""
+    if not active():
+        return x
+    box = [x]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def agree(module: nn.Module) -> None:
+    """Give every rank the mean of the floating-point buffers (BatchNorm's running statistics)."""
+    if not active():
+        return
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = all_mean(torch.cat([b.detach().reshape(-1).float() for b in buffers]))
+    for buffer, part in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))

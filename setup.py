@@ -1,0 +1,47 @@
+"""Packaging. NVIDIA's apex is optional and never required: PyPI's `apex` is an unrelated package."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="lsdali",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "lsdali/__init__.py").read_text()).group(1),
+    description="Train image classifiers with soft targets: DALI, DDP, label smoothing, distillation, exact resume",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["lsdali", "lsdali.*"]),
+    package_data={"lsdali": ["py.typed", "ARCHITECTURE.md"]},
+    install_requires=[
+        "torch",
+        "torchvision",
+        "nvidia-dali-cuda120",
+        "numpy",
+        "pyyaml",
+        "tensorboardX",
+        "pydantic>=2.8",
+        "rich",
+        "scikit-learn",
+        "pillow",
+    ],
+    extras_require={
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "torchmetrics",
+            "scipy",
+            "jsonschema",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-jsonschema",
+        ],
+        "timm": ["timm"],
+    },
+    entry_points={"console_scripts": ["lsdali = lsdali.train:main"]},
+)
