@@ -1,0 +1,183 @@
+"""The data sets a recipe can name: where the files are, how images are cropped, and the defaults of each.
+
+A set with a layout of its own is one class here with a `listing` method, and one line in DATASETS.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lsdali.config import Config
+from lsdali.data.cache import cache_dir
+from lsdali.data.digits import write_digits
+from lsdali.data.listing import Listing, Split, list_folders
+from lsdali.data.tiny import list_tiny
+
+# YAML has lists where Python has tuples.
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Size = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class RandomResizedCrop(Config):
+    """torchvision's RandomResizedCrop and a horizontal flip."""
+
+    crop: Literal["random_resized"] = "random_resized"
+    size: Size
+    """Side of the square that the network sees, in pixels."""
+    scale: Range = (0.08, 1.0)
+    """Smallest and largest area of the window, as a share of the image."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the window."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RandomResizedCrop":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale} must be two rising shares of the area, above 0 and up to 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio} must be two rising numbers above 0")
+        return self
+
+
+class PadCrop(Config):
+    """torchvision's RandomCrop(size, padding) with zeros (black), and a horizontal flip."""
+
+    crop: Literal["pad"] = "pad"
+    size: Size
+    """Side of the square that the network sees, in pixels."""
+    pad: int = Field(default=4, ge=0)
+    """Black pixels added on every side before the crop."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+
+
+class CenterCrop(Config):
+    """torchvision's Resize(resize) and CenterCrop(size)."""
+
+    resize: Size
+    """The shorter side after resizing, in pixels."""
+    size: Size
+    """Side of the central square that the network sees, in pixels."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> "CenterCrop":
+        if self.size > self.resize:
+            raise ValueError(f"size {self.size} must not be larger than resize {self.resize}")
+        return self
+
+
+TrainCrop = Annotated[RandomResizedCrop | PadCrop, Field(discriminator="crop")]
+
+
+class DataSet(Config):
+    """What every data set has."""
+
+    name: str
+    root: str
+    """Folder of the data set; ~ is the home folder."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Train on this many samples, always the same, in the classes' own proportions; null for all."""
+    train: TrainCrop
+    """Random crop and flip of training images."""
+    eval: CenterCrop
+    """Resize and crop of validation images."""
+    mean: Channels = IMAGENET_MEAN
+    """Mean of red, green and blue, of values in 0..1."""
+    std: Channels = IMAGENET_STD
+    """Standard deviation of red, green and blue, of values in 0..1."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of DALI in each process; null for an equal share of the cores, 1 to 8."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches that DALI prepares ahead."""
+    max_bad: int = Field(default=100, ge=0)
+    """Unreadable training files to replace by stand-ins before the run is refused."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "DataSet":
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
+        return self
+
+    @abstractmethod
+    def listing(self, split: Split) -> Listing:
+        """The files of one split; UserError where the layout is wrong."""
+
+    def layout(self) -> tuple[str, ...]:
+        """What, beside root and split, decides the listing."""
+        return ()
+
+
+class Folder(DataSet):
+    """Any images in <train_dir>/<class>/ and <val_dir>/<class>/."""
+
+    name: Literal["folder"] = "folder"
+    train_dir: str = "train"
+    """Training folder, relative to root."""
+    val_dir: str = "val"
+    """Validation folder, relative to root."""
+
+    def listing(self, split: Split) -> Listing:
+        return list_folders(self.root, self.train_dir, self.val_dir, split)
+
+    def layout(self) -> tuple[str, ...]:
+        return (self.train_dir, self.val_dir)
+
+
+class ImageNet(DataSet):
+    """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders."""
+
+    name: Literal["imagenet"] = "imagenet"
+    train: TrainCrop = RandomResizedCrop(size=224)
+    eval: CenterCrop = CenterCrop(resize=256, size=224)
+    train_dir: str = "train"
+    """Training folder, relative to root."""
+    val_dir: str = "val"
+    """Validation folder, relative to root."""
+
+    def listing(self, split: Split) -> Listing:
+        return list_folders(self.root, self.train_dir, self.val_dir, split)
+
+    def layout(self) -> tuple[str, ...]:
+        return (self.train_dir, self.val_dir)
+
+
+class TinyImageNet(DataSet):
+    """Tiny ImageNet (Stanford CS231n), as it is distributed or with val sorted into class folders."""
+
+    name: Literal["tinyimagenet"] = "tinyimagenet"
+    train: TrainCrop = RandomResizedCrop(size=32)
+    eval: CenterCrop = CenterCrop(resize=32, size=32)
+
+    def listing(self, split: Split) -> Listing:
+        return list_tiny(self.root, split)
+
+
+class Digits(DataSet):
+    """1,797 handwritten digits, 8x8, bundled with scikit-learn (Alpaydin and Kaynak, 1998): no download."""
+
+    name: Literal["digits"] = "digits"
+    root: str = Field(default_factory=lambda: str(cache_dir() / "digits"))
+    """Folder for the image files; written at the first use."""
+    train: TrainCrop = RandomResizedCrop(size=32, scale=(0.5, 1.0), ratio=(0.8, 1.25), flip=0.0)
+    eval: CenterCrop = CenterCrop(resize=32, size=32)
+    mean: Channels = (0.305, 0.305, 0.305)
+    std: Channels = (0.376, 0.376, 0.376)
+
+    def listing(self, split: Split) -> Listing:
+        write_digits(self.root)
+        return list_folders(self.root, "train", "val", split)
+
+
+DATASETS: dict[str, type[DataSet]] = {
+    "folder": Folder,
+    "imagenet": ImageNet,
+    "tinyimagenet": TinyImageNet,
+    "digits": Digits,
+}

@@ -1,0 +1,117 @@
+"""The DALI graphs. Nothing here is random: names, windows and flips come from Python.
+
+One word decides the device: decoding is "mixed" on a GPU and "cpu" elsewhere, and later operators follow.
+Against PIL, resized pixels agree within one grey level, except in the outermost row and column of a window
+that touches the image's edge or was decoded alone: there DALI repeats pixels where PIL weighs fewer of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+
+# What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
+LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
+
+Source = Callable[[Any], tuple[NDArray[Any], ...]]  # DALI's BatchInfo -> arrays of one batch, [B, ...] each
+Graph = Callable[[Source, "GraphSpec"], Any]  # -> a pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """What a pipeline is built from."""
+
+    batch: int
+    threads: int
+    prefetch: int
+    device_id: int | None  # None: no GPU
+    half: bool
+    size: int
+    mean: tuple[float, float, float]  # of values in 0..1, as std
+    std: tuple[float, float, float]
+    largest: tuple[int, int]  # width and height that no image exceeds
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        # adjust_orientation=False and jpeg_fancy_upsampling=True: the pixels that PIL and torchvision see.
+        base = {"jpeg_fancy_upsampling": True, "adjust_orientation": False}
+        if self.device_id is None:
+            return base | {"device": "cpu"}
+        width, height = self.largest
+        return base | {
+            "device": "mixed",
+            "device_memory_padding": min(3 * width * height, LARGEST_DEVICE),
+            "host_memory_padding": min(2 * width * height, LARGEST_HOST),
+        }
+
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        # A dict as prefetch_queue_depth would turn off the executor whose outputs are never overwritten.
+        return {
+            "batch_size": self.batch,
+            "num_threads": self.threads,
+            "device_id": self.device_id,
+            "prefetch_queue_depth": self.prefetch,
+        }
+
+
+def resized_graph(source: Source, spec: GraphSpec) -> Any:
+    """From path, index, start, shape, low, high to images [B, size, size, 3] and index.
+
+    [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
+    high in x, the image is mirrored.
+    """
+    return _resized(source, spec, **spec.pipeline)
+
+
+def padded_graph(source: Source, spec: GraphSpec) -> Any:
+    """From path, index, start, mirror to images [B, size, size, 3] and index.
+
+    The window that begins at start (int32) may reach beyond the image; there it is black.
+    """
+    return _padded(source, spec, **spec.pipeline)
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _resized(source: Source, spec: GraphSpec) -> Any:
+    path, index, start, shape, low, high = _inputs(source, 6)
+    x = fn.decoders.image_slice(_bytes(path), start=start, shape=shape, axis_names="HW", **spec.decoder)
+    x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
+    return _normalised(x, spec), index
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _padded(source: Source, spec: GraphSpec) -> Any:
+    path, index, start, mirror = _inputs(source, 4)
+    x = fn.decoders.image(_bytes(path), **spec.decoder)
+    x = fn.slice(
+        x,
+        start=start,
+        shape=[spec.size, spec.size],
+        axis_names="HW",
+        out_of_bounds_policy="pad",
+        fill_values=0,
+    )
+    return _normalised(x, spec, mirror=mirror), index
+
+
+def _inputs(source: Source, outputs: int) -> Any:
+    return fn.external_source(source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False)
+
+
+def _bytes(path: Any) -> Any:
+    # Reading is as fast as mapping, and a mapped file that shrinks meanwhile kills the process (SIGBUS).
+    return fn.io.file.read(path, dont_use_mmap=True)
+
+
+def _normalised(x: Any, spec: GraphSpec, **mirror: Any) -> Any:
+    return fn.crop_mirror_normalize(
+        x,
+        **mirror,
+        dtype=types.FLOAT16 if spec.half else types.FLOAT,
+        output_layout="HWC",
+        mean=[255 * m for m in spec.mean],
+        std=[255 * s for s in spec.std],
+    )

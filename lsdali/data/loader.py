@@ -1,0 +1,209 @@
+"""Loaders: from an index to batches.
+
+Because order and windows are functions of the step, there is no state to save: a loader starts at any step.
+When DALI reports an error, the batch is known, so its files are decoded one at a time, the bad ones are
+named, and the pipeline is built anew from that very batch.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsdali import dist
+from lsdali.batch import Batch
+from lsdali.data.catalog import DataSet, PadCrop
+from lsdali.data.graph import GraphSpec, padded_graph, resized_graph
+from lsdali.data.index import Index
+from lsdali.data.listing import few
+from lsdali.data.order import Ints, Plan, eval_slices
+from lsdali.data.probe import FAULTS, GOOD
+from lsdali.data.runner import Arrays, Runner
+from lsdali.data.windows import center_crop, crop_uniforms, flips, mirrored, pad_crop, random_resized_crop
+from lsdali.errors import UserError
+
+
+class TrainLoader:
+    """Training batches of this rank; `batch` is the global batch.
+
+    The windows of a sample depend on (seed, epoch, sample) alone: they are the same on any number of ranks
+    and after any seek. A file that cannot be read keeps its place in the order; a stand-in fills it, the next
+    readable sample of its class, and reports its own index and label. `say` gets one line for each bad file.
+
+    Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
+    where more than config.max_bad files are bad.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        config: DataSet,
+        *,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        half: bool,
+        order: str = "shuffled",
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.index, self._config, self._seed, self._say = index, config, seed, say
+        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order)
+        self._good = np.asarray(index.status) == GOOD
+        self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
+        self._refuse_many_bad()
+        if dist.is_main():
+            for i in self._bad:
+                self._name(i)
+        if isinstance(config.train, PadCrop):
+            _refuse_small(index, config.train)
+        share = batch // dist.world()
+        spec = _spec(index, config, batch=share, size=config.train.size, device=device, half=half)
+        graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
+        self._runner = Runner(index, graph, spec, self._arrays)
+        self._valid = torch.ones(share, dtype=torch.bool, device=device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def epoch(self, step: int) -> Iterator[Batch]:
+        """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch."""
+        stop = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        self._runner.seek(step)
+        while self._runner.position < stop:
+            try:
+                images, index = self._runner.run()
+            except RuntimeError as error:
+                self._recover(error)
+                continue
+            yield _batch(self.index, images, index, self._valid)
+
+    def close(self) -> None:
+        """Free DALI's threads and memory."""
+        self._runner.close()
+
+    def _arrays(self, step: int) -> Arrays:
+        """What the graph reads for one step of this rank."""
+        i = self._replaced(self._plan.indices(step, dist.rank()))
+        epoch = step // self.steps_per_epoch
+        crop, size = self._config.train, self.index.size[i]
+        paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, i, crop.flip)
+        u = crop_uniforms(self._seed, epoch, i)
+        if isinstance(crop, PadCrop):
+            return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror
+        start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
+        low, high = mirrored(shape, mirror)
+        return paths, i, start, shape, low, high
+
+    def _replaced(self, index: Ints) -> Ints:
+        """The samples, with a stand-in for each bad one: the next good one of its class, else of all."""
+        out: Ints = index.copy()
+        for k in np.flatnonzero(~self._good[index]):
+            mates = np.flatnonzero(self._good & (self._plan.labels == self._plan.labels[index[k]]))
+            if not len(mates):
+                mates = np.flatnonzero(self._good)
+            out[k] = mates[np.searchsorted(mates, index[k]) % len(mates)]
+        return out
+
+    def _recover(self, error: RuntimeError) -> None:
+        for i, reason in self._runner.culprits(error).items():
+            self._bad[i] = reason
+            self._good[i] = False
+            self._name(i)
+        self._refuse_many_bad()
+
+    def _name(self, i: int) -> None:
+        self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
+
+    def _refuse_many_bad(self) -> None:
+        if len(self._bad) > self._config.max_bad or not self._good.any():
+            names = few([f"{self.index.path(i)} ({fault})" for i, fault in self._bad.items()])
+            raise UserError(
+                f"{len(self._bad)} training files are bad, more than max_bad = {self._config.max_bad}: "
+                f"{names}; repair or remove them, or raise max_bad"
+            )
+
+
+class EvalLoader:
+    """This rank's part of the validation data, in order, as often as it is iterated; `batch` is per process.
+
+    Ranks can have different numbers of batches, and a rank can have none. Raises UserError for bad files:
+    numbers over part of the validation data would not compare.
+    """
+
+    def __init__(self, index: Index, config: DataSet, *, batch: int, device: torch.device, half: bool) -> None:
+        self.index, self._config = index, config
+        if faults := index.faults():
+            raise _bad_validation(faults)
+        self._slices = eval_slices(len(index), dist.rank(), dist.world(), batch)
+        self._valid = [torch.from_numpy(valid).to(device) for _, valid in self._slices]
+        spec = _spec(index, config, batch=batch, size=config.eval.size, device=device, half=half)
+        self._runner = Runner(index, resized_graph, spec, self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # The pipeline goes round: while one evaluation ends, the next one's first batches are prepared.
+        if self._slices and self._runner.position % len(self):
+            self._runner.seek(0)
+        for valid in self._valid:
+            try:
+                images, index = self._runner.run()
+            except RuntimeError as error:
+                bad = self._runner.culprits(error)
+                raise _bad_validation([(self.index.path(i), reason) for i, reason in bad.items()]) from None
+            yield _batch(self.index, images, index, valid)
+
+    def close(self) -> None:
+        """Free DALI's threads and memory."""
+        self._runner.close()
+
+    def _arrays(self, position: int) -> Arrays:
+        i, _ = self._slices[position % len(self)]
+        w = center_crop(self.index.size[i], self._config.eval.resize, self._config.eval.size)
+        low, high = w.low.astype(np.float32), w.high.astype(np.float32)
+        return self.index.full_paths(i), i, w.start, w.shape, low, high
+
+
+def _batch(index: Index, images: Tensor, i: Tensor, valid: Tensor) -> Batch:
+    labels = torch.from_numpy(index.labels[i.numpy()])
+    if images.is_cuda:
+        labels = labels.pin_memory().to(images.device, non_blocking=True)
+    return Batch(images, labels, i, valid)
+
+
+def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch.device, half: bool) -> GraphSpec:
+    cores = len(os.sched_getaffinity(0))
+    threads = config.threads or min(max(cores // dist.local_world(), 1), 8)
+    device_id = None if device.type == "cpu" else (device.index or 0)
+    largest = tuple(int(n) for n in index.size.max(0))
+    return GraphSpec(
+        batch,
+        threads,
+        config.prefetch,
+        device_id,
+        half,
+        size,
+        config.mean,
+        config.std,
+        (largest[0], largest[1]),
+    )
+
+
+def _bad_validation(faults: list[tuple[str, str]]) -> UserError:
+    names = few([f"{path} ({fault})" for path, fault in faults])
+    return UserError(f"validation data has bad files, {len(faults)} in all: {names}; repair or remove them")
+
+
+def _refuse_small(index: Index, crop: PadCrop) -> None:
+    least = crop.size - 2 * crop.pad
+    small = np.flatnonzero((np.asarray(index.status) == GOOD) & (np.asarray(index.size).min(1) < least))
+    if len(small):
+        width, height = index.size[small[0]]
+        raise UserError(
+            f"{index.path(int(small[0]))} has {width}x{height} pixels, too few for crop {crop.size} with pad "
+            f"{crop.pad}; use random_resized or images of at least {least} pixels a side"
+        )

@@ -1,0 +1,145 @@
+"""Who reads which sample when: pure functions of (seed, epoch), the same on any number of ranks.
+
+Random numbers come from a counter-based hash (splitmix64; Steele, Lea and Flood, 2014), not from a
+generator with a state, so a run can start anywhere without replaying anything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsdali.errors import UserError
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+Order = Callable[[Ints, int, int, int], Ints]
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_EPOCH_ORDER, _PAIR_ORDER, SUBSET = 101, 102, 103  # streams; windows.py uses the small numbers
+
+
+def _mix(z: Words) -> Words:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def _hashes(seed: int, epoch: int, stream: int, index: Ints) -> Words:
+    """[n] -> [n] distinct numbers for distinct indices."""
+    key = np.zeros(1, np.uint64)
+    for part in (seed, epoch, stream):
+        key = _mix((key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF)) * _GAMMA + _GAMMA)
+    return _mix((index.astype(np.uint64) ^ key) * _GAMMA + _GAMMA)
+
+
+def uniforms(seed: int, epoch: int, index: Ints, k: int, stream: int = 0) -> NDArray[np.float64]:
+    """[n] sample numbers -> [n, k] in [0, 1); other streams are independent."""
+    columns = _GAMMA * np.arange(1, k + 1, dtype=np.uint64)
+    z: Words = _mix(_hashes(seed, epoch, stream, index)[:, None] + columns) >> np.uint64(11)
+    return np.ldexp(z.astype(np.float64), -53)
+
+
+def epoch_permutation(seed: int, epoch: int, n: int, stream: int = _EPOCH_ORDER) -> Ints:
+    """[n]: 0 to n - 1, shuffled. Sorting distinct hashes gives the same answer in every NumPy version."""
+    return np.argsort(_hashes(seed, epoch, stream, np.arange(n)), kind="stable").astype(np.int64)
+
+
+def stratified(labels: Ints, n: int) -> Ints:
+    """`n` of the samples, in the classes' own proportions, always the same ones; their numbers, rising."""
+    shuffled = epoch_permutation(0, 0, len(labels), SUBSET)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    share = (place + 0.5) / np.repeat(counts, counts)
+    return np.sort(by_class[np.argsort(share, kind="stable")[:n]])
+
+
+def shuffled(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
+    """Every sample once, less the tail that fills no batch."""
+    n = len(labels)
+    return epoch_permutation(seed, epoch, n)[: n // batch * batch]
+
+
+def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
+    """Samples 2j and 2j + 1 of every batch are two samples of one class; no sample comes twice.
+
+    For class-wise self-distillation (Yun et al., 2020). A class with an odd number of samples leaves one
+    out, a random one in each epoch. Raises UserError for an odd batch and for a class with a single sample.
+    """
+    if batch % 2:
+        raise UserError(f"batch {batch} is odd; the order class_pairs needs an even batch, such as {batch + 1}")
+    counts = np.bincount(labels)
+    if len(lone := np.flatnonzero(counts == 1)):
+        raise UserError(f"class {lone[0]} has one sample; the order class_pairs needs two or more of every class")
+    permutation = epoch_permutation(seed, epoch, len(labels))
+    by_class = permutation[np.argsort(labels[permutation], kind="stable")]
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    paired = place < np.repeat(counts // 2 * 2, counts)
+    pairs = by_class[paired].reshape(-1, 2)
+    order = pairs[epoch_permutation(seed, epoch, len(pairs), _PAIR_ORDER)].reshape(-1)
+    return order[: len(order) // batch * batch]
+
+
+ORDERS: dict[str, Order] = {"shuffled": shuffled, "class_pairs": class_pairs}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Training: which samples each rank reads at each step. `batch` is the global batch.
+
+    Raises UserError where the batch cannot be shared among the ranks or is larger than the data.
+    """
+
+    labels: Ints  # [N]
+    batch: int
+    world: int
+    seed: int
+    order: str = "shuffled"
+    _epochs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise UserError(f"order {self.order} is unknown; choose from {', '.join(ORDERS)}")
+        unit = self.world * (2 if self.order == "class_pairs" else 1)
+        if self.batch < 1 or self.batch % unit:
+            low, high = self.batch // unit * unit, (self.batch // unit + 1) * unit
+            near = f"{low} or {high}" if low else str(high)
+            pairs = " in pairs" if unit != self.world else ""
+            raise UserError(f"batch {self.batch} cannot be shared{pairs} among {self.world} ranks; use {near}")
+        if self.steps_per_epoch == 0:
+            raise UserError(f"batch {self.batch} is larger than the data with its {len(self.labels)} samples")
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        return len(self._epoch(0)) // self.batch
+
+    def indices(self, step: int, rank: int) -> Ints:
+        """[batch / world]: the samples that `rank` reads at global step `step`."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        share = self.batch // self.world
+        start = place * self.batch + rank * share
+        return self._epoch(epoch)[start : start + share]
+
+    def _epoch(self, epoch: int) -> Ints:
+        if epoch not in self._epochs:
+            self._epochs.clear()
+            self._epochs[epoch] = ORDERS[self.order](self.labels, self.seed, epoch, self.batch)
+        return self._epochs[epoch]
+
+
+def eval_slices(n: int, rank: int, world: int, batch: int) -> list[tuple[Ints, NDArray[np.bool_]]]:
+    """The batches of one rank's contiguous part of n samples: ([batch] indices, [batch] valid) each.
+
+    The last batch repeats its last sample with valid False. A rank may have no batch at all.
+    """
+    own = np.arange(n * rank // world, n * (rank + 1) // world, dtype=np.int64)
+    out = []
+    for start in range(0, len(own), batch):
+        part = own[start : start + batch]
+        index = np.concatenate([part, np.full(batch - len(part), part[-1])])
+        out.append((index, np.arange(batch) < len(part)))
+    return out

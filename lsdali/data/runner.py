@@ -1,0 +1,98 @@
+"""Runner: a DALI pipeline at a known position."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from lsdali.data.graph import Graph, GraphSpec
+from lsdali.data.index import Index
+from lsdali.data.probe import FAULTS, GOOD, probe
+
+Arrays = tuple[NDArray[Any], ...]
+
+
+class Runner:
+    """Batch `position` is what run() gives next; `arrays` says what the graph reads for any batch."""
+
+    def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], Arrays]) -> None:
+        self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
+        self._pipe: Any = None
+        self.position = 0
+
+    def seek(self, position: int) -> None:
+        """Go on at `position`; free where it follows the last batch."""
+        if position != self.position:
+            self.close()
+            self.position = position
+
+    def close(self) -> None:
+        """Free threads and memory; the next run() starts them again."""
+        self._pipe = None
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W], channels last, and index [B] on the host.
+
+        Raises RuntimeError where a file cannot be decoded; the position then stays; ask culprits() which.
+        """
+        if self._pipe is None:
+            first = self.position
+            self._pipe = self._graph(lambda info: self._arrays(first + info.iteration), self._spec)
+        device = self._spec.device_id
+        # On a GPU the outputs belong to torch's stream: no wait here, and no reuse of what torch still reads.
+        stream = () if device is None else (torch.cuda.current_stream(device),)
+        images, index = self._pipe.run(*stream)
+        self.position += 1
+        return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), from_dlpack(index.as_tensor()).flatten()
+
+    def culprits(self, error: RuntimeError) -> dict[int, str]:
+        """The samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
+
+        Raises `error` where no file is to blame.
+        """
+        self.close()  # what DALI does after an error is not documented
+        rows = self._arrays(self.position)
+        found = {int(rows[1][k]): "" for k in self._failing(rows)}
+        reasons = {i: self._reason(i) for i in found}
+        sound = len(found) > 1 and not any(reasons.values())
+        if not found or (sound and len(found) == len(set(rows[1].tolist()))):
+            raise error
+        return {i: reason or "cannot be decoded" for i, reason in reasons.items()}
+
+    def _failing(self, rows: Arrays) -> list[int]:
+        """Decode one row at a time."""
+        out = []
+        first = 0
+        while (k := self._first_failing(rows, first)) < len(rows[0]):
+            out.append(k)
+            first = k + 1
+        return out
+
+    def _first_failing(self, rows: Arrays, first: int) -> int:
+        last = len(rows[0]) - 1
+
+        def source(info: Any) -> Arrays:
+            k = min(first + info.iteration, last)
+            return tuple(row[k : k + 1] for row in rows)
+
+        if first > last:
+            return first
+        pipe = self._graph(source, replace(self._spec, batch=1, prefetch=1, threads=1))
+        for k in range(first, last + 1):
+            try:
+                pipe.run()
+            except RuntimeError:
+                return k
+        return last + 1
+
+    def _reason(self, i: int) -> str:
+        """What the file's header says now; empty where it looks as it did at the scan."""
+        width, height, status = probe(self._index.path(i))
+        if status != GOOD:
+            return FAULTS[status]
+        same = (width, height) == tuple(self._index.size[i].tolist())
+        return "" if same else "another size than at the scan"

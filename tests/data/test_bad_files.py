@@ -1,0 +1,217 @@
+"""Bad files: named once and replaced in training, refused in evaluation; whenever they turn bad."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lsdali.data.catalog import RandomResizedCrop
+from lsdali.data.index import open_index
+from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rot(path):
+    """A PNG of the same size whose head and end are whole and whose body is not."""
+    with Image.open(path) as image:
+        image.save(path, format="png")
+    data = bytearray(path.read_bytes())
+    data[60:600] = bytes(540)
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "truncated": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "text or HTML": lambda path: path.write_text("<html>404</html>"),
+    "missing": lambda path: path.unlink(),
+    "GIF is not supported": lambda path: path.write_bytes(b"GIF89a" + bytes(500)),
+    "damaged header": lambda path: path.write_bytes(path.read_bytes()[:30] + bytes(9000)),
+}
+
+
+@pytest.fixture
+def zoo(tree, plain, texture):
+    """Settings, and a function that damages files 1, 3, 5 ... of class ant; numbers -> faults."""
+    root = tree(each=20, side=64)
+    config = plain(root)
+
+    def damage(split="train") -> dict[str, str]:
+        faults = {}
+        for k, (fault, hurt) in enumerate(DAMAGE.items()):
+            path = root / split / "ant" / f"{2 * k + 1:03d}.jpg"
+            hurt(path)
+            faults[str(path)] = fault
+        return faults
+
+    return config, damage
+
+
+def run(loader, epochs=2):
+    out = []
+    for first in range(0, epochs * loader.steps_per_epoch, loader.steps_per_epoch):
+        for batch in loader.epoch(first):
+            assert torch.isfinite(batch.images).all()
+            out += list(zip(batch.index.tolist(), batch.labels.tolist(), [x.clone() for x in batch.images]))
+    return out
+
+
+def train_loader(config, index, lines, **more):
+    return TrainLoader(index, config, seed=0, device=CPU, half=False, say=lines.append, **({"batch": 8} | more))
+
+
+def named(faults):
+    return sorted(f"bad file: {path} ({fault}); a stand-in is used" for path, fault in faults.items())
+
+
+def test_faults_after_the_scan_are_found_named_once_and_replaced(zoo):
+    config, damage = zoo
+    index = open_index(config, "train")
+    before = run(train_loader(config, index, []))
+    faults = damage()
+    lines: list[str] = []
+    after = run(train_loader(config, index, lines))
+    assert sorted(lines) == named(faults)
+    bad = {i for i in range(len(index)) if index.path(i) in faults}
+    assert len(before) == len(after) == 80
+    for (i, _, x), (j, label, y) in zip(before, after):
+        assert label == index.labels[j]
+        if i not in bad:
+            assert i == j
+            assert torch.equal(x, y)
+        else:
+            assert j == i + 1  # only odd numbers were damaged
+
+
+def test_faults_at_the_scan_give_the_same_stream(zoo):
+    config, damage = zoo
+    early = open_index(config, "train")
+    faults = damage()
+    lines: list[str] = []
+    late = run(train_loader(config, early, lines))
+    assert sorted(lines) == named(faults)
+    (early.root / "train/ant/007.jpg").write_bytes(b"")  # while missing, later samples would have other numbers
+    index = open_index(config, "train")
+    assert index.fingerprint == early.fingerprint
+    assert sorted(p for p, _ in index.faults()) == sorted(faults)
+    known: list[str] = []
+    loader = train_loader(config, index, known)
+    assert len(known) == len(faults)
+    for (i, a, x), (j, b, y) in zip(run(loader), late):
+        assert (i, a) == (j, b)
+        assert torch.equal(x, y)
+    assert len(known) == len(faults)
+
+
+def test_a_file_that_lies_about_its_body(zoo):
+    config, _ = zoo
+    index = open_index(config, "train")
+    rot(index.root / "train/bee/004.jpg")
+    lines: list[str] = []
+    seen = [i for i, _, _ in run(train_loader(config, index, lines), epochs=1)]
+    assert lines == [f"bad file: {index.root}/train/bee/004.jpg (cannot be decoded); a stand-in is used"]
+    assert 24 not in seen
+    assert len(seen) == 40
+
+
+def test_a_file_that_shrank(zoo, texture):
+    config, _ = zoo
+    index = open_index(config, "train")
+    texture(8, 8).save(index.root / "train/bee/004.jpg")
+    lines: list[str] = []
+    run(train_loader(config, index, lines), epochs=1)
+    assert lines == [f"bad file: {index.root}/train/bee/004.jpg (another size than at the scan); a stand-in is used"]
+
+
+def test_a_stand_in_is_the_next_good_sample_of_its_class(zoo):
+    config, _ = zoo
+    index = open_index(config, "train")
+    for name in ("ant/018", "ant/019", "ant/000", "bee/019"):
+        (index.root / f"train/{name}.jpg").write_bytes(b"")
+    loader = train_loader(config, open_index(config, "train"), [])
+    assert loader._replaced(np.array([18, 19, 0, 39, 5])).tolist() == [18, 19, 0, 39, 5]  # not known yet
+    (index.root / "train/ant/zzz.txt").write_text("")  # changes the folder: scan again
+    (index.root / "train/bee/zzz.txt").write_text("")
+    loader = train_loader(config, open_index(config, "train"), [])
+    assert loader._replaced(np.array([18, 19, 0, 39, 5])).tolist() == [1, 1, 1, 20, 5]
+
+
+def test_a_class_with_no_good_file_takes_any(zoo):
+    config, _ = zoo
+    index = open_index(config, "train")
+    for file in (index.root / "train/ant").iterdir():
+        file.write_bytes(b"")
+    lines: list[str] = []
+    seen = run(train_loader(config, index, lines), epochs=1)
+    assert {label for _, label, _ in seen} == {1}
+    assert len(seen) == 40
+    assert len(lines) == 20
+
+
+def test_too_many_bad_files_are_refused_at_the_scan_and_later(zoo, plain):
+    config, damage = zoo
+    strict = config.model_copy(update={"max_bad": 2})
+    index = open_index(config, "train")
+    damage()
+    with pytest.raises(UserError, match=r"3 training files are bad, more than max_bad = 2: .*/ant/0"):
+        run(train_loader(strict, index, [], batch=1))
+    (index.root / "train/ant/zzz.txt").write_text("")
+    with pytest.raises(UserError) as caught:
+        train_loader(strict, open_index(config, "train"), [])
+    text = str(caught.value)
+    assert text.startswith(
+        f"5 training files are bad, more than max_bad = 2: {index.root}/train/ant/001.jpg (truncated), "
+    )
+    assert text.endswith("; repair or remove them, or raise max_bad")
+
+
+def test_evaluation_refuses_bad_files_at_once_and_later(tree, plain):
+    root = tree(val=8, side=64)
+    config = plain(root)
+    index = open_index(config, "val")
+    loader = EvalLoader(index, config, batch=4, device=CPU, half=False)
+    assert len(list(loader)) == 4
+    loader.close()
+    cut(root / "val/ant/002.jpg")
+    (root / "val/bee/001.jpg").unlink()
+    with pytest.raises(UserError) as caught:
+        list(EvalLoader(index, config, batch=4, device=CPU, half=False))
+    assert str(caught.value) == (
+        f"validation data has bad files, 1 in all: {root}/val/ant/002.jpg (truncated); repair or remove them"
+    )
+    for k in range(8):
+        (root / f"val/bee/{k:03d}.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        EvalLoader(open_index(config, "val"), config, batch=4, device=CPU, half=False)
+    names = [f"{root}/val/ant/002.jpg (truncated)"] + [f"{root}/val/bee/{k:03d}.jpg (empty)" for k in range(4)]
+    assert str(caught.value) == (
+        f"validation data has bad files, 9 in all: {', '.join(names)} and 4 more; repair or remove them"
+    )
+
+
+def test_an_error_that_is_no_file_s_fault_is_not_blamed_on_files(zoo):
+    config, _ = zoo
+    lines: list[str] = []
+    loader = train_loader(config, open_index(config, "train"), lines)
+    arrays = loader._runner._arrays
+    loader._runner._arrays = lambda step: tuple(a.astype(np.int64) if a.dtype == np.int32 else a for a in arrays(step))
+    with pytest.raises(RuntimeError, match="int32"):
+        next(loader.epoch(0))
+    assert lines == []
+
+
+def test_bad_files_in_a_pair_order(zoo):
+    config, damage = zoo
+    index = open_index(config, "train")
+    damage()
+    loader = train_loader(
+        config.model_copy(update={"train": RandomResizedCrop(size=24)}), index, [], order="class_pairs"
+    )
+    labels = torch.tensor([label for _, label, _ in run(loader)]).reshape(-1, 2)
+    assert (labels[:, 0] == labels[:, 1]).all()

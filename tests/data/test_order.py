@@ -1,0 +1,126 @@
+"""Order: every sample at most once, any number of ranks, any start; uniform and fixed random numbers."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from lsdali.data.order import ORDERS, Plan, epoch_permutation, eval_slices, stratified, uniforms
+from lsdali.errors import UserError
+
+LABELS = np.repeat(np.arange(10), [11, 12, 13, 14, 15, 16, 17, 18, 19, 20])
+PINNED_UNIFORMS = [[0.33020834628198126, 0.704644685531693], [0.4254049466008327, 0.8283221663595551]]
+PINNED_PERMUTATION = [5, 4, 2, 1, 6, 7, 9, 10, 0, 11, 3, 8]
+PINNED_PAIRS = "f437f1a48a72560f"
+
+
+def test_uniforms_are_uniform_and_uncorrelated():
+    index = np.arange(50_000)
+    u = uniforms(3, 5, index, 4)
+    assert ((u >= 0) & (u < 1)).all()
+    assert np.abs(np.sort(u, 0) - (index[:, None] + 0.5) / len(index)).max() < 1.95 / len(index) ** 0.5
+    others = [u[:, 1], np.roll(u[:, 0], 1), uniforms(3, 6, index, 1)[:, 0], uniforms(4, 5, index, 1)[:, 0]]
+    others += [uniforms(3, 5, index, 1, stream=1)[:, 0], uniforms(5, 3, index, 1)[:, 0]]
+    for other in others:
+        assert abs(np.corrcoef(u[:, 0], other)[0, 1]) < 4 / len(index) ** 0.5
+
+
+def test_uniforms_depend_on_the_sample_alone():
+    all_at_once = uniforms(1, 2, np.arange(100), 5)
+    some = np.array([71, 3, 99])
+    assert (uniforms(1, 2, some, 5) == all_at_once[some]).all()
+    assert (uniforms(1, 2, some, 2) == all_at_once[some, :2]).all()
+
+
+def test_the_stream_never_changes():
+    """Runs of older versions can only be repeated while these numbers stand."""
+    assert uniforms(0, 0, np.array([0, 1]), 2).tolist() == PINNED_UNIFORMS
+    assert epoch_permutation(1, 2, 12).tolist() == PINNED_PERMUTATION
+    digest = hashlib.sha256(ORDERS["class_pairs"](LABELS, 1, 2, 10).tobytes()).hexdigest()
+    assert digest.startswith(PINNED_PAIRS)
+
+
+def test_permutation_mixes_evenly():
+    n = 20_000
+    a, b = epoch_permutation(0, 0, n), epoch_permutation(0, 1, n)
+    assert (np.sort(a) == np.arange(n)).all()
+    place_a, place_b = np.argsort(a), np.argsort(b)
+    assert abs(np.abs(place_a - place_b).mean() / n - 1 / 3) < 0.01
+    assert abs(np.abs(place_a - np.arange(n)).mean() / n - 1 / 3) < 0.01
+
+
+@pytest.mark.parametrize("order", sorted(ORDERS))
+def test_an_epoch_has_each_sample_at_most_once(order):
+    plan = Plan(LABELS, 12, 1, seed=7, order=order)
+    seen = np.concatenate([plan.indices(step, 0) for step in range(plan.steps_per_epoch)])
+    assert len(seen) == plan.steps_per_epoch * 12 == len(set(seen.tolist()))
+    assert len(seen) > len(LABELS) - 12 - len(set(LABELS.tolist()))
+    following = np.concatenate([plan.indices(plan.steps_per_epoch + s, 0) for s in range(plan.steps_per_epoch)])
+    assert seen.tolist() != following.tolist()
+
+
+@pytest.mark.parametrize("order", sorted(ORDERS))
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_same_global_batches(order, world):
+    one, many = Plan(LABELS, 12, 1, 0, order), Plan(LABELS, 12, world, 0, order)
+    for step in (0, 5, 11, 30, 2):
+        parts = [many.indices(step, rank) for rank in range(world)]
+        assert np.concatenate(parts).tolist() == one.indices(step, 0).tolist()
+
+
+def test_class_pairs_are_two_samples_of_one_class():
+    plan = Plan(LABELS, 12, 3, 0, "class_pairs")
+    for step in range(2 * plan.steps_per_epoch):
+        for rank in range(3):
+            pairs = plan.indices(step, rank).reshape(-1, 2)
+            assert (LABELS[pairs[:, 0]] == LABELS[pairs[:, 1]]).all()
+            assert (pairs[:, 0] != pairs[:, 1]).all()
+
+
+def test_class_pairs_leave_out_another_sample_each_epoch():
+    labels = np.zeros(3, np.int64)
+    left = {({0, 1, 2} - set(ORDERS["class_pairs"](labels, 0, epoch, 2).tolist())).pop() for epoch in range(30)}
+    assert left == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "order", "text"),
+    [
+        (10, 4, "shuffled", "batch 10 cannot be shared among 4 ranks; use 8 or 12"),
+        (2, 4, "shuffled", "batch 2 cannot be shared among 4 ranks; use 4"),
+        (0, 1, "shuffled", "batch 0 cannot be shared among 1 ranks; use 1"),
+        (6, 2, "class_pairs", "batch 6 cannot be shared in pairs among 2 ranks; use 4 or 8"),
+        (200, 1, "shuffled", "batch 200 is larger than the data with its 155 samples"),
+        (8, 1, "sorted", "order sorted is unknown; choose from shuffled, class_pairs"),
+    ],
+)
+def test_refusals(batch, world, order, text):
+    with pytest.raises(UserError) as caught:
+        Plan(LABELS, batch, world, 0, order)
+    assert str(caught.value) == text
+
+
+def test_class_pairs_refuse_what_has_no_pair():
+    with pytest.raises(UserError, match="batch 5 is odd"):
+        ORDERS["class_pairs"](LABELS, 0, 0, 5)
+    with pytest.raises(UserError, match="class 1 has one sample"):
+        ORDERS["class_pairs"](np.array([0, 0, 1]), 0, 0, 2)
+
+
+@pytest.mark.parametrize(("n", "world", "batch"), [(103, 1, 10), (103, 3, 10), (103, 4, 25), (2, 3, 8), (64, 2, 8)])
+def test_evaluation_reads_everything_once(n, world, batch):
+    seen: list[int] = []
+    for rank in range(world):
+        for index, valid in eval_slices(n, rank, world, batch):
+            assert index.shape == valid.shape == (batch,)
+            assert valid[0]
+            seen += index[valid].tolist()
+    assert seen == list(range(n))
+
+
+def test_stratified_keeps_proportions():
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    chosen = stratified(labels, 50)
+    assert np.bincount(labels[chosen]).tolist() == [30, 15, 5]
+    assert (np.diff(chosen) > 0).all()
+    assert chosen.tolist() != list(range(30)) + list(range(600, 615)) + list(range(900, 905))

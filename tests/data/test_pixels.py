@@ -1,0 +1,193 @@
+"""Pixels: the index delivered is the image delivered, and crops look as torchvision's do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
+from lsdali.data.index import open_index
+from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.windows import crop_uniforms, flips, pad_crop, random_resized_crop
+
+CPU = torch.device("cpu")
+
+
+def train_loader(config, batch, **more):
+    index = open_index(config, "train")
+    settings = {"seed": 0, "device": CPU, "half": False} | more
+    return TrainLoader(index, config, batch=batch, **settings)
+
+
+def levels(images) -> np.ndarray:
+    """[B, 3, H, W] in 0..1 -> [B, H, W, 3] in 0..255."""
+    return (images.permute(0, 2, 3, 1) * 255).numpy()
+
+
+def code(i: int) -> tuple[int, int, int]:
+    return i % 6 * 51, i // 6 % 6 * 51, i // 36 * 51
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """216 solid images whose colour says their number, under names of very different lengths."""
+    number = 0
+    for name in ("a", "b b", "ç" * 60, "d"):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(54):
+            stem = f"{i:02d}" + ("", " x", "é", "long" * (1 + i))[i % 4]
+            Image.new("RGB", (20 + i, 24), code(number)).save(folder / f"{stem}.{('png', 'jpg')[i % 2]}", quality=100)
+            number += 1
+    val = tmp_path / "val/d"
+    val.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(val / "x.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("crop", [RandomResizedCrop(size=16), PadCrop(size=16, pad=0)])
+def test_index_label_and_pixels_belong_together(coloured, plain, crop):
+    loader = train_loader(plain(coloured, train=crop), batch=18)
+    seen = []
+    for step in range(0, 3 * loader.steps_per_epoch, loader.steps_per_epoch):
+        for batch in loader.epoch(step):
+            assert batch.valid.all()
+            for i, label, image in zip(batch.index.tolist(), batch.labels.tolist(), levels(batch.images)):
+                path = loader.index.path(i)
+                with Image.open(path) as file:
+                    assert np.abs(image - np.asarray(file.convert("RGB"))[0, 0]).max() <= 3, path
+                assert loader.index.classes[label] == Path(path).parent.name
+                seen.append(i)
+    assert sorted(seen) == sorted(3 * list(range(216)))
+
+
+def test_images_are_a_channels_last_view(tree, plain):
+    batch = next(train_loader(plain(tree()), batch=4).epoch(0))
+    assert batch.images.shape == (4, 3, 32, 32)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.dtype == torch.float32
+    assert (batch.labels.dtype, batch.index.dtype, batch.valid.dtype) == (
+        torch.int64,
+        torch.int64,
+        torch.bool,
+    )
+
+
+def test_half_is_the_same_image_in_float16(tree, plain):
+    config = plain(tree(), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    full, half = (next(train_loader(config, batch=8, half=h).epoch(0)) for h in (False, True))
+    assert half.images.dtype == torch.float16
+    assert full.index.tolist() == half.index.tolist()
+    assert torch.allclose(full.images, half.images.float(), atol=4e-3)
+
+
+def test_mean_and_std_are_applied(tree, plain):
+    root = tree()
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    raw = next(train_loader(plain(root), batch=8).epoch(0)).images
+    normal = next(train_loader(plain(root, mean=mean, std=std), batch=8).epoch(0)).images
+    assert torch.allclose(normal, v2.functional.normalize(raw, list(mean), list(std)), atol=1e-5)
+
+
+def test_old_batches_are_never_overwritten(tree, plain):
+    loader = train_loader(plain(tree()), batch=4)
+    epochs = (loader.epoch(start) for start in range(0, 60, 6))
+    kept = [(b, b.images.clone(), b.index.clone()) for epoch in epochs for b in epoch]
+    loader.close()
+    del loader
+    assert len(kept) == 60
+    for batch, images, index in kept:
+        assert torch.equal(batch.images, images)
+        assert torch.equal(batch.index, index)
+
+
+@pytest.fixture
+def odd(tmp_path, texture):
+    """Images of odd sizes and kinds, in one class."""
+    sizes = [(301, 199), (37, 53), (500, 333), (20, 21), (64, 64), (211, 640), (33, 32), (128, 97)]
+    for split in ("train", "val"):
+        folder = tmp_path / split / "all"
+        folder.mkdir(parents=True)
+        for k, (width, height) in enumerate(sizes):
+            image = texture(width, height, k)
+            image.save(folder / f"{k}.jpg", quality=90)
+            image.save(folder / f"{k}.png")
+        texture(200, 150).convert("L").save(folder / "gray.jpg")
+        texture(200, 150).convert("CMYK").save(folder / "cmyk.jpg")
+        texture(200, 150).save(folder / "progressive.jpg", progressive=True)
+        texture(200, 150).convert("P").save(folder / "palette.png")
+        texture(200, 150).save(folder / "webp.webp")
+        texture(200, 150).save(folder / "bitmap.bmp")
+        texture(200, 150).save(folder / "tagged.tif")
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        texture(200, 150).save(folder / "turned.jpg", exif=turned)
+    return tmp_path
+
+
+def inner(gap: np.ndarray) -> np.ndarray:
+    """Without the outermost pixels: past an edge DALI repeats pixels where PIL weighs fewer of them."""
+    return gap[1:-1, 1:-1]
+
+
+def pil(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+@pytest.mark.parametrize("size", [32, 160])
+def test_train_pixels_agree_with_torchvision(odd, plain, size):
+    loader = train_loader(plain(odd, train=RandomResizedCrop(size=size)), batch=24, seed=5)
+    gaps = []
+    for epoch in range(3):
+        batch = next(loader.epoch(epoch))
+        i = batch.index.numpy()
+        start, shape = random_resized_crop(
+            crop_uniforms(5, epoch, i), loader.index.size[i], (0.08, 1.0), (3 / 4, 4 / 3)
+        )
+        mirror = flips(5, epoch, i, 0.5)
+        for k, ours in enumerate(levels(batch.images)):
+            theirs = tvf.resized_crop(
+                pil(loader.index.path(int(i[k]))),
+                *start[k].tolist(),
+                *shape[k].tolist(),
+                [size, size],
+                antialias=True,
+            )
+            theirs = tvf.horizontal_flip(theirs) if mirror[k] else theirs
+            gap = np.abs(ours - np.asarray(theirs, float))
+            gaps.append((loader.index.path(int(i[k])), gap.mean(), inner(gap).max(), gap.max()))
+    assert max(g[1] for g in gaps) < 0.55, gaps
+    assert max(g[2] for g in gaps) < 1.01, gaps
+    assert max(g[3] for g in gaps) < 16, gaps
+
+
+@pytest.mark.parametrize(("resize", "size"), [(36, 32), (32, 32), (160, 144), (91, 64)])
+def test_eval_pixels_agree_with_torchvision(odd, plain, resize, size):
+    config = plain(odd, eval=CenterCrop(resize=resize, size=size))
+    index = open_index(config, "val")
+    theirs = v2.Compose([v2.Resize(resize), v2.CenterCrop(size)])
+    gaps = []
+    for batch in EvalLoader(index, config, batch=7, device=CPU, half=False):
+        for i, ours in zip(batch.index.tolist(), levels(batch.images)):
+            gap = np.abs(ours - np.asarray(theirs(pil(index.path(i))), float))
+            gaps.append((index.path(i), gap.mean(), (gap if resize > size else inner(gap)).max(), gap.max()))
+    assert max(g[2] for g in gaps) < 1.01, gaps
+    assert max(g[3] for g in gaps) < 16, gaps
+
+
+def test_pad_crop_is_exactly_torchvisions(tree, plain):
+    loader = train_loader(plain(tree(side=32), train=PadCrop(size=32, pad=4)), batch=24)
+    for epoch in range(4):
+        batch = next(loader.epoch(epoch))
+        i = batch.index.numpy()
+        start = pad_crop(crop_uniforms(0, epoch, i), loader.index.size[i], 32, 4)
+        for k, ours in enumerate(levels(batch.images)):
+            padded = tvf.pad(pil(loader.index.path(int(i[k]))), [4, 4, 4, 4])
+            theirs = tvf.crop(padded, int(start[k, 0]) + 4, int(start[k, 1]) + 4, 32, 32)
+            theirs = tvf.horizontal_flip(theirs) if flips(0, epoch, i, 0.5)[k] else theirs
+            assert np.abs(ours - np.asarray(theirs, float)).max() < 0.01
