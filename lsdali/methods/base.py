@@ -1,0 +1,80 @@
+"""Method: what decides the loss. One file each; the trainer knows this protocol and no method by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lsdali import config
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.errors import UserError
+from lsdali.models.student import Forward, Probe, Student
+from lsdali.models.teacher import Teacher, TeacherConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one step gives."""
+
+    total: Tensor  # [] to differentiate
+    logits: Tensor  # [b, K] detached, of the first b samples of the batch
+    terms: dict[str, Tensor] = field(default_factory=dict)  # [] each, detached, to log
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method's constructor is given beside its own part of the recipe."""
+
+    classes: int
+    samples: int  # in the training set
+    channels: dict[str, int]  # of each stage of the student's network, in order
+    device: torch.device
+    seed: int
+    teacher: Callable[[TeacherConfig], Teacher]
+
+
+class Method(ABC):
+    """Owns the forward passes and the loss; the trainer owns the backward pass, the step and time."""
+
+    sampling: ClassVar[str] = "shuffled"
+    """The name of the order in which training samples are read."""
+
+    class Config(config.Config):
+        """The method's own, typed part of the recipe."""
+
+        name: str
+
+    def __init__(self, config: Any, needs: Needs) -> None:
+        """`config` is an instance of the method's own Config."""
+        self.config: Any = config
+
+    def probes(self) -> dict[str, Probe]:
+        """Modules that run inside the student's forward. Called once, when the student is built."""
+        return {}
+
+    @abstractmethod
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        """Calls the student as often as it must. Reads the method's state, never writes it."""
+
+    def observe(self, batch: Batch, logits: Tensor) -> None:  # noqa: B027
+        """After the step: per-batch memory. `logits` are those of the step's Loss, [b, K] detached."""
+
+    def end_epoch(self, student: Student, clock: Clock) -> None:  # noqa: B027
+        """After an epoch's last step, on every rank: collectives are safe."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold; the same answer on every rank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave. Raises UserError for state that the method does not know."""
+        if state:
+            names = ", ".join(sorted(state))
+            raise UserError(
+                f"the method '{self.config.name}' keeps no state, but the checkpoint holds {names} for it: "
+                "it was saved by another method"
+            )

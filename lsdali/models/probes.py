@@ -1,0 +1,62 @@
+"""Probes: what methods read from the stages of a student."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsdali.models.student import Probe
+
+Upsample = Literal["bilinear", "bicubic"]
+
+CHUNK_BYTES = 64 * 2**20
+"""Bound on the logits of places that exist at one time; K = 10,000 on a whole batch would be gigabytes."""
+
+
+class DenseVotes(Probe):
+    """The class that the network's own classifier picks at every place of the last stage (Liang et al. 2022).
+
+    Carries no gradient and keeps nothing for the backward pass. Runs in the classifier's own precision even
+    under autocast: bfloat16 logits tie often, and a tie goes to the lowest class number.
+    """
+
+    def __init__(self, upsample: Upsample | None = None) -> None:
+        super().__init__()
+        self.upsample = upsample
+
+    @torch.no_grad()
+    def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
+        """-> [B, L] int64 class numbers, places row by row; L = H W, or 4 H W with upsampling."""
+        last = list(stages.values())[-1].detach()
+        weight = next(classifier.parameters())
+        scale = 4 if self.upsample else 1
+        sample_bytes = scale * last.shape[2] * last.shape[3] * len(weight) * weight.element_size()
+        size = max(1, CHUNK_BYTES // sample_bytes)
+        with torch.autocast(last.device.type, enabled=False):
+            return torch.cat([self.vote(part.to(weight.dtype), classifier) for part in torch.split(last, size)])
+
+    def vote(self, maps: Tensor, classifier: nn.Module) -> Tensor:
+        """[b, C, H, W] -> [b, L] int64.
+
+        Upsampling acts on the logits, not the map: it is linear with weights that sum to 1, so it commutes
+        with the classifier, which then reads a quarter of the places.
+        """
+        logits: Tensor = classifier(maps.movedim(1, -1)).movedim(-1, 1)  # [b, K, H, W]
+        if self.upsample:
+            logits = F.interpolate(logits, scale_factor=2, mode=self.upsample, align_corners=False)
+        return logits.argmax(1).flatten(1)
+
+
+class StageHead(Probe):
+    """A linear classifier of its own on the mean of one stage, for methods with several exits."""
+
+    def __init__(self, stage: str, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
+        """-> [B, K] logits."""
+        logits: Tensor = self.linear(stages[self.stage].mean((2, 3)))
+        return logits
