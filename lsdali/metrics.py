@@ -1,0 +1,135 @@
+"""Accuracy and calibration of a whole data set: exact, and the same on any number of ranks and in any batch
+size.
+
+`Evaluation` keeps five fp64 numbers and the index of each sample and gathers them once; every metric is then
+a pure function of the whole data set in the order of its index. So nothing depends on how it was cut.
+"""
+
+import torch
+from torch import Tensor
+
+from lsdali import dist
+from lsdali.batch import Batch
+from lsdali.errors import UserError
+
+Bins = tuple[Tensor, Tensor]  # lower, upper edges [M] each; a bin holds lower < confidence <= upper
+
+
+def equal_bins(count: int) -> Bins:
+    """`count` equal bins over [0, 1] without gaps; the outer two are open-ended: 0 is in the first."""
+    edges = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    edges[0], edges[-1] = -torch.inf, torch.inf
+    return edges[:-1], edges[1:]
+
+
+def pskd_bins(width: float = 0.1) -> Bins:
+    """The bins of PS-KD (Kim et al., ICCV 2021), as its code makes them.
+
+    Upper edges are multiples of the width, lower edges upper - width, both rounded: some neighbours leave a
+    gap of one unit in the last place (0.2 to 0.20000000000000004), and what is in it, or above 1, is in no
+    bin.
+    """
+    upper = width + width * torch.arange(round(1 / width), dtype=torch.float64)
+    return upper - width, upper
+
+
+def calibration_error(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
+    """[N], [N], bins -> []: ECE in %, sum over bins |sum of right - confidence| / N (Guo et al., 2017).
+
+    Samples in no bin add nothing, but count in N.
+    """
+    lower, upper = (edge.to(confidence.device) for edge in bins)
+    place = confidence[:, None]
+    inside = ((place > lower) & (place <= upper)).double()  # [N, M]
+    gap = (right.double() - confidence.double()) @ inside  # [M]
+    return 100 * gap.abs().sum() / len(confidence)
+
+
+def aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
+    """[N], [N], [N] -> []: area under the risk-coverage curve x 1000 (Geifman et al., ICLR 2019).
+
+    The mean over i of the share of errors among the i most confident samples. Of equal confidences the
+    larger index comes first: the order the reference gives where its unstable sort happens to be stable.
+    """
+    order = index.argsort(descending=True)
+    order = order[confidence[order].argsort(descending=True, stable=True)]
+    errors = (1 - right[order].double()).cumsum(0)
+    return 1000 * (errors / _count_up(errors)).mean()
+
+
+def excess_aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
+    """[N], [N], [N] -> []: E-AURC x 1000: AURC less that of the best order, which has every error last."""
+    best = right.double().sort(descending=True).values
+    errors = (1 - best).cumsum(0)
+    return aurc(confidence, right, index) - 1000 * (errors / _count_up(errors)).mean()
+
+
+def _count_up(x: Tensor) -> Tensor:
+    """[N] -> 1, 2, ..., N in the type and place of x."""
+    return torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
+
+
+def label_rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, K], [B] -> [B] int64: how many classes come before the label; in the top k means rank < k.
+
+    Of equal logits the smaller class comes first, as argmax has it. So a network that says the same of
+    every class is right by chance only, and ties of 16-bit logits flatter nobody.
+    """
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(1)
+
+
+class Evaluation:
+    """Metrics of one pass over a data set. Each valid sample must be seen once, on one rank.
+
+    A row of logits without a softmax (a NaN, a +inf, or -inf everywhere) counts as wrong for every k, with
+    confidence 0 and an infinite NLL. So does a row whose label has the logit -inf, with its own confidence.
+    """
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self._scores = [torch.empty((0, 5), dtype=torch.float64, device=device)]
+        self._index = [torch.empty(0, dtype=torch.int64)]
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """[B, K] logits of a batch. Never waits for the device; padding is dropped in `result`.
+
+        Raises UserError where the logits are not of this many classes.
+        """
+        if logits.shape != (len(batch), self._classes):
+            wanted = [len(batch), self._classes]
+            raise UserError(f"the logits have the shape {list(logits.shape)}; the data set asks for {wanted}")
+        log_p = logits.detach().double().log_softmax(1)
+        broken = log_p.isnan().any(1)
+        nll = -log_p.gather(1, batch.labels[:, None])[:, 0].masked_fill(broken, -torch.inf)
+        confidence = log_p.amax(1).exp().masked_fill(broken, 0.0)
+        beyond = self._classes + 5  # outside every top k
+        rank = label_rank(logits, batch.labels).masked_fill(nll.isinf(), beyond)
+        # The index stays on the host until the end: a copy to the device here would wait for the queue.
+        self._scores.append(torch.stack([batch.valid, rank < 1, rank < 5, nll, confidence], 1).double())
+        self._index.append(batch.index)
+
+    def result(self) -> dict[str, float]:
+        """top1, top5 (%), nll (nats), ece, ece_pskd (%), aurc (x 1000), n. Collective; equal on every rank.
+
+        `ece` has 15 bins of equal width, `ece_pskd` the ten of `pskd_bins`. top5 is 100 with five classes
+        or fewer. Raises UserError where no rank saw a valid sample.
+        """
+        scores = torch.cat(self._scores)
+        index = torch.cat(self._index).to(scores.device)
+        valid = scores[:, 0].bool()
+        rows = dist.all_rows(torch.cat([scores[valid, 1:], index[valid, None].double()], 1)).cpu()
+        if len(rows) == 0:
+            raise UserError("nothing was evaluated: the data set has no valid sample")
+        rows = rows[rows[:, 4].argsort()]
+        top1, top5, nll, confidence, index = rows.unbind(1)
+        return {
+            "top1": 100 * top1.mean().item(),
+            "top5": 100 * top5.mean().item(),
+            "nll": nll.mean().item(),
+            "ece": calibration_error(confidence, top1, equal_bins(15)).item(),
+            "ece_pskd": calibration_error(confidence, top1, pskd_bins()).item(),
+            "aurc": aurc(confidence, top1, index).item(),
+            "n": float(len(rows)),
+        }

@@ -1,0 +1,28 @@
+"""What turns gradients into weights: optimizers, learning rates, precision, average of the weights."""
+
+from lsdali.optim.configs import OPTIMIZERS, SGD, Adam, AdamW, Nesterov, OptimizerConfig
+from lsdali.optim.ema import EMA, Average
+from lsdali.optim.optimizer import Optimizer, build_optimizer
+from lsdali.optim.precision import Precision
+from lsdali.optim.schedule import SCHEDULES, Constant, Cosine, Linear, ScheduleConfig, Step, schedule
+
+__all__ = [
+    "EMA",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Average",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "Nesterov",
+    "Optimizer",
+    "OptimizerConfig",
+    "Precision",
+    "ScheduleConfig",
+    "Step",
+    "build_optimizer",
+    "schedule",
+]

@@ -1,0 +1,43 @@
+"""NVIDIA apex's fused optimizers, where they are really there."""
+
+import importlib
+from typing import Any
+
+import torch
+
+from lsdali.errors import UserError
+from lsdali.optim.configs import OptimizerConfig
+
+NAMES = {"sgd": "FusedSGD", "nesterov": "FusedSGD", "adam": "FusedAdam", "adamw": "FusedAdam"}
+
+
+def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The apex optimizer of this name. Raises UserError where apex, its kernels or a GPU are missing, and
+    on bf16 parameters under SGD, which FusedSGD would leave untouched without a word.
+    """
+    optimizers = _module("apex.optimizers")
+    _module("amp_C")
+    if device.type != "cuda":
+        raise UserError(f"optimizer.implementation: apex runs on CUDA only and this is the {device.type}; use auto")
+    dtypes = {p.dtype for group in groups for p in group["params"]}
+    if NAMES[config.name] == "FusedSGD" and torch.bfloat16 in dtypes:
+        raise UserError(
+            "optimizer.implementation: apex's FusedSGD never updates bf16 parameters; use auto, or parameters in fp32"
+        )
+    arguments = {"lr": config.lr, **config.arguments()}
+    if NAMES[config.name] == "FusedAdam":
+        # Its default is decoupled decay, whatever the class is called.
+        arguments["adam_w_mode"] = config.name == "adamw"
+    built: torch.optim.Optimizer = getattr(optimizers, NAMES[config.name])(groups, **arguments)
+    return built
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # an unrelated package of the same name may fail in any way
+        raise UserError(
+            f"optimizer.implementation: apex needs the module {name}, which cannot be imported"
+            f" ({type(error).__name__}); `apex` on PyPI is an unrelated package, NVIDIA's is built from"
+            " source with its CUDA extensions or comes in the NGC image; without it, use auto"
+        ) from error

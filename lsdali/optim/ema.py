@@ -1,0 +1,88 @@
+"""A moving average of the weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lsdali import dist
+from lsdali.clock import Clock
+from lsdali.config import Config
+from lsdali.errors import UserError
+from lsdali.state.rng import RankBuffers, Weights
+
+
+class EMA(Config):
+    """Exponential moving average of the weights (as in Mean Teacher, Tarvainen and Valpola, NeurIPS 2017)."""
+
+    decay: float = Field(gt=0, lt=1)
+    """Share of the old average kept at each update."""
+    every: int = Field(default=1, gt=0)
+    """Steps from one update to the next."""
+
+
+class Average:
+    """The average of a student's parameters and floating-point buffers, starting as a copy of them.
+
+    BatchNorm's statistics are averaged like the weights, because those of the newest weights do not fit the
+    average ones. Integer buffers (counters) are copied. Under DDP the buffers differ between ranks;
+    `swapped` gives every rank their mean and `state_dict` saves it beside them; call both on all ranks.
+    """
+
+    def __init__(self, config: EMA, student: nn.Module) -> None:
+        self._config = config
+        self._module = deepcopy(student).requires_grad_(requires_grad=False)
+        self._parts = {"weights": Weights(self._module), "buffers": RankBuffers(self._module)}
+
+    @torch.no_grad()
+    def after_step(self, student: nn.Module, clock: Clock) -> None:
+        """average = decay * average + (1 - decay) * student, at every `every`-th step.
+
+        `clock` is that of the step just made: it has not ticked yet.
+        """
+        if (clock.step + 1) % self._config.every:
+            return
+        average, new = _tensors(self._module), _tensors(student)
+        floats = [x for x in average if x.is_floating_point()]
+        torch._foreach_lerp_(floats, [x for x in new if x.is_floating_point()], 1 - self._config.decay)
+        for counter, value in zip(average, new, strict=True):
+            if not counter.is_floating_point():
+                counter.copy_(value)
+
+    @contextmanager
+    def swapped(self, student: nn.Module) -> Iterator[None]:
+        """Inside, the student has the average weights; after, exactly its own again."""
+        own = [x.detach().clone() for x in _tensors(student)]
+        dist.agree(self._module)
+        _write(_tensors(self._module), student)
+        try:
+            yield
+        finally:
+            _write(own, student)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError where the state is of another student."""
+        try:
+            for name, part in self._parts.items():
+                part.load_state_dict(state[name])
+        except RuntimeError as error:
+            raise UserError(
+                "ema: the checkpoint's average is of another model; set model to the one that wrote it"
+            ) from error
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+@torch.no_grad()
+def _write(values: list[Tensor], module: nn.Module) -> None:
+    for x, value in zip(_tensors(module), values, strict=True):
+        x.copy_(value)

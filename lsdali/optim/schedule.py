@@ -1,0 +1,92 @@
+"""Learning rates as pure functions of the step."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from lsdali.config import Config
+
+
+class Warm(Config):
+    """What every schedule has."""
+
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of linear warm-up, per step from peak / W to peak, where W is the number of its steps."""
+
+
+class Step(Warm):
+    """Times gamma at the start of each milestone epoch, counted from 0; warm-up multiplies."""
+
+    name: Literal["step"] = "step"
+    milestones: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)]
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+
+    @field_validator("milestones")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(a < b for a, b in pairwise(value)):
+            raise ValueError(f"milestones must increase strictly; got {list(value)}")
+        return value
+
+    def share(self, epoch: int, done: float) -> float:
+        return self.gamma ** bisect_right(self.milestones, epoch)
+
+
+class Cosine(Warm):
+    """Half a cosine from the end of the warm-up to the run's end (Loshchilov and Hutter, ICLR 2017)."""
+
+    name: Literal["cosine"] = "cosine"
+    final: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the peak that the run ends on."""
+
+    def share(self, epoch: int, done: float) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+class Linear(Warm):
+    """A straight line from the end of the warm-up to the run's end."""
+
+    name: Literal["linear"] = "linear"
+    final: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the peak that the run ends on."""
+
+    def share(self, epoch: int, done: float) -> float:
+        return 1 - (1 - self.final) * done
+
+
+class Constant(Warm):
+    name: Literal["constant"] = "constant"
+
+    def share(self, epoch: int, done: float) -> float:
+        return 1.0
+
+
+ScheduleConfig = Annotated[Step | Cosine | Linear | Constant, Field(discriminator="name")]
+
+SCHEDULES: dict[str, type[Step | Cosine | Linear | Constant]] = {
+    "step": Step,
+    "cosine": Cosine,
+    "linear": Linear,
+    "constant": Constant,
+}
+
+
+def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
+    """The learning rate of optimizer step s, from 0: peak * min(1, (s + 1) / W) * share.
+
+    The share of the peak is the schedule's own: of the step's epoch, and of what is done, 0 to 1, of the
+    steps after the warm-up.
+    """
+    total = epochs * steps_per_epoch
+    warm = round(config.warmup_epochs * steps_per_epoch)
+
+    def rate(step: int) -> float:
+        after = max(step - warm, 0) / max(total - warm, 1)
+        share = config.share(step // steps_per_epoch, after)
+        return peak * share * (step + 1) / warm if step < warm else peak * share
+
+    return rate

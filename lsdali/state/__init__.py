@@ -1,0 +1,1 @@
+"""What a run saves: named parts, each owned by the object that knows it."""

@@ -1,0 +1,150 @@
+"""Checkpoints: one file of named parts, written atomically, read without running code; the newest whole one counts.
+
+File: a dict {format, recipe, classes, data, step, steps, parts} saved by torch. `recipe` is the resolved recipe,
+`data` the fingerprint of the training set, `parts` the state of each named part.
+"""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lsdali import dist
+from lsdali.errors import UserError
+
+FORMAT = 1
+KEYS = {"format", "recipe", "classes", "data", "step", "steps", "parts"}
+
+
+class Stateful(Protocol):
+    """A part of a run. `state_dict` is called on every rank and gives every rank the same answer."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, in a few words; None where it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            return f"damaged at {bad}"
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return "not whole: cut off or overwritten"
+    except Exception as error:
+        return f"unreadable: {str(error).splitlines()[0]}"
+    if not isinstance(content, dict) or not content.keys() >= KEYS:
+        return "not a checkpoint of lsdali"
+    if content["format"] != FORMAT:
+        return f"of format {content['format']}, and this version reads {FORMAT}"
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors on the host and mapped from the file."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
+
+
+class Checkpoints:
+    """The checkpoint folder of one run: `step-<n>.pt`, the newest `keep` of them, and `best.pt`.
+
+    Only rank 0 writes; the folder must be one that every rank can read.
+    """
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.say = folder, keep, say
+
+    def files(self) -> list[Path]:
+        """Step checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def newest(self) -> dict[str, Any] | None:
+        """The content of the newest whole checkpoint, the same on every rank; what is skipped is said."""
+        chosen: Path | None = None
+        if dist.is_main():
+            for path in reversed(self.files()):
+                wrong = fault(path)
+                if wrong is None:
+                    chosen = path
+                    break
+                aside = path.replace(path.with_name(path.name + ".bad"))
+                self.say(f"checkpoint {path} is {wrong}; it is set aside as {aside.name}")
+        chosen = dist.from_main(chosen)
+        if chosen is None:
+            return None
+        if not chosen.is_file():
+            raise UserError(
+                f"checkpoint {chosen} is seen by rank 0 alone: run_dir must be a folder that every node shares"
+            )
+        return read(chosen)
+
+    def save(self, parts: Mapping[str, Stateful], header: Mapping[str, Any], *, best: bool) -> None:
+        """Write step-<n>.pt on rank 0, also as best.pt where it is the best so far. Every rank must call this."""
+        states = {name: part.state_dict() for name, part in parts.items()}
+        if dist.is_main():
+            self._write({"format": FORMAT, **header, "parts": states}, best=best)
+
+    def _write(self, content: dict[str, Any], *, best: bool) -> None:
+        path = self.folder / f"step-{content['step']:010d}.pt"
+        part = self.folder / f".{path.name}.{os.getpid()}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(".*.part"):
+                stale.unlink()
+            with part.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            if best:
+                part.unlink(missing_ok=True)
+                link(path, part)
+                part.replace(self.folder / "best.pt")
+            sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            whole = [str(p) for p in self.files()[-1:]]
+            kept = f"{whole[0]} is whole and stays" if whole else "nothing was saved before"
+            raise UserError(f"cannot write checkpoint {path}: {error}; {kept}") from error
+        for old in self.files()[: -self.keep]:
+            old.unlink()
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        target.write_bytes(source.read_bytes())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    """Give each part its state back.
+
+    Raises:
+        UserError: the checkpoint has other parts than this run.
+    """
+    if parts.keys() != states.keys():
+        raise UserError(
+            f"the checkpoint holds the parts {', '.join(sorted(states))}, but this run has {', '.join(sorted(parts))}: "
+            "start it in another run_dir"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
