@@ -1,0 +1,234 @@
+"""python -m lsdali.bench loader ROOT: what loading costs on this machine, against torchvision's loaders.
+
+Each repetition is a fresh process, the contestants take turns, and the table shows medians. Time on the CPU
+(of the process and all its children) is the figure to compare: it hardly changes with what else the machine
+does.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from lsdali.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderRun:
+    """One measurement: `images` after `warmup` images, in batches of `batch` at `size` pixels a side."""
+
+    contestant: str
+    root: str
+    size: int
+    batch: int = 64
+    workers: int = 2
+    warmup: int = 512
+    images: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    images_per_second: float
+    cpu_ms: float  # per image, of the process and its descendants
+
+
+Loader = Callable[[LoaderRun], Iterator[int]]  # yields the number of images of each batch, without end
+
+
+def dali(run: LoaderRun) -> Iterator[int]:
+    from lsdali.data.catalog import ImageNet, RandomResizedCrop
+    from lsdali.data.index import open_index
+    from lsdali.data.loader import TrainLoader
+
+    config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    index = open_index(config, "train")
+    loader = TrainLoader(index, config, batch=run.batch, seed=0, device=device, half=False, say=lambda line: None)
+    step = 0
+    while True:
+        for batch in loader.epoch(step):
+            step += 1
+            yield len(batch)
+
+
+def pil(run: LoaderRun) -> Iterator[int]:
+    from torchvision import datasets
+    from torchvision import transforms as tv
+
+    from lsdali.data.catalog import IMAGENET_MEAN, IMAGENET_STD
+
+    normalize = tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    crop = tv.Compose([tv.RandomResizedCrop(run.size), tv.RandomHorizontalFlip(), tv.ToTensor(), normalize])
+    return _data_loader(datasets.ImageFolder(f"{run.root}/train", crop), run)
+
+
+def decode_jpeg(run: LoaderRun) -> Iterator[int]:
+    from torchvision import datasets, io
+    from torchvision.transforms import v2
+
+    def read(path: str) -> torch.Tensor:
+        pixels: torch.Tensor = io.decode_image(io.read_file(path), mode=io.ImageReadMode.RGB)
+        return pixels
+
+    crop = v2.Compose([v2.RandomResizedCrop(run.size, antialias=True), v2.RandomHorizontalFlip()])
+    return _data_loader(datasets.ImageFolder(f"{run.root}/train", crop, loader=read), run)
+
+
+def _data_loader(data: "torch.utils.data.Dataset[tuple[torch.Tensor, int]]", run: LoaderRun) -> Iterator[int]:
+    loader = torch.utils.data.DataLoader(
+        data, run.batch, shuffle=True, drop_last=True, num_workers=run.workers, persistent_workers=True
+    )
+    while True:
+        for images, _ in loader:
+            yield len(images)
+
+
+LOADERS: dict[str, Loader] = {
+    "lsdali, float32": dali,
+    "ImageFolder + PIL, float32": pil,
+    "torchvision decode_jpeg, uint8": decode_jpeg,
+}
+REFERENCE = "ImageFolder + PIL, float32"
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its descendants, dead children included."""
+    total, ticks = 0.0, os.sysconf("SC_CLK_TCK")
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        children = {c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()}
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    total = sum(map(int, fields[11:15])) / ticks
+    return total + sum(cpu_seconds(int(child)) for child in children)
+
+
+def measure(run: LoaderRun) -> Cost:
+    """In this process; start a fresh one for each call."""
+    sizes = LOADERS[run.contestant](run)
+    _consume(sizes, run.warmup)
+    clock, cpu = time.perf_counter(), cpu_seconds(os.getpid())
+    count = _consume(sizes, run.images)
+    clock, cpu = time.perf_counter() - clock, cpu_seconds(os.getpid()) - cpu
+    return Cost(count / clock, 1000 * cpu / count)
+
+
+def _consume(sizes: Iterator[int], images: int) -> int:
+    count = 0
+    while count < images:
+        count += next(sizes)
+    return count
+
+
+def _fresh(run: LoaderRun, cache: str) -> Cost:
+    command = [sys.executable, "-W", "ignore", "-m", "lsdali.bench", "once", json.dumps(asdict(run))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LSDALI_CACHE": cache})
+    if done.returncode:
+        raise UserError(f"{run.contestant} failed: {done.stderr.strip()}")
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _link_images(root: Path, into: Path, most: int) -> int:
+    """Links to up to `most` images anywhere below root, as one class, in train and (one) in val."""
+    from lsdali.data.listing import EXTENSIONS
+
+    suffixes = tuple(e.decode() for e in EXTENSIONS)
+    found = sorted(p for p in root.expanduser().absolute().rglob("*") if p.name.lower().endswith(suffixes))
+    if not found:
+        raise UserError(f"{root} holds no image; name a folder of images")
+    chosen = found[:: max(len(found) // most, 1)][:most]
+    for split, files in (("train", chosen), ("val", chosen[:1])):
+        folder = into / split / "all"
+        folder.mkdir(parents=True)
+        for k, file in enumerate(files):
+            (folder / f"{k:06d}{file.suffix}").symlink_to(file)
+    return len(chosen)
+
+
+def loader(options: argparse.Namespace) -> None:
+    """Compare lsdali's training loader with torchvision's."""
+    costs: dict[str, list[Cost]] = {name: [] for name in LOADERS}
+    with tempfile.TemporaryDirectory() as folder:
+        files = _link_images(Path(options.root), Path(folder), options.files)
+        for _ in range(options.reps):
+            for name in LOADERS:
+                run = LoaderRun(name, folder, options.size, workers=options.workers)
+                costs[name].append(_fresh(run, f"{folder}/cache"))
+    print(_hardware(options.workers))
+    print(f"{files} files, random resized crop {options.size}, batch {run.batch}, {run.images} images a run;")
+    print(f"medians of {options.reps} runs, lowest to highest in brackets\n")
+    print(f"{'loader':32}{'images/s':>22}{'CPU-ms/image':>22}{'times cheaper than PIL':>24}")
+    base = statistics.median(c.cpu_ms for c in costs[REFERENCE])
+    for name, runs in costs.items():
+        cpu = [c.cpu_ms for c in runs]
+        ratio = base / statistics.median(cpu)
+        print(f"{name:32}{_spread([c.images_per_second for c in runs], 0)}{_spread(cpu, 2)}{ratio:>24.2f}")
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})':>22}"
+
+
+def _hardware(workers: int) -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    names = ("torch", "torchvision", "pillow", "nvidia-dali-cuda120")
+    versions = ", ".join(f"{name} {_version(name)}" for name in names)
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{cpu}, {cores} cores, {gpu}; {workers} threads or workers"
+    return f"{machine}\nPython {platform.python_version()}, {versions}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return "absent"
+
+
+def once(options: argparse.Namespace) -> None:
+    """One measurement, as JSON; what the other commands start."""
+    print(json.dumps(asdict(measure(LoaderRun(**json.loads(options.run))))))
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
+    commands = out.add_subparsers(required=True, metavar="loader")
+    sub = commands.add_parser("loader", help="training loader against torchvision's", description=loader.__doc__)
+    sub.add_argument("root", metavar="ROOT", help="a folder of images, flat or nested")
+    sub.add_argument("--reps", type=int, default=7, help="runs of each loader")
+    sub.add_argument("--size", type=int, default=224, help="side of the crop in pixels")
+    sub.add_argument("--workers", type=int, default=2, help="DALI threads, and DataLoader workers")
+    sub.add_argument("--files", type=int, default=2000, help="images to use at most")
+    sub.set_defaults(run_command=loader)
+    sub = commands.add_parser("once")
+    sub.add_argument("run")
+    sub.set_defaults(run_command=once)
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        options.run_command(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Recipe -> live objects. The only place where names become things."""
+
+from contextlib import nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from lsdali import dist
+from lsdali.clock import Clock
+from lsdali.data.index import Index, open_index
+from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.errors import UserError
+from lsdali.events import Events
+from lsdali.methods import METHODS
+from lsdali.methods.base import Method, Needs
+from lsdali.models import build_network
+from lsdali.models.student import Network, Student
+from lsdali.models.teacher import load_teacher
+from lsdali.optim import build_optimizer
+from lsdali.optim.ema import Average
+from lsdali.optim.precision import Precision
+from lsdali.optim.schedule import schedule
+from lsdali.recipe import Recipe
+from lsdali.state.checkpoint import Checkpoints
+from lsdali.state.rng import Generators, RankBuffers, Weights, seed_all
+from lsdali.trainer import Follower, Trainer
+
+
+def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
+    """A trainer at step 0, on every rank.
+
+    Raises:
+        SharedError: the recipe does not fit the data, the device, the teacher or the number of processes.
+    """
+    with dist.together():
+        trainer = prepare(recipe, folder, device, checkpoints, events)
+    if dist.active():
+        wrapped = wrap(trainer.student, device)
+        settle(wrapped, trainer.student, recipe.data.train.size)
+        trainer.forward, trainer.unsynced = wrapped, wrapped.no_sync
+    if recipe.compile is not None:
+        trainer.student.compile(mode=recipe.compile)
+    seed_all(recipe.seed)
+    return trainer
+
+
+def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
+    """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
+    precision = Precision(recipe.precision, device)
+    train_index, val_index = open_index(recipe.data, "train"), open_index(recipe.data, "val")
+    classes = count_classes(recipe, train_index)
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.model, classes)
+    method = build_method(recipe, network, len(train_index), device)
+    student = Student(network, method.probes()).to(device)
+    if recipe.memory_format == "channels_last":
+        student = student.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(student, recipe.optimizer, device)
+    half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
+    train = TrainLoader(
+        train_index,
+        recipe.data,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        order=method.sampling,
+        say=events.say,
+        device=device,
+        half=half,
+    )
+    val = EvalLoader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=half)
+    clock = Clock(0, train.steps_per_epoch, recipe.epochs)
+    followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
+    trainer = Trainer(
+        recipe=recipe,
+        folder=folder,
+        clock=clock,
+        student=student,
+        forward=student,
+        unsynced=nullcontext,
+        method=method,
+        optimizer=optimizer,
+        precision=precision,
+        schedule=schedule(recipe.schedule, recipe.optimizer.lr, clock.steps_per_epoch, clock.epochs),
+        followers=followers,
+        train=train,
+        val=val,
+        checkpoints=checkpoints,
+        events=events,
+        header={
+            "recipe": recipe.model_dump(mode="json"),
+            "classes": classes,
+            "data": train_index.fingerprint,
+        },
+        parts={},
+        classes=classes,
+        device=device,
+    )
+    trainer.parts = {
+        "student": Weights(student),
+        "buffers": RankBuffers(student),
+        "optimizer": optimizer,
+        "precision": precision,
+        "method": method,
+        "rng": Generators(device),
+        "trainer": trainer,
+        **followers,
+    }
+    return trainer
+
+
+def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> Method:
+    needs = Needs(
+        classes=network.classes,
+        samples=samples,
+        channels=network.channels,
+        device=device,
+        seed=recipe.seed,
+        teacher=lambda config: load_teacher(config, network.classes, device),
+    )
+    kind = cast(Any, METHODS[cast(Any, recipe.method).name])
+    return cast(Method, kind(recipe.method, needs))
+
+
+def count_classes(recipe: Recipe, index: Index) -> int:
+    """The model's number of classes: the data's, or what the recipe says where that is enough."""
+    found, wanted = len(index.classes), recipe.model.classes
+    if wanted is not None and wanted < found:
+        raise UserError(
+            f"model.classes: the data in {index.root} has {found} classes and the model only {wanted}; "
+            f"leave the key out or give at least {found}"
+        )
+    return wanted or found
+
+
+def wrap(student: Student, device: torch.device) -> DistributedDataParallel:
+    """The student inside DDP. Buffers are not broadcast: ranks agree at each epoch's end."""
+    ids = [device.index] if device.type == "cuda" else None
+    named = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.15 renamed the option
+    quiet: Any = {"forward_sync_buffers" if named else "broadcast_buffers": False}
+    return DistributedDataParallel(student, device_ids=ids, gradient_as_bucket_view=True, **quiet)
+
+
+def settle(wrapped: DistributedDataParallel, student: Student, size: int) -> None:
+    """Let DDP lay out its gradient buckets now, with a pass that leaves no other trace.
+
+    DDP rearranges its buckets after the first backward pass, and the place of a gradient in them decides the order in
+    which three or more ranks add it up. A resumed run would add its first step in another order than the run that
+    never stopped.
+    """
+    parameter = next(student.parameters())
+    buffers = [b.clone() for b in student.buffers()]
+    images = torch.zeros(2, 3, size, size, device=parameter.device)
+    out = wrapped(images)
+    outputs = [out.logits, out.features, *out.probes.values()]
+    torch.stack([x.sum() for x in outputs if x.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for buffer, before in zip(student.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    student.zero_grad()

@@ -1,0 +1,219 @@
+"""What a run tells: typed events, written as JSON lines and to TensorBoard, shown as a progress bar or plain lines."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from lsdali import dist
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A process group starts or resumes a run."""
+
+    recipe: Mapping[str, Any]
+    versions: Mapping[str, str]
+    device: str
+    world: int
+    step: int
+    steps: int
+    steps_per_epoch: int
+    epochs: int
+    parameters: int
+    optimizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The mean over the steps since the last event of its kind."""
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    images_per_second: float
+    data_wait: float  # share of the time that the step waited for data, 0 to 1
+    terms: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    step: int
+    epoch: int  # epochs done
+    weights: str  # student or ema
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One sentence for the person who watches."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    step: int
+    summary: Mapping[str, Any]
+
+
+Event = Begun | Trained | Evaluated | Said | Finished
+
+
+class Sink(Protocol):
+    def write(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Events:
+    """Hands each event to every sink. On other ranks than 0 there are no sinks."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = sinks
+
+    def write(self, event: Event) -> None:
+        for sink in self.sinks:
+            sink.write(event)
+
+    def say(self, text: str) -> None:
+        self.write(Said(text))
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+def open_events(folder: Path) -> Events:
+    """The events of a run in its folder, on rank 0."""
+    if not dist.is_main():
+        return Events([])
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    shown: Sink = Bar(console) if console.is_terminal else Lines()
+    return Events([JsonLines(folder / "events.jsonl"), TensorBoard(folder / "tensorboard"), shown])
+
+
+class JsonLines:
+    """One JSON object a line: `event` and `time` (seconds since 1970), then the event's fields.
+
+    A resumed run appends: lines before its `begun` with a later step belong to work that was done again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, event: Event) -> None:
+        line = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **asdict(event)}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard:
+    """Scalars by step: train/*, val/* and ema/*."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer: SummaryWriter | None = None
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Begun):
+            self.writer = SummaryWriter(str(self.folder), purge_step=event.step, flush_secs=10)
+        elif isinstance(event, Trained):
+            values = {"loss": event.loss, "lr": event.lr, "images_per_second": event.images_per_second}
+            self._scalars("train", {**values, "data_wait": event.data_wait, **event.terms}, event.step)
+        elif isinstance(event, Evaluated):
+            self._scalars("val" if event.weights == "student" else event.weights, event.metrics, event.step)
+
+    def _scalars(self, prefix: str, values: Metrics, step: int) -> None:
+        assert self.writer is not None, "a run begins before it trains"
+        for name, value in values.items():
+            self.writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def sentence(event: Event) -> str:
+    """An event as one plain line."""
+    if isinstance(event, Begun):
+        start = f"resumes at step {event.step}" if event.step else "starts"
+        return (
+            f"{start}: {event.epochs} epochs of {event.steps_per_epoch} steps on {event.world} x {event.device}, "
+            f"{event.parameters / 1e6:.2f} M parameters, {event.optimizer}"
+        )
+    if isinstance(event, Trained):
+        terms = "".join(f"  {name} {value:.4f}" for name, value in event.terms.items())
+        return (
+            f"epoch {event.epoch + 1}  step {event.step}  loss {event.loss:.4f}{terms}  lr {event.lr:.3g}  "
+            f"{event.images_per_second:.0f} images/s  data wait {event.data_wait:.0%}"
+        )
+    if isinstance(event, Evaluated):
+        values = "  ".join(f"{name} {event.metrics[name]:.4f}" for name in ("top1", "top5", "nll", "ece", "aurc"))
+        return f"epoch {event.epoch}  {event.weights}  {values}"
+    if isinstance(event, Finished):
+        last, best = event.summary["last"], event.summary["best"]
+        return f"finished: top-1 {last['top1']:.2f} %, best {best['top1']:.2f} % after epoch {best['epoch']}"
+    return event.text
+
+
+class Lines:
+    """Plain lines, for logs and pipes."""
+
+    def write(self, event: Event) -> None:
+        print(sentence(event), flush=True)
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+
+class Bar:
+    """A progress bar over the steps of the run; evaluations and sentences scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}  {task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.progress.add_task("", total=None, epoch=1, epochs="?", state="", visible=False)
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Begun):
+            self.progress.print(sentence(event))
+            self.progress.update(
+                self.task,
+                total=event.steps,
+                completed=event.step,
+                epochs=event.epochs,
+                visible=True,
+                epoch=min(event.step // event.steps_per_epoch + 1, event.epochs),
+            )
+            self.progress.start()
+        elif isinstance(event, Trained):
+            state = (
+                f"loss {event.loss:.4f}  lr {event.lr:.3g}  {event.images_per_second:.0f} images/s  "
+                f"wait {event.data_wait:.0%}"
+            )
+            self.progress.update(self.task, completed=event.step, epoch=event.epoch + 1, state=state)
+        else:
+            self.progress.print(sentence(event), highlight=False, markup=False)
+
+    def close(self) -> None:
+        self.progress.stop()

@@ -1,0 +1,95 @@
+"""The typed tree of a recipe. Each room's part is that room's own Config; this file only puts them together."""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from lsdali.config import Config
+from lsdali.data.catalog import DATASETS, DataSet
+from lsdali.methods import METHODS
+from lsdali.models import ModelConfig
+from lsdali.optim import OptimizerConfig
+from lsdali.optim.ema import EMA
+from lsdali.optim.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    DataConfig = DataSet
+    MethodConfig = Config
+else:
+
+    def one_of(kinds: list[type[Config]]) -> Any:
+        """The union of the kinds, told apart by their `name`."""
+        return Annotated[reduce(or_, kinds), Field(discriminator="name")] if len(kinds) > 1 else kinds[0]
+
+    DataConfig = one_of(list(DATASETS.values()))
+    MethodConfig = one_of([method.Config for method in METHODS.values()])
+
+
+class Evaluation(Config):
+    """How the model is evaluated on the validation split."""
+
+    every_epochs: int = Field(1, ge=1)
+    """Evaluate after every so many epochs, and after the last."""
+    batch: int = Field(64, ge=1)
+    """Images per forward and process. It changes no result."""
+
+
+class Save(Config):
+    """When checkpoints are written."""
+
+    every_epochs: int = Field(1, ge=1)
+    """After every so many epochs, and after the last."""
+    every_steps: int | None = Field(None, ge=1)
+    """Also after every so many optimizer steps."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest stay, beside the best."""
+
+
+class Log(Config):
+    """What a run tells while it trains."""
+
+    every_steps: int = Field(50, ge=1)
+    """Read losses back from the device, and report, every so many steps."""
+
+
+class Recipe(Config):
+    """One experiment: everything that decides a run's result, and how the run is kept and reported."""
+
+    seed: int = Field(0, ge=0)
+    """Initial weights, data order, augmentation and dropout are functions of it."""
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    """The global batch: images per optimizer step, over all processes."""
+    micro_batch: int | None = Field(None, ge=1)
+    """The most images per forward and process; null: the whole share. Gradients of a step's parts add up."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """The mode of torch.compile for the student's forward; null: eager."""
+    data: DataConfig
+    model: ModelConfig
+    method: MethodConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    ema: EMA | None = None
+    """An exponential moving average of the weights, evaluated beside them; null: none."""
+    evaluate: Evaluation = Evaluation()
+    save: Save = Save()
+    log: Log = Log()
+    run_dir: str | None = None
+    """The run folder; null: runs/<recipe name>."""
+
+
+# Keys that change where and how a run is carried out, never its result: a run may be resumed with other values.
+OPERATIONAL = (
+    "run_dir",
+    "save",
+    "log",
+    "data.root",
+    "data.threads",
+    "data.prefetch",
+    "data.max_bad",
+    "evaluate.batch",
+)

@@ -1,0 +1,203 @@
+"""Train from a recipe: `torchrun --nproc_per_node N -m lsdali.train RECIPE [key=value ...]`.
+
+Without torchrun, `python -m lsdali.train RECIPE` is a run of one process.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
+    import torch
+
+    from lsdali.events import Begun
+    from lsdali.recipe import Recipe
+    from lsdali.trainer import Trainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry. The exit status is 0 for a finished run, 2 for bad input."""
+    args = arguments().parse_intermixed_args(argv)
+    from lsdali.errors import SharedError, UserError
+
+    try:
+        if args.schema:
+            return print_schema()
+        if args.recipe is None:
+            raise UserError("which recipe? Give a YAML file, for example recipes/digits_ce.yaml")
+        from lsdali.recipe import load, to_yaml
+
+        recipe = load(args.recipe, args.overrides)
+    except UserError as error:
+        return complain(SharedError(error))
+    if args.show:
+        print(to_yaml(recipe), end="")
+        return 0
+    try:
+        return start(recipe)
+    except UserError as error:
+        return complain(error)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lsdali",
+        description=__doc__,
+        epilog="Running the same command again continues a run where it stopped.",
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file such as recipes/imagenet_zls.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example data.root=/data/imagenet epochs=90"
+    )
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="print the resolved recipe with every default, and stop",
+    )
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of recipes, for editors, and stop")
+    return parser
+
+
+def print_schema() -> int:
+    import json
+
+    from lsdali.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    return 0
+
+
+def complain(error: Exception) -> int:
+    """Say what is wrong: rank 0 says what every rank found, any rank what it found alone."""
+    from lsdali.errors import SharedError
+
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not isinstance(error, SharedError):
+        alone = "" if rank == "0" else f"rank {rank}: "
+        print(f"error: {alone}{error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def start(recipe: "Recipe") -> int:
+    """Train a checked recipe on this process's device."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from lsdali import dist
+
+    with dist.session() as device:
+        record(run)(recipe, device)
+    return 0
+
+
+def run(recipe: "Recipe", device: "torch.device") -> None:
+    """Train into the recipe's run folder; continue from its newest whole checkpoint."""
+    from lsdali import dist
+    from lsdali.build import build
+    from lsdali.events import open_events
+    from lsdali.recipe import to_yaml
+    from lsdali.state.checkpoint import Checkpoints
+
+    folder = Path(recipe.run_dir or "runs")
+    with dist.together():
+        lock = claim(folder)
+        events = open_events(folder)
+    try:
+        checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, events.say)
+        content = checkpoints.newest()
+        if content is not None:
+            same_recipe(recipe, content, folder)
+            if content["step"] == content["steps"] and (folder / "summary.json").is_file():
+                events.say(
+                    f"this run is finished: {recipe.epochs} epochs; its figures are in {folder / 'summary.json'}"
+                )
+                return
+        trainer = build(recipe, folder, device, checkpoints, events)
+        if content is not None:
+            same_data(trainer.header["data"], content, folder)
+            trainer.restore(content["parts"])
+        if dist.is_main():
+            (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        events.write(begun(trainer))
+        trainer.run()
+    finally:
+        events.close()
+        lock.close()
+
+
+def claim(folder: Path) -> IO[str]:
+    """Hold the run folder for this run; the lock goes with the process, however it ends."""
+    import fcntl
+
+    from lsdali import dist
+    from lsdali.errors import UserError
+
+    if not dist.is_main():
+        return open(os.devnull)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"run_dir {folder} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another run is writing to {folder}: wait for it, or give another run_dir") from None
+    return lock
+
+
+def same_recipe(recipe: "Recipe", content: dict[str, Any], folder: Path) -> None:
+    from lsdali.errors import SharedError
+    from lsdali.recipe import differences
+
+    different = differences(content["recipe"], recipe.model_dump(mode="json"))
+    if different:
+        raise SharedError(
+            f"{folder} holds a run of another recipe ({'; '.join(different)}): "
+            "give another run_dir, or the old values to go on"
+        )
+
+
+def same_data(fingerprint: str, content: dict[str, Any], folder: Path) -> None:
+    from lsdali.errors import SharedError
+
+    if content["data"] != fingerprint:
+        raise SharedError(
+            f"the training files or their labels have changed since {folder} was begun: "
+            "restore them, or give another run_dir"
+        )
+
+
+def begun(trainer: "Trainer") -> "Begun":
+    import platform
+
+    import numpy
+    import nvidia.dali
+    import torch
+    import torchvision
+
+    import lsdali
+    from lsdali import dist
+    from lsdali.events import Begun
+
+    packages = (lsdali, torch, torchvision, nvidia.dali, numpy)
+    clock = trainer.clock
+    return Begun(
+        recipe=trainer.recipe.model_dump(mode="json"),
+        versions={"python": platform.python_version(), **{p.__name__: p.__version__ for p in packages}},
+        device=str(trainer.device.type),
+        world=dist.world(),
+        step=clock.step,
+        steps=clock.steps,
+        steps_per_epoch=clock.steps_per_epoch,
+        epochs=clock.epochs,
+        parameters=sum(p.numel() for p in trainer.student.parameters()),
+        optimizer=trainer.optimizer.describe(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

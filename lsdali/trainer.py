@@ -1,0 +1,247 @@
+"""The training loop: step, epoch, evaluation, save. It knows protocols only, and names no method, model or data set."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lsdali import dist
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.errors import SharedError
+from lsdali.events import Evaluated, Events, Finished, Trained
+from lsdali.methods.base import Loss, Method
+from lsdali.metrics import Evaluation
+from lsdali.models.student import Forward, Student, weights_digest
+from lsdali.optim import Optimizer
+from lsdali.optim.precision import Precision
+from lsdali.recipe import Recipe
+from lsdali.state.checkpoint import Checkpoints, Stateful, restore
+
+
+class TrainData(Protocol):
+    def epoch(self, step: int) -> Iterator[Batch]: ...
+
+
+class EvalData(Protocol):
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Follower(Protocol):
+    """Something that watches the weights, such as their moving average."""
+
+    def after_step(self, student: nn.Module, clock: Clock) -> None: ...
+
+    def swapped(self, student: nn.Module) -> AbstractContextManager[None]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Meter:
+    """Loss terms since the last report, kept on the device, and where the time went."""
+
+    terms: list[dict[str, Tensor]] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """The mean of every term over steps and ranks; the one place where training waits for the device."""
+        names = sorted(self.terms[0])
+        values = torch.stack([torch.stack([t[n].float() for n in names]) for t in self.terms]).mean(0)
+        return dict(zip(names, dist.all_mean(values).tolist(), strict=True))
+
+
+@dataclass
+class Trainer:
+    """One run. `forward` is the student as the method calls it: bare, compiled or inside DDP."""
+
+    recipe: Recipe
+    folder: Path
+    clock: Clock
+    student: Student
+    forward: Forward
+    unsynced: Callable[[], AbstractContextManager[Any]]  # DDP's no_sync: gradients of a micro-batch stay local
+    method: Method
+    optimizer: Optimizer
+    precision: Precision
+    schedule: Callable[[int], float]
+    followers: Mapping[str, Follower]
+    train: TrainData
+    val: EvalData
+    checkpoints: Checkpoints
+    events: Events
+    header: Mapping[str, Any]
+    parts: Mapping[str, Stateful]
+    classes: int
+    device: torch.device
+    record: dict[str, Any] = field(default_factory=dict)  # last and best evaluation, by weights
+    seconds: dict[str, float] = field(default_factory=lambda: {"wall": 0.0, "training": 0.0})
+
+    # ---- the step
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step on this rank's share of the global batch; the loss and its terms, [] each."""
+        self.optimizer.set_lr(self.schedule(self.clock.step))
+        parts = self.micro_batches(batch)
+        losses = [self.backward(part, len(part) / len(batch), last=part is parts[-1]) for part in parts]
+        self.precision.step(self.optimizer)
+        for part, loss in zip(parts, losses, strict=True):
+            self.method.observe(part, loss.logits)
+        for follower in self.followers.values():
+            follower.after_step(self.student, self.clock)
+        return total_terms(losses, [len(part) / len(batch) for part in parts])
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        size = self.recipe.micro_batch or len(batch)
+        return [batch.part(start, start + size) for start in range(0, len(batch), size)]
+
+    def backward(self, part: Batch, share: float, *, last: bool) -> Loss:
+        with nullcontext() if last else self.unsynced():
+            with self.precision.autocast():
+                loss = self.method.loss(self.forward, part, self.clock)
+            self.precision.backward(loss.total * share)
+        return loss
+
+    # ---- the run
+
+    def run(self) -> None:
+        """Train to the end from wherever the clock stands, and write the summary."""
+        started = time.perf_counter() - self.seconds["wall"]
+        while not self.clock.done:
+            self.epoch(started)
+        self.seconds["wall"] = time.perf_counter() - started
+        self.summarize()
+
+    def epoch(self, started: float) -> None:
+        """The rest of the current epoch."""
+        self.student.train()
+        meter, batches = Meter(), iter(self.train.epoch(self.clock.step))
+        while (batch := self.next(batches, meter)) is not None:
+            meter.terms.append(self.step(batch))
+            self.clock = self.clock.tick()
+            if self.clock.at_epoch_end or self.clock.step % self.recipe.log.every_steps == 0:
+                meter = self.report(meter)
+            better = self.clock.at_epoch_end and self.end_epoch()
+            if better or self.save_due():
+                self.seconds["wall"] = time.perf_counter() - started
+                header = {**self.header, "step": self.clock.step, "steps": self.clock.steps}
+                self.checkpoints.save(self.parts, header, best=better)
+                meter.since = time.perf_counter()
+
+    def next(self, batches: Iterator[Batch], meter: Meter) -> Batch | None:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        meter.waited += time.perf_counter() - asked
+        return batch
+
+    def end_epoch(self) -> bool:
+        """Ranks agree, the method closes its epoch, the weights are evaluated; whether they are the best so far."""
+        dist.agree(self.student)
+        self.method.end_epoch(self.student, self.clock)
+        if not self.clock.done and self.clock.epoch % self.recipe.evaluate.every_epochs:
+            return False
+        better = self.evaluated("student", self.evaluate())
+        for name, follower in self.followers.items():
+            with follower.swapped(self.student):
+                self.evaluated(name, self.evaluate())
+        self.student.train()
+        return better
+
+    def save_due(self) -> bool:
+        save, clock = self.recipe.save, self.clock
+        by_epoch = clock.at_epoch_end and (clock.done or clock.epoch % save.every_epochs == 0)
+        return by_epoch or (save.every_steps is not None and clock.step % save.every_steps == 0)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Metrics over the whole validation split, each image once, the same on every rank."""
+        self.student.eval()
+        result = Evaluation(self.classes, self.device)
+        for batch in self.val:
+            with self.precision.autocast():
+                logits = self.student.network(batch.images)
+            result.update(logits, batch)
+        return result.result()
+
+    # ---- what it tells
+
+    def report(self, meter: Meter) -> Meter:
+        """Read the losses back and tell them; a fresh meter.
+
+        Raises:
+            SharedError: the loss is not finite. Every rank sees the same mean, so all stop together.
+        """
+        means, steps = meter.means(), len(meter.terms)
+        now = time.perf_counter()
+        spent = now - meter.since
+        self.seconds["training"] += spent
+        loss = means.pop("loss")
+        lr = self.schedule(self.clock.step - 1)
+        epoch = (self.clock.step - 1) // self.clock.steps_per_epoch
+        rate = steps * self.recipe.batch / spent
+        self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.waited / spent, means))
+        if not math.isfinite(loss):
+            raise SharedError(
+                f"the loss is {loss} at step {self.clock.step}: training has diverged; "
+                f"lower optimizer.lr (now {lr:.3g}), add schedule.warmup_epochs, or use precision: fp32"
+            )
+        return Meter(since=now)
+
+    def evaluated(self, weights: str, metrics: Mapping[str, float]) -> bool:
+        self.events.write(Evaluated(self.clock.step, self.clock.epoch, weights, metrics))
+        entry = {**metrics, "epoch": self.clock.epoch}
+        best = self.record.get(weights, {}).get("best")
+        better = best is None or metrics["top1"] > best["top1"]
+        self.record[weights] = {"last": entry, "best": entry if better else best}
+        return better
+
+    def summarize(self) -> None:
+        """Write summary.json: last and best metrics, speed, time, and the digest of the final weights."""
+        images = self.clock.steps * self.recipe.batch
+        summary = {
+            **self.record["student"],
+            **{name: self.record[name] for name in self.followers},
+            "digest": weights_digest(self.student.network),
+            "images_per_second": round(images / self.seconds["training"], 2),
+            "wall_seconds": round(self.seconds["wall"], 2),
+            "world": dist.world(),
+            "steps": self.clock.steps,
+        }
+        if dist.is_main():
+            write_json(self.folder / "summary.json", summary)
+        self.events.write(Finished(self.clock.step, summary))
+
+    # ---- its own state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.clock.step, "record": self.record, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clock = Clock(state["step"], self.clock.steps_per_epoch, self.clock.epochs)
+        self.record, self.seconds = state["record"], state["seconds"]
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        restore(self.parts, states)
+
+
+def total_terms(losses: list[Loss], shares: list[float]) -> dict[str, Tensor]:
+    """The step's loss and terms: the mean over its micro-batches, weighted by their sizes."""
+    rows = [{"loss": loss.total.detach(), **{k: v.detach() for k, v in loss.terms.items()}} for loss in losses]
+    return {k: torch.stack([row[k] * share for row, share in zip(rows, shares, strict=True)]).sum() for k in rows[0]}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,198 @@
+"""What every method promises, for each entry of METHODS: nothing here names one."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import yaml
+
+from lsdali import dist
+from lsdali.batch import Batch
+from lsdali.build import build
+from lsdali.errors import UserError
+from lsdali.events import Events
+from lsdali.methods import METHODS
+from lsdali.models.student import weights_digest
+from lsdali.recipe import Recipe
+from lsdali.state.checkpoint import Checkpoints
+from lsdali.trainer import Trainer
+from tests.harness import ROOT, equal, make_images, tiny
+
+
+def method_configs(teacher: Path) -> list[Any]:
+    """Every method part of every recipe in the repository, once each, with teachers replaced by one of this test."""
+    found: dict[str, Any] = {}
+    for path in sorted(ROOT.glob("recipes/*.yaml")):
+        config = yaml.safe_load(path.read_text())["method"]
+        if "teacher" in config:
+            config["teacher"] = {"source": "checkpoint", "path": str(teacher)}
+        found[yaml.safe_dump(config)] = config
+    return list(found.values())
+
+
+def trainer_for(config: Any, folder: Path, **others: Any) -> Trainer:
+    """A trainer into `folder`, on the images that lie beside or above it."""
+    images = next(above / "images" for above in folder.parents if (above / "images").is_dir())
+    recipe = Recipe.model_validate(tiny(config, images, folder, **others))
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, print)
+    return build(recipe, folder, torch.device("cpu"), checkpoints, Events([]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained teacher in it; the index cache lies there too."""
+    with pytest.MonkeyPatch.context() as patch:
+        base = tmp_path_factory.mktemp("contract")
+        patch.setenv("LSDALI_CACHE", str(base / "cache"))
+        make_images(base / "images")
+        trainer_for({"name": "ce"}, base / "teacher", epochs=1).run()
+        yield base
+
+
+CONFIGS = method_configs(Path("TEACHER"))
+
+
+def with_teacher(config: Any, base: Path) -> Any:
+    return yaml.safe_load(yaml.safe_dump(config).replace("TEACHER", str(base / "teacher/checkpoints/best.pt")))
+
+
+def test_every_method_is_tested() -> None:
+    assert {config["name"] for config in CONFIGS} == set(METHODS)
+
+
+def named(config: Any) -> str:
+    return "-".join(str(v) for v in config.values() if not isinstance(v, dict))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_one_loss(config: Any, folder: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(with_teacher(config, folder), folder / tmp_path.name)
+    batch = next(trainer.train.epoch(0))
+    trainer.step(batch)  # so that a memory holds something
+    before = copy.deepcopy(trainer.method.state_dict())
+    weights = weights_digest(trainer.student)
+    loss = trainer.method.loss(trainer.forward, batch, trainer.clock)
+    assert loss.total.shape == ()
+    assert torch.isfinite(loss.total)
+    assert not loss.logits.requires_grad
+    assert loss.logits.shape[1] == trainer.classes
+    assert not any(term.requires_grad for term in loss.terms.values())
+    assert equal(before, trainer.method.state_dict()), "loss wrote to the method's state"
+    loss.total.backward()
+    without = [n for n, p in trainer.student.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without, "no gradient reached these parameters"
+    learned = {n for n, _ in trainer.student.named_parameters()}
+    assert {id(p) for g in trainer.optimizer.inner.param_groups for p in g["params"]} == {
+        id(p) for n, p in trainer.student.named_parameters() if n in learned
+    }
+    assert weights_digest(trainer.student) != weights or not list(trainer.student.buffers())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_state_that_it_does_not_know_is_refused(config: Any, folder: Path, tmp_path: Path) -> None:
+    method = trainer_for(with_teacher(config, folder), folder / tmp_path.name).method
+    with pytest.raises(UserError):
+        method.load_state_dict({**method.state_dict(), "nobody_knows_this": torch.zeros(1)})
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(trainer: Trainer, steps: int) -> None:
+    """Let the loader fail when `steps` batches have been read."""
+    inner, count = trainer.train, 0
+
+    class Failing:
+        def epoch(self, step: int) -> Iterator[Batch]:
+            nonlocal count
+            for batch in inner.epoch(step):
+                if count == steps:
+                    raise Stopped
+                count += 1
+                yield batch
+
+    trainer.train = Failing()
+
+
+def final_state(trainer: Trainer) -> dict[str, Any]:
+    """All that decides how a run would go on, less its clocks on the wall."""
+    parts = {name: copy.deepcopy(part.state_dict()) for name, part in trainer.parts.items()}
+    parts["trainer"].pop("seconds")
+    return parts
+
+
+def check_resume(config: Any, base: Path, ranks: int) -> None:
+    """A run to the end; one stopped in mid-epoch; one from its checkpoint to the end: equal on each rank."""
+    ema = {"decay": 0.5}
+    whole = trainer_for(config, base / "whole", ema=ema)
+    whole.run()
+    stopped = trainer_for(config, base / "stopped", ema=ema, save={"every_steps": 3})
+    stop_after(stopped, 8)  # 5 steps an epoch: the checkpoint of step 6 is inside the second epoch
+    with pytest.raises(Stopped):
+        stopped.run()
+    resumed = trainer_for(config, base / "stopped", ema=ema, save={"every_steps": 3})
+    content = resumed.checkpoints.newest()
+    assert content is not None
+    assert content["step"] == 6
+    resumed.restore(content["parts"])
+    resumed.run()
+    first, second = final_state(whole), final_state(resumed)
+    for name in first:
+        told = f"\n{first[name]}\n{second[name]}" if name == "trainer" else ""
+        assert equal(first[name], second[name]), f"{name} differs after a resume on {ranks} ranks{told}"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_resume_is_exact_on_one_rank(config: Any, folder: Path, tmp_path: Path) -> None:
+    check_resume(with_teacher(config, folder), folder / tmp_path.name, 1)
+
+
+def worker(rank: int, ranks: int, port: int, base: Path) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    with dist.session():
+        for number, config in enumerate(CONFIGS):
+            check_resume(with_teacher(config, base), base / f"{ranks}ranks{number}", ranks)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_resume_is_exact_on_several_ranks(ranks: int, folder: Path) -> None:
+    mp.spawn(worker, (ranks, free_port(), folder), nprocs=ranks)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(folder: Path, tmp_path: Path) -> None:
+    """In evaluation mode, since BatchNorm's statistics over a batch are those of its micro-batches otherwise."""
+    grads = []
+    for size in (None, 3):
+        trainer = trainer_for({"name": "ce"}, folder / f"{tmp_path.name}{size}", micro_batch=size)
+        trainer.student.eval()
+        batch = next(trainer.train.epoch(0))
+        parts = trainer.micro_batches(batch)
+        assert [len(p) for p in parts] == ([8] if size is None else [3, 3, 2])
+        for part in parts:
+            trainer.backward(part, len(part) / len(batch), last=part is parts[-1])
+        grads.append(torch.cat([p.grad.flatten() for p in trainer.student.parameters() if p.grad is not None]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)

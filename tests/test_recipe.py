@@ -1,0 +1,172 @@
+"""Recipes: each key is checked, all errors come at once, and the text of an error is the user interface."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from lsdali.errors import UserError
+from lsdali.methods import METHODS
+from lsdali.recipe import Recipe, differences, load, to_yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+GOOD = """
+epochs: 2
+batch: 96
+data: {name: digits}
+model: {name: preact_resnet18, width: 16}
+method: {name: zls, weight: 0.1}
+optimizer: {name: nesterov, lr: 0.1}
+schedule: {name: cosine}
+"""
+
+
+def errors(tmp_path: Path, text: str = GOOD, *overrides: str) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    return [line.strip().removeprefix(f"{path}:").strip() for line in str(caught.value).splitlines()[1:]] or [
+        str(caught.value)
+    ]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_parses_and_survives_being_printed(path: Path, tmp_path: Path) -> None:
+    recipe = load(path)
+    printed = tmp_path / path.name
+    printed.write_text(to_yaml(recipe))
+    assert load(printed) == recipe
+
+
+def test_every_method_has_a_recipe() -> None:
+    assert {yaml.safe_load(path.read_text())["method"]["name"] for path in RECIPES} >= set(METHODS)
+
+
+def test_every_recipe_says_where_its_numbers_come_from() -> None:
+    for path in RECIPES:
+        head = path.read_text().split("seed:")[0]
+        assert "Source:" in head or "our own" in head, path
+
+
+def test_the_schema_for_editors_is_current_and_accepts_every_recipe() -> None:
+    stored = json.loads((ROOT / "recipes/recipe.schema.json").read_text())
+    assert stored == Recipe.model_json_schema(), "python -m lsdali.train --schema > recipes/recipe.schema.json"
+    for path in RECIPES:
+        jsonschema.validate(yaml.safe_load(path.read_text()), stored)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**yaml.safe_load(GOOD), "epoch": 3}, stored)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("epoch=3", "epoch: unknown key; did you mean 'epochs'?"),
+        ("method.wieght=0.2", "method.wieght: unknown key; did you mean 'weight'?"),
+        ("data.batch=32", "data.batch: unknown key; did you mean 'batch'?"),
+        ("data.train.sclae=[0.1, 1.0]", "data.train.sclae: unknown key; did you mean 'scale'?"),
+        ("precision=bf17", "precision: 'bf17' is not allowed; did you mean 'bf16'?"),
+        ("method.name=zlss", "method.name: 'zlss' is not allowed; did you mean 'zls'?"),
+        ("data.name=imagnet", "data.name: 'imagnet' is not allowed; did you mean 'imagenet'?"),
+        ("batch=many", "batch: expected a whole number, got the text 'many'"),
+        ("batch=12.5", "batch: expected a whole number, got 12.5"),
+        ("epochs=0", "epochs: must be greater than or equal to 1, got 0"),
+        ("save=3", "save: expected a mapping of keys, got 3"),
+        ("data.root=7", "data.root: expected text, got 7"),
+        (
+            "optimizer.lr=1e-4",
+            "optimizer.lr: got the text '1e-4', since YAML reads a number only with a point and a sign: write 1.0e-4",
+        ),
+        (
+            "optimizer.weight_decay=5E4",
+            "optimizer.weight_decay: got the text '5E4', "
+            "since YAML reads a number only with a point and a sign: write 5.0e+4",
+        ),
+        ("model.name=resnet51", "model.name: there is no model 'resnet51'; did you mean 'resnet50'?"),
+    ],
+)
+def test_the_sentence_of_each_error(tmp_path: Path, override: str, sentence: str) -> None:
+    assert sentence in errors(tmp_path, GOOD, override)
+
+
+def test_missing_keys_are_named(tmp_path: Path) -> None:
+    assert errors(tmp_path, "epochs: 1\nbatch: 8\ndata: {name: digits}\nmodel: {name: resnet18}\n") == [
+        "method: missing",
+        "optimizer: missing",
+        "schedule: missing",
+    ]
+    assert "method.teacher: missing" in errors(tmp_path, GOOD.replace("{name: zls, weight: 0.1}", "{name: kd}"))
+    assert errors(tmp_path, GOOD.replace("name: cosine", "warmup_epochs: 1.0")) == [
+        "schedule.name: missing; one of constant, cosine, linear, step"
+    ]
+
+
+def test_all_errors_come_at_once(tmp_path: Path) -> None:
+    assert errors(tmp_path, GOOD, "epoch=1", "batch=x", "method.power=0.0") == [
+        "batch: expected a whole number, got the text 'x'",
+        "epoch: unknown key; did you mean 'epochs'?",
+        "method.power: must be greater than 0, got 0.0",
+    ]
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe .*digits_cee.yaml; did you mean .*digits_ce.yaml\?"):
+        load(ROOT / "recipes/digits_cee.yaml")
+    assert "holds no recipe: expected keys such as epochs" in errors(tmp_path, "- 1\n")[0]
+    assert "is not valid YAML" in errors(tmp_path, "a: [1\n")[0]
+    assert "key 'seed' is given twice, again in line 2" in errors(tmp_path, "seed: 1\nseed: 2\n")[0]
+    assert errors(tmp_path, GOOD, "epochs") == [
+        "override 'epochs': write key=value, for example data.root=/data/imagenet"
+    ]
+
+
+def test_overrides_are_typed_like_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    recipe = load(
+        path,
+        ["epochs=5", "data.root=/x", "ema.decay=0.99", "method.upsample=bilinear", "save.every_steps=null"],
+    )
+    assert (recipe.epochs, recipe.data.root, recipe.save.every_steps, recipe.run_dir) == (
+        5,
+        "/x",
+        None,
+        "runs/mine",
+    )
+    assert recipe.ema is not None
+    assert recipe.ema.decay == 0.99
+    part = load(path, ["data.train.size=24", "schedule.warmup_epochs=1.0"])
+    assert part.data.train.model_dump(exclude={"size"}) == recipe.data.train.model_dump(exclude={"size"})
+    assert part.data.train.size == 24
+    with pytest.raises(Exception, match="frozen"):
+        recipe.epochs = 6  # type: ignore[misc]
+
+
+def test_differences_name_what_decides_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    old = load(path).model_dump(mode="json")
+    same = load(path, ["save.keep=9", "data.root=/elsewhere", "run_dir=/y", "log.every_steps=1"]).model_dump(
+        mode="json"
+    )
+    other = load(path, ["method.weight=0.5", "seed=3"]).model_dump(mode="json")
+    assert differences(old, same) == []
+    assert differences(old, other) == ["seed: 0 -> 3", "method.weight: 0.1 -> 0.5"]
+
+
+def test_the_command_line_prints_the_resolved_recipe() -> None:
+    command = [sys.executable, "-m", "lsdali.train", "recipes/digits_zls.yaml", "seed=7", "--print"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    tree = yaml.safe_load(done.stdout)
+    assert (tree["seed"], tree["save"]["keep"], tree["run_dir"]) == (7, 2, "runs/digits_zls")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from lsdali.train import arguments; arguments(); print({'torch', 'pydantic'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,87 @@
+"""The house rules that code can check: imports point down, files and functions stay short, no flag soup."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "lsdali").rglob("*.py"))
+
+# A module may import from its own room and from lower levels only; rooms of one level are blind to each other.
+LEVELS = [
+    {"errors"},
+    {"config", "batch", "clock"},
+    {"dist"},
+    {"functional"},
+    {"state"},
+    {"data", "models", "optim", "metrics", "events"},
+    {"methods"},
+    {"recipe"},
+    {"trainer"},
+    {"build"},
+    {"train", "report", "bench"},
+]
+LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "lsdali").with_suffix("").parts
+    return parts[0]
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            whole = [f"lsdali.{a.name}" for a in node.names] if node.module == "lsdali" else [node.module]
+            names.update(whole)
+    return {name.split(".")[1] for name in names if name.startswith("lsdali.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        assert not imported_rooms(ast.parse(path.read_text()))
+        return
+    for other in imported_rooms(ast.parse(path.read_text())) - {room}:
+        assert LEVEL[other] < LEVEL[room], f"{path.name} in {room} imports {other}, which does not lie below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300, f"{path} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} is too long"
+            defaults = [d for d in [*node.args.defaults, *node.args.kw_defaults] if isinstance(d, ast.Constant)]
+            flags = [d for d in defaults if isinstance(d.value, bool)]
+            assert len(flags) < 2, f"{path}: {node.name} has {len(flags)} boolean defaults"
+
+
+def test_dali_is_imported_in_two_modules_of_the_data_room_only() -> None:
+    def imports(path: Path) -> set[str]:
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+        return {n.module or "" if isinstance(n, ast.ImportFrom) else n.names[0].name for n in nodes}
+
+    rooms = [path for path in FILES if path.name not in ("bench.py", "train.py")]
+    users = {path.name for path in rooms if any(name.startswith("nvidia.dali") for name in imports(path))}
+    assert users <= {"graph.py", "loader.py"}
+    assert "graph.py" in users
+
+
+def test_the_trainer_names_no_method_model_or_data_set() -> None:
+    from lsdali.data.catalog import DATASETS
+    from lsdali.methods import METHODS
+    from lsdali.models import MODELS
+
+    words = {
+        node.value
+        for name in ("trainer.py", "build.py")
+        for node in ast.walk(ast.parse((ROOT / "lsdali" / name).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert not words & {*METHODS, *MODELS, *DATASETS}
