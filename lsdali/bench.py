@@ -73,6 +73,17 @@ def pil(run: LoaderRun) -> Iterator[int]:
     return _data_loader(datasets.ImageFolder(f"{run.root}/train", crop), run)
 
 
+def pil_v2(run: LoaderRun) -> Iterator[int]:
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    from lsdali.data.catalog import IMAGENET_MEAN, IMAGENET_STD
+
+    window = [v2.RandomResizedCrop(run.size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    crop = v2.Compose([*window, v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    return _data_loader(datasets.ImageFolder(f"{run.root}/train", crop), run)
+
+
 def decode_jpeg(run: LoaderRun) -> Iterator[int]:
     from torchvision import datasets, io
     from torchvision.transforms import v2
@@ -97,6 +108,7 @@ def _data_loader(data: "torch.utils.data.Dataset[tuple[torch.Tensor, int]]", run
 LOADERS: dict[str, Loader] = {
     "lsdali, float32": dali,
     "ImageFolder + PIL, float32": pil,
+    "ImageFolder + PIL, transforms.v2, float32": pil_v2,
     "torchvision decode_jpeg, uint8": decode_jpeg,
 }
 REFERENCE = "ImageFolder + PIL, float32"

@@ -77,7 +77,7 @@ class Sink(Protocol):
 
 
 class Events:
-    """Hands each event to every sink. On other ranks than 0 there are no sinks."""
+    """Hands each event to every sink."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = sinks
@@ -95,9 +95,9 @@ class Events:
 
 
 def open_events(folder: Path) -> Events:
-    """The events of a run in its folder, on rank 0."""
+    """The events of a run: rank 0 writes and shows them; another rank shows what it alone has found."""
     if not dist.is_main():
-        return Events([])
+        return Events([Lone()])
     folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     shown: Sink = Bar(console) if console.is_terminal else Lines()
@@ -176,6 +176,17 @@ class Lines:
 
     def write(self, event: Event) -> None:
         print(sentence(event), flush=True)
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+
+class Lone:
+    """Sentences of a rank that is not rank 0."""
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Said):
+            print(f"rank {dist.rank()}: {event.text}", flush=True)
 
     def close(self) -> None:
         sys.stdout.flush()

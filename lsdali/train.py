@@ -36,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.show:
         print(to_yaml(recipe), end="")
         return 0
-    try:
-        return start(recipe)
-    except UserError as error:
-        return complain(error)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return int(record(start)(recipe) or 0)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -83,13 +82,15 @@ def complain(error: Exception) -> int:
 
 
 def start(recipe: "Recipe") -> int:
-    """Train a checked recipe on this process's device."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
+    """Train a checked recipe on this process's device. What is not bad input is raised, for torchrun to report."""
     from lsdali import dist
+    from lsdali.errors import UserError
 
-    with dist.session() as device:
-        record(run)(recipe, device)
+    try:
+        with dist.session() as device:
+            run(recipe, device)
+    except UserError as error:
+        return complain(error)
     return 0
 
 

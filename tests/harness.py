@@ -87,7 +87,6 @@ def train_and_kill(ranks: int, checkpoint: str, *arguments: str) -> None:
         env=environment(ranks),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120
@@ -96,19 +95,23 @@ def train_and_kill(ranks: int, checkpoint: str, *arguments: str) -> None:
             assert child.poll() is None, "the run ended before it could be killed"
             time.sleep(0.005)
     finally:
-        kill_session(child.pid)
+        kill_tree(child.pid)
         child.wait()
 
 
-def kill_session(leader: int) -> None:
-    """SIGKILL to every process of a session: torchrun puts its workers into process groups of their own."""
+def kill_tree(root: int) -> None:
+    """SIGKILL to a process and all that descend from it: torchrun puts its workers into sessions of their own."""
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if int(fields[3]) == leader:
-            os.kill(int(stat.parent.name), signal.SIGKILL)
+    doomed = [root]
+    for process in doomed:
+        doomed.extend(child for child, parent in parents.items() if parent == process)
+    for process in doomed:
+        os.kill(process, signal.SIGKILL)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,9 @@ def list_folders(root: str, train_dir: str, val_dir: str, split: Split) -> Listi
         _refuse_foreign(base / val_dir, present, classes)
         _refuse_shared(base, train_dir, val_dir, present)
     number = {name: k for k, name in enumerate(classes)}
-    return collect(base, folder, {name: number[name] for name in present}, classes)
+    listing = collect(base, folder, {name: number[name] for name in present}, classes)
+    # A new class in train renumbers val as well.
+    return replace(listing, watched=(train_dir, *listing.watched))
 
 
 def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str, ...]) -> Listing:
@@ -84,11 +86,15 @@ def _walk(base: Path, folder: str) -> _Folder:
     """Every image below base/folder; folders sorted by path, files by name; links followed."""
     names: list[bytes] = []
     walked: list[str] = []
-    for place, _, files in sorted(os.walk(os.fsencode(base / folder), followlinks=True)):
+    for place, _, files in sorted(os.walk(os.fsencode(base / folder), onerror=_refuse, followlinks=True)):
         relative = os.path.relpath(place, os.fsencode(base))
         walked.append(os.fsdecode(relative))
         names += [relative + b"/" + f for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
     return _Folder(np.array(names, dtype=np.bytes_), walked)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"folder {os.fsdecode(error.filename)} cannot be read: {error.strerror}") from error
 
 
 def require_root(root: str, layout: str) -> Path:

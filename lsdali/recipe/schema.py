@@ -65,7 +65,6 @@ class Recipe(Config):
     micro_batch: int | None = Field(None, ge=1)
     """The most images per forward and process; null: the whole share. Gradients of a step's parts add up."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     """The mode of torch.compile for the student's forward; null: eager."""
     data: DataConfig

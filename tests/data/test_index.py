@@ -80,6 +80,28 @@ def test_cache_is_used_until_a_folder_changes(tree, plain, texture, monkeypatch)
     assert len(folders) == 2  # one for each split; stale ones are gone, and no draft is left
 
 
+def test_a_new_class_in_train_renumbers_val(tree, plain, texture):
+    root = tree()
+    assert open_index(plain(root), "val").labels.tolist() == [0] * 4 + [1] * 4
+    (root / "train/aardvark").mkdir()
+    texture(30, 30).save(root / "train/aardvark/1.jpg")
+    assert open_index(plain(root), "val").labels.tolist() == [1] * 4 + [2] * 4
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(tree, plain, monkeypatch):
+    root = tree()
+    (root / "train/ant/deep").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if os.fsdecode(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert refusal(plain(root)) == f"folder {root}/train/ant/deep cannot be read: Permission denied"
+
+
 def test_a_repaired_file_is_seen(tree, plain, texture):
     root = tree()
     file = root / "train/ant/003.jpg"

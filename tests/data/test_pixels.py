@@ -180,6 +180,23 @@ def test_eval_pixels_agree_with_torchvision(odd, plain, resize, size):
     assert max(g[3] for g in gaps) < 16, gaps
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=20, pad=2)])
+def test_gpu_and_cpu_give_nearly_the_same(odd, plain, crop):
+    config = plain(odd, train=crop)
+    cpu = next(train_loader(config, batch=24).epoch(0))
+    gpu = next(train_loader(config, batch=24, device=torch.device("cuda", 0)).epoch(0))
+    assert gpu.images.is_cuda
+    assert gpu.labels.is_cuda
+    assert gpu.valid.is_cuda
+    assert gpu.index.tolist() == cpu.index.tolist()
+    assert gpu.labels.tolist() == cpu.labels.tolist()
+    gap = (gpu.images.cpu() - cpu.images).abs() * 255
+    assert gap.mean() < 0.5
+    assert gap.max() < 8
+
+
 def test_pad_crop_is_exactly_torchvisions(tree, plain):
     loader = train_loader(plain(tree(side=32), train=PadCrop(size=32, pad=4)), batch=24)
     for epoch in range(4):
