@@ -207,7 +207,7 @@ class Bar:
 
     def write(self, event: Event) -> None:
         if isinstance(event, Begun):
-            self.progress.print(sentence(event))
+            self.progress.print(sentence(event), highlight=False, markup=False)
             self.progress.update(
                 self.task,
                 total=event.steps,

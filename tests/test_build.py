@@ -1,0 +1,75 @@
+"""Every recipe of the repository becomes live objects, on a data set cut down to a few files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lsdali.build import build
+from lsdali.events import Events
+from lsdali.recipe import Recipe, load
+from lsdali.state.checkpoint import Checkpoints
+from lsdali.trainer import Trainer
+from tests.harness import ROOT, make_images, tiny
+
+
+def live(recipe: Recipe, folder: Path) -> Trainer:
+    return build(recipe, folder, torch.device("cpu"), Checkpoints(folder / "checkpoints", 1, print), Events([]))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("build")
+    make_images(base / "images")
+    return base
+
+
+@pytest.fixture(autouse=True)
+def cache(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSDALI_CACHE", str(base / "cache"))
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSDALI_CACHE", str(base / "cache"))
+        tree = tiny({"name": "ce"}, base / "images", base / "teacher", epochs=1)
+        live(Recipe.model_validate(tree), base / "teacher").run()
+    return base / "teacher/checkpoints/best.pt"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_builds(path: Path, base: Path, teacher: Path, tmp_path: Path) -> None:
+    whole = load(path)
+    tree = whole.model_dump(mode="json")
+    window = {"train": tree["data"]["train"], "eval": tree["data"]["eval"]}
+    tree["data"] = {"name": "folder", "root": str(base / "images"), "threads": 1, **window}
+    tree["batch"] = 8
+    tree["precision"] = "fp32"  # fp16 and tf32 need a GPU
+    if "teacher" in tree["method"]:
+        tree["method"]["teacher"] = {"source": "checkpoint", "path": str(teacher)}
+    trainer = live(Recipe.model_validate(tree), tmp_path)
+    assert trainer.classes == 5
+    assert trainer.clock.steps == whole.epochs * 5
+    images = next(trainer.train.epoch(0)).images
+    assert images.shape == (8, 3, whole.data.train.size, whole.data.train.size)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path) -> None:
+    losses = []
+    for mode in (None, "default"):
+        tree = tiny({"name": "zls"}, base / "images", tmp_path, compile=mode)
+        trainer = live(Recipe.model_validate(tree), tmp_path)
+        trainer.student.train()
+        losses.append([float(trainer.step(batch)["loss"]) for batch in trainer.train.epoch(0)])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # rounding grows from step to step
+    assert losses[0][0] != losses[0][1]
+
+
+def test_bf16_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
+    trainer = live(Recipe.model_validate(tiny({"name": "zls"}, base / "images", tmp_path, precision="bf16")), tmp_path)
+    trainer.run()
+    assert trainer.record["student"]["last"]["n"] == 25
+    assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
