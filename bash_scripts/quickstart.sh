@@ -5,6 +5,7 @@ source "$(dirname "$0")/env.sh"
 processes=2
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 [ "$gpus" -eq 1 ] && processes=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # torchrun's own choice, without its warning
 for method in ce zls; do
   torchrun --standalone --nproc_per_node "$processes" -m lsdali.train "recipes/digits_$method.yaml" "$@"
 done

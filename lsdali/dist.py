@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from lsdali.errors import SharedError, UserError
 
@@ -58,14 +60,26 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
     device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # batches have one shape
     if launched():
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        td.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        join(cuda=cuda, timeout=timedelta(minutes=timeout_minutes))
     try:
         yield device
     finally:
         if active():
             td.destroy_process_group()
+
+
+def join(*, cuda: bool, timeout: timedelta) -> None:
+    """Make the process group that torchrun's environment describes.
+
+    torchrun keeps its key-value store over a restart of the workers (--max-restarts); under a prefix of its own, each
+    start finds nothing of the addresses that the dead processes left there.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    start = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    td.init_process_group(backend, store=start, rank=rank, world_size=world, timeout=timeout)
 
 
 @contextmanager

@@ -99,18 +99,23 @@ def train_and_kill(ranks: int, checkpoint: str, *arguments: str) -> None:
         child.wait()
 
 
-def kill_tree(root: int) -> None:
-    """SIGKILL to a process and all that descend from it: torchrun puts its workers into sessions of their own."""
+def descendants(root: int) -> list[int]:
+    """Processes below one, nearest first: torchrun puts its workers into sessions of their own."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    doomed = [root]
-    for process in doomed:
-        doomed.extend(child for child, parent in parents.items() if parent == process)
-    for process in doomed:
+    found = [root]
+    for process in found:
+        found.extend(child for child, parent in parents.items() if parent == process)
+    return found[1:]
+
+
+def kill_tree(root: int) -> None:
+    """SIGKILL to a process and all below it."""
+    for process in [root, *descendants(root)]:
         os.kill(process, signal.SIGKILL)
 
 

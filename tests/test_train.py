@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from tests.harness import (
     ROOT,
     TORCHRUN,
+    descendants,
     environment,
     events,
     make_images,
@@ -70,6 +73,21 @@ def test_a_run_goes_on_with_another_number_of_ranks(recipe: Path, tmp_path: Path
     assert [b["world"] for b in events(tmp_path, "begun")] == [2, 3]
     assert summary(tmp_path)["steps"] == 30
     assert max(line["step"] for line in events(tmp_path, "trained")) == 30
+
+
+def test_torchrun_restarts_a_run_whose_rank_was_killed(recipe: Path, tmp_path: Path) -> None:
+    """In place, by --max-restarts: the surviving rank is stopped, both start again and resume."""
+    arguments = [str(recipe), f"run_dir={tmp_path}", "save.every_steps=4"]
+    command = [*TORCHRUN, "--nproc_per_node", "2", "--max-restarts", "1", "-m", "lsdali.train", *arguments]
+    agent = subprocess.Popen(command, cwd=ROOT, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / "checkpoints/step-0000000008.pt").exists():
+        assert agent.poll() is None
+        time.sleep(0.005)
+    os.kill(descendants(agent.pid)[-1], signal.SIGKILL)
+    output = agent.communicate(timeout=120)[0].decode()
+    assert agent.returncode == 0, output
+    assert [b["step"] >= 8 for b in events(tmp_path, "begun")] == [False, True], output
+    assert summary(tmp_path)["steps"] == 30
 
 
 def test_a_finished_run_says_so_and_another_recipe_is_refused(recipe: Path, tmp_path: Path) -> None:
