@@ -1,4 +1,4 @@
-"""python -m lsdali.bench loader ROOT: what loading costs on this machine, against torchvision's loaders.
+"""What loading costs on this machine, against torchvision's loaders.
 
 Each repetition is a fresh process, the contestants take turns, and the table shows medians. Time on the CPU
 (of the process and all its children) is the figure to compare: it hardly changes with what else the machine
@@ -8,19 +8,18 @@ does.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from lsdali.bench.machine import hardware, spread
 from lsdali.errors import UserError
 
 
@@ -151,7 +150,7 @@ def _fresh(run: LoaderRun, cache: str) -> Cost:
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _link_images(root: Path, into: Path, most: int) -> int:
+def link_images(root: Path, into: Path, most: int) -> int:
     """Links to up to `most` images anywhere below root, as one class, in train and (one) in val."""
     from lsdali.data.listing import EXTENSIONS
 
@@ -172,12 +171,12 @@ def loader(options: argparse.Namespace) -> None:
     """Compare lsdali's training loader with torchvision's."""
     costs: dict[str, list[Cost]] = {name: [] for name in LOADERS}
     with tempfile.TemporaryDirectory() as folder:
-        files = _link_images(Path(options.root), Path(folder), options.files)
+        files = link_images(Path(options.root), Path(folder), options.files)
         for _ in range(options.reps):
             for name in LOADERS:
                 run = LoaderRun(name, folder, options.size, workers=options.workers)
                 costs[name].append(_fresh(run, f"{folder}/cache"))
-    print(_hardware(options.workers))
+    print(hardware(f"{options.workers} threads or workers"))
     print(f"{files} files, random resized crop {options.size}, batch {run.batch}, {run.images} images a run;")
     print(f"medians of {options.reps} runs, lowest to highest in brackets\n")
     print(f"{'loader':32}{'images/s':>22}{'CPU-ms/image':>22}{'times cheaper than PIL':>24}")
@@ -185,30 +184,7 @@ def loader(options: argparse.Namespace) -> None:
     for name, runs in costs.items():
         cpu = [c.cpu_ms for c in runs]
         ratio = base / statistics.median(cpu)
-        print(f"{name:32}{_spread([c.images_per_second for c in runs], 0)}{_spread(cpu, 2)}{ratio:>24.2f}")
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})':>22}"
-
-
-def _hardware(workers: int) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    names = ("torch", "torchvision", "pillow", "nvidia-dali-cuda120")
-    versions = ", ".join(f"{name} {_version(name)}" for name in names)
-    cores = len(os.sched_getaffinity(0))
-    machine = f"{cpu}, {cores} cores, {gpu}; {workers} threads or workers"
-    return f"{machine}\nPython {platform.python_version()}, {versions}"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except ModuleNotFoundError:
-        return "absent"
+        print(f"{name:32}{spread([c.images_per_second for c in runs], 0)}{spread(cpu, 2)}{ratio:>24.2f}")
 
 
 def once(options: argparse.Namespace) -> None:
@@ -216,9 +192,7 @@ def once(options: argparse.Namespace) -> None:
     print(json.dumps(asdict(measure(LoaderRun(**json.loads(options.run))))))
 
 
-def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
-    commands = out.add_subparsers(required=True, metavar="loader")
+def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sub = commands.add_parser("loader", help="training loader against torchvision's", description=loader.__doc__)
     sub.add_argument("root", metavar="ROOT", help="a folder of images, flat or nested")
     sub.add_argument("--reps", type=int, default=7, help="runs of each loader")
@@ -229,18 +203,3 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("once")
     sub.add_argument("run")
     sub.set_defaults(run_command=once)
-    return out
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    try:
-        options.run_command(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What every figure carries: the machine, the versions, medians with their range."""
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "pillow", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+
+
+def hardware(note: str) -> str:
+    """Two lines: processor, cores, GPU and a note; then versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    found = {name: found_version(name) for name in PACKAGES}
+    versions = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    cores = len(os.sched_getaffinity(0))
+    return f"{cpu}, {cores} cores, {gpu}; {note}\nPython {platform.python_version()}, {versions}"
+
+
+def found_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median and range, 22 characters wide."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})':>22}"

@@ -1,0 +1,145 @@
+"""What a training step costs with each method, relative to plain cross-entropy on the same network.
+
+Synthetic images, so that no loader is in the way. The methods take turns step by step; medians over all steps. On the
+CPU the time is that of the process (steadier than the clock on a machine with neighbours), on a GPU the clock's,
+synchronised.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lsdali.batch import Batch
+from lsdali.bench.machine import hardware
+from lsdali.clock import Clock
+from lsdali.errors import UserError
+from lsdali.methods import METHODS
+from lsdali.methods.base import Method, Needs
+from lsdali.models import ModelConfig, build_network
+from lsdali.models.student import Student
+from lsdali.models.teacher import Teacher
+from lsdali.optim import build_optimizer
+from lsdali.optim.configs import SGD
+from lsdali.optim.precision import Precision
+from lsdali.recipe import load
+
+SAMPLES = 4096  # of the pretended training set; methods with a memory hold one row each
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    model: str
+    size: int
+    classes: int
+    cpu_batch: int
+    gpu_batch: int
+
+
+SHAPES = {"imagenet": Shape("resnet50", 224, 1000, 8, 256), "cifar": Shape("preact_resnet18", 32, 100, 32, 512)}
+
+
+def methods(options: argparse.Namespace) -> None:
+    """Step time of the method of each recipe, relative to ce."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = SHAPES[options.shape]
+    batch = options.batch or (shape.gpu_batch if device.type == "cuda" else shape.cpu_batch)
+    configs = {"ce": METHODS["ce"].Config(name="ce"), **configs_of(options.recipes)}
+    steps = {label: stepper(config, shape, batch, device, options.precision) for label, config in configs.items()}
+    times: dict[str, list[float]] = {label: [] for label in steps}
+    for turn in range(options.warmup + options.reps):
+        for label, step in steps.items():
+            spent = timed(step, device)
+            if turn >= options.warmup:
+                times[label].append(spent)
+    print(hardware(f"{torch.get_num_threads()} torch threads"))
+    print(f"{shape.model}, {shape.size} px, {shape.classes} classes, batch {batch}, {options.precision};")
+    print(f"medians of {options.reps} interleaved steps after {options.warmup} of warm-up\n")
+    base = statistics.median(times["ce"])
+    print(f"{'method':44}{'ms/step':>12}{'relative to ce':>16}")
+    for label, values in times.items():
+        middle = statistics.median(values)
+        print(f"{label:44}{1000 * middle:>12.1f}{middle / base:>16.3f}")
+
+
+def configs_of(recipes: list[str]) -> dict[str, Any]:
+    """The method part of each recipe, once; labelled by what it sets."""
+    found: dict[str, Any] = {}
+    for path in recipes:
+        if not Path(path).is_file():
+            raise UserError(f"no recipe {path}: name YAML files such as recipes/imagenet_*.yaml")
+        config = cast(Any, load(path).method)
+        given = config.model_dump(exclude={"name", "teacher"}, exclude_unset=True)
+        label = " ".join([config.name, *(f"{key}={value}" for key, value in given.items())])
+        found.setdefault(label[:42], config)
+    return found
+
+
+def stepper(config: Any, shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
+    """A function that makes one training step with a method."""
+    torch.manual_seed(0)
+
+    def network() -> Any:
+        return build_network(ModelConfig(name=shape.model), shape.classes)
+
+    student_network = network()
+    needs = Needs(
+        classes=shape.classes,
+        samples=SAMPLES,
+        channels=student_network.channels,
+        device=device,
+        seed=0,
+        teacher=lambda _: Teacher(network().to(device).to(memory_format=torch.channels_last)),
+    )
+    method: Method = cast(Any, METHODS[config.name])(config, needs)
+    student = Student(student_network, method.probes()).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
+    precision = Precision(precision_name, device)
+    data = synthetic(shape, size, device)
+    clock = Clock(SAMPLES // size, SAMPLES // size, 10)  # past the first epoch, in which some methods do less
+
+    def step() -> None:
+        with precision.autocast():
+            loss = method.loss(student, data, clock)
+        precision.backward(loss.total)
+        precision.step(optimizer)
+        method.observe(data, loss.logits)
+
+    return step
+
+
+def synthetic(shape: Shape, size: int, device: torch.device) -> Batch:
+    images = torch.randn(size, 3, shape.size, shape.size, device=device).to(memory_format=torch.channels_last)
+    labels: Tensor = torch.randint(shape.classes, (size // 2,), device=device).repeat_interleave(2)  # in pairs
+    valid = torch.ones(size, dtype=torch.bool, device=device)
+    return Batch(images, labels, torch.randperm(SAMPLES)[:size], valid)
+
+
+def timed(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one step."""
+    if device.type == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sub = commands.add_parser("methods", help="training steps against cross-entropy", description=methods.__doc__)
+    sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipes whose methods are compared")
+    sub.add_argument("--shape", choices=sorted(SHAPES), default="imagenet")
+    sub.add_argument("--batch", type=int, default=None, help="images a step; 8 or 32 on a CPU, 256 or 512 on a GPU")
+    sub.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
+    sub.add_argument("--reps", type=int, default=15, help="steps of each method")
+    sub.add_argument("--warmup", type=int, default=3, help="steps of each method before")
+    sub.set_defaults(run_command=methods)

@@ -1,0 +1,36 @@
+"""The benchmarks measure what they say they measure; how fast it is, no test says."""
+
+from pathlib import Path
+
+import pytest
+
+from lsdali.bench.__main__ import main
+from lsdali.bench.loader import LOADERS, LoaderRun, link_images
+from tests.harness import ROOT, make_images
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_each_loader_delivers_whole_batches_without_end(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSDALI_CACHE", str(tmp_path / "cache"))
+    images = make_images(tmp_path / "images", size=40)
+    assert link_images(images, tmp_path / "linked", 100) == 65
+    sizes = LOADERS[name](LoaderRun(name, str(tmp_path / "linked"), size=32, batch=30, workers=1))
+    assert [next(sizes) for _ in range(5)] == [30] * 5
+
+
+def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes = [str(ROOT / "recipes" / f"{name}.yaml") for name in ("digits_zls", "digits_kd")]
+    assert main(["methods", *recipes, "--shape", "cifar", "--batch", "4", "--reps", "1", "--warmup", "0"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    relative = {row[0]: float(row[-1]) for row in rows if row and row[0] in ("ce", "zls", "kd")}
+    assert relative["ce"] == 1.0
+    assert relative.keys() == {"ce", "zls", "kd"}
+
+
+def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["methods", "recipes/none.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: no recipe recipes/none.yaml: name YAML files")
+    assert main(["loader", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} holds no image; name a folder of images\n"
