@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -113,6 +114,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(recipe: Path, tmp
     )
     assert "resumes at step" in done.stdout
     assert summary(whole)["digest"] == summary(damaged)["digest"]
+
+
+def test_changed_training_data_are_refused(images: Path, recipe: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "images"
+    shutil.copytree(images, copy)
+    again = (str(recipe), f"run_dir={tmp_path / 'run'}", f"data.root={copy}", "save.every_steps=4")
+    train_and_kill(0, "step-0000000004.pt", *again)
+    shutil.copy(copy / "train/class0/0.png", copy / "train/class0/new.png")
+    done = train(0, *again, check=False)
+    assert "error: the training files or their labels have changed since" in done.stderr
+    (copy / "train/class0/new.png").unlink()
+    train(0, *again)
 
 
 def test_the_run_folder(recipe: Path, tmp_path: Path) -> None:
