@@ -97,7 +97,7 @@ def decode_jpeg(run: LoaderRun) -> Iterator[int]:
 
 def _data_loader(data: "torch.utils.data.Dataset[tuple[torch.Tensor, int]]", run: LoaderRun) -> Iterator[int]:
     loader = torch.utils.data.DataLoader(
-        data, run.batch, shuffle=True, drop_last=True, num_workers=run.workers, persistent_workers=True
+        data, run.batch, shuffle=True, drop_last=True, num_workers=run.workers, persistent_workers=run.workers > 0
     )
     while True:
         for images, _ in loader:
