@@ -29,7 +29,7 @@ def earlier_stages(needs: Needs, exits: int) -> dict[str, int]:
     """Width of the last `exits` stages before the last one, the latest first."""
     earlier = list(reversed(needs.channels.items()))[1:]
     if exits > len(earlier):
-        raise UserError(f"method.exits is {exits}, but the network has {len(earlier)} stages before the last")
+        raise UserError(f"method.exits is {exits}, but {len(earlier)} come before the last stage")
     return dict(earlier[:exits])
 
 

@@ -124,7 +124,7 @@ class ZipfLabelSmoothing(Method):
         exits = 0 if config.deep is None else config.deep.exits
         if exits >= len(needs.channels):
             raise UserError(
-                f"method.deep.exits is {exits}, but the network has {len(needs.channels) - 1} earlier stages"
+                f"method.deep.exits is {exits}, but {len(needs.channels) - 1} come before the last stage"
             )
         self.exits = list(reversed(needs.channels.items()))[1 : 1 + exits]  # the last but one first
 
