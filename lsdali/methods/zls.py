@@ -123,9 +123,7 @@ class ZipfLabelSmoothing(Method):
         self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
         exits = 0 if config.deep is None else config.deep.exits
         if exits >= len(needs.channels):
-            raise UserError(
-                f"method.deep.exits is {exits}, but {len(needs.channels) - 1} come before the last stage"
-            )
+            raise UserError(f"method.deep.exits is {exits}, but {len(needs.channels) - 1} come before the last stage")
         self.exits = list(reversed(needs.channels.items()))[1 : 1 + exits]  # the last but one first
 
     def probes(self) -> dict[str, Probe]:
