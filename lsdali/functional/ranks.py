@@ -35,8 +35,9 @@ def competition_rank(scores: Tensor) -> Tensor:
 
 def tie_size(rank: Tensor) -> Tensor:
     """[B, K] int64 competition ranks -> [B, K] int64: how many classes share each class's rank."""
-    holders = rank.new_zeros(len(rank), rank.shape[1] + 1)  # [B, K + 1]: classes at every rank
-    return holders.scatter_add_(1, rank, torch.ones_like(rank)).gather(1, rank)
+    place = rank - 1
+    holders = torch.zeros_like(rank).scatter_add_(1, place, torch.ones_like(rank))  # [B, K]: classes at every rank
+    return holders.gather(1, place)
 
 
 # ---- weights of ranks (Liang et al. 2022; `zipf_utils.py` of its code): [B, K] ranks from 1 -> [B, K] weights
@@ -117,8 +118,8 @@ def label_and_others(target: Tensor, labels: Tensor, smoothing: float) -> Tensor
 def nearest(features: Tensor) -> Tensor:
     """[B, C] -> [B] int64: for each sample the other one of the batch whose features are nearest (Euclid)."""
     x = lift(features)
-    squares = x.square().sum(1)
-    distance = squares[:, None] + squares[None] - 2 * x @ x.T
+    # Not by a matrix product, which autocast would take into half precision.
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     return distance.fill_diagonal_(torch.inf).argmin(1)
 
 
