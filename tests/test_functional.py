@@ -166,7 +166,28 @@ LOSSES = {
     "label_smoothing": lambda z, y, v: f.label_smoothing(z, y, 0.1),
     "zipf": zipf_loss,
     "distillation_kl": lambda z, y, v: f.distillation_kl(z, z.detach().roll(1, 0), 2.0),
+    "linear_decay": lambda z, y, v: of_weights(z, y, f.linear_weights(f.competition_rank(z.detach()), 1e-6)),
+    "unbiased_zipf": lambda z, y, v: of_weights(z, y, f.unbiased_zipf_weights(votes_rank(z, v), 1.0, 0.001, 1.0)),
+    "sorted": lambda z, y, v: of_weights(z, y, f.sorted_weights(votes_rank(z, v), z.detach().float().abs())),
+    "friends": lambda z, y, v: of_weights(
+        z, y, f.zipf_weights(f.competition_rank(z.detach()[f.nearest(z.detach()[:, :16])]))
+    ),
+    "symmetric": lambda z, y, v: f.symmetric_cross_entropy(z, y, 6.0, 0.1, 1e-4),
+    "symmetric_clamped": lambda z, y, v: f.clamped_symmetric_cross_entropy(z, y, 6.0, 0.1, 1e-4, 1e-7),
+    "generalised": lambda z, y, v: f.generalised_cross_entropy(z, y, 0.7),
+    "joint": lambda z, y, v: f.prior_term(z) + f.entropy(z),
+    "soft_bootstrap": lambda z, y, v: f.soft_bootstrap(z, y, 0.95),
+    "hard_bootstrap": lambda z, y, v: f.hard_bootstrap(z, y, 0.8, 1e-7),
+    "confusion": lambda z, y, v: f.confusion(z, 1),
 }
+
+
+def of_weights(logits, labels, weights):
+    return f.off_label_kl(logits, f.off_label_target(weights, labels), labels).mean()
+
+
+def votes_rank(logits, votes):
+    return f.vote_rank(f.count_votes(votes, logits.shape[1]), votes.shape[1])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -107,10 +107,10 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
 
 
 def test_all_errors_come_at_once(tmp_path: Path) -> None:
-    assert errors(tmp_path, GOOD, "epoch=1", "batch=x", "method.power=0.0") == [
+    assert errors(tmp_path, GOOD, "epoch=1", "batch=x", "method.weight=-1.0") == [
         "batch: expected a whole number, got the text 'x'",
         "epoch: unknown key; did you mean 'epochs'?",
-        "method.power: must be greater than 0, got 0.0",
+        "method.weight: must be greater than or equal to 0, got -1.0",
     ]
 
 

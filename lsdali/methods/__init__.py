@@ -2,13 +2,40 @@
 
 from lsdali.methods.base import Method
 from lsdali.methods.ce import CrossEntropy
+from lsdali.methods.confusion import PairwiseConfusion
+from lsdali.methods.correction import BackwardCorrection, ForwardCorrection
+from lsdali.methods.disturb import DisturbLabel
+from lsdali.methods.exits import DeepSupervision
 from lsdali.methods.kd import KnowledgeDistillation
 from lsdali.methods.ls import LabelSmoothing
+from lsdali.methods.noisy import (
+    GeneralisedCrossEntropy,
+    HardBootstrap,
+    JointOptimisation,
+    SoftBootstrap,
+    SymmetricCrossEntropy,
+)
+from lsdali.methods.ols import OnlineLabelSmoothing
+from lsdali.methods.ols_deep import DeepOnlineLabelSmoothing
 from lsdali.methods.zls import ZipfLabelSmoothing
+from lsdali.methods.zls_kd import ZipfWithTeacher
 
 METHODS: dict[str, type[Method]] = {
     "ce": CrossEntropy,
     "ls": LabelSmoothing,
     "zls": ZipfLabelSmoothing,
     "kd": KnowledgeDistillation,
+    "zls_kd": ZipfWithTeacher,
+    "ols": OnlineLabelSmoothing,
+    "ols_deep": DeepOnlineLabelSmoothing,
+    "exits": DeepSupervision,
+    "sce": SymmetricCrossEntropy,
+    "gce": GeneralisedCrossEntropy,
+    "joint": JointOptimisation,
+    "bootstrap_soft": SoftBootstrap,
+    "bootstrap_hard": HardBootstrap,
+    "forward": ForwardCorrection,
+    "backward": BackwardCorrection,
+    "disturb": DisturbLabel,
+    "pairwise_confusion": PairwiseConfusion,
 }

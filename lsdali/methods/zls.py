@@ -1,6 +1,6 @@
 """Zipf's label smoothing."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -9,50 +9,186 @@ from typing_extensions import Self
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.functional import count_votes, cross_entropy, off_label_kl, vote_rank, zipf_target
-from lsdali.methods.base import Loss, Method
-from lsdali.models.probes import DenseVotes, Upsample
+from lsdali.config import Config as Part
+from lsdali.errors import UserError
+from lsdali.functional import (
+    Mass,
+    competition_rank,
+    count_votes,
+    cross_entropy,
+    label_and_others,
+    label_smoothing,
+    masked_mean,
+    nearest,
+    off_label_kl,
+    off_label_target,
+    soft_cross_entropy,
+    sorted_weights,
+    vote_rank,
+)
+from lsdali.methods.base import Loss, Method, Needs
+from lsdali.methods.distributions import (
+    UNRANKED,
+    Constant,
+    Distribution,
+    Random,
+    RankZipf,
+    SortedPareto,
+    check,
+    random_numbers,
+    rank_weights,
+)
+from lsdali.methods.draws import ZIPF_WEIGHTS, draws, to_device
+from lsdali.models.probes import DenseVotes, StageHead, Upsample
 from lsdali.models.student import Forward, Outputs, Probe
+
+
+class HardLabel(Part):
+    """Cross-entropy."""
+
+    name: Literal["ce"] = "ce"
+
+
+class Smoothed(Part):
+    """Label smoothing."""
+
+    name: Literal["ls"] = "ls"
+    smoothing: float = Field(0.1, ge=0, lt=1)
+    mass: Mass = "others"
+
+
+class SmoothedByRank(Part):
+    """Label smoothing that spreads its mass like the Zipf target: cross-entropy against one mixed target.
+
+    The published `label_smooth_zipf` means this and stops at the first batch (losses.py:26-47).
+    """
+
+    name: Literal["ls_zipf"] = "ls_zipf"
+    smoothing: float = Field(0.1, ge=0, lt=1)
+
+
+Criterion = Annotated[HardLabel | Smoothed | SmoothedByRank, Field(discriminator="name")]
+
+
+class DeepVotes(Part):
+    """Earlier stages with heads of their own; the places of each vote by its head, beside those of the last stage."""
+
+    exits: int = Field(1, ge=1, le=2)
+    """How many of the stages before the last; published as deeplayer 2 and 3, which is one more."""
+    weight: float = Field(0.5, ge=0)
+    """Weight of the criterion on each head's own logits."""
 
 
 class ZipfLabelSmoothing(Method):
     """Liang et al. 2022: the places of the last map vote for classes; rank r earns a mass like 1/r."""
 
     class Config(Method.Config):
-        """Cross-entropy + weight KL(Zipf target || softmax without the label)."""
+        """Criterion + weight KL(target by rank || softmax without the label)."""
 
         name: Literal["zls"] = "zls"
         weight: float = Field(1.0, ge=0)
         """Weight of the Zipf term; published: 0.1 (CIFAR-100, ImageNet), 1.0 (TinyImageNet, INAT21)."""
-        distribution: Literal["rank_zipf", "constant"] = "rank_zipf"
-        """rank_zipf: by the rank of the votes; constant: 1/(K - 1) on every class but the label."""
-        power: float = Field(1.0, gt=0)
-        """The target is rank^-power."""
+        distribution: Distribution = RankZipf()
+        """What mass a rank earns."""
+        ranking: Literal["dense", "pooled", "friends"] = "dense"
+        """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
+        the sample of this process's batch whose features are nearest."""
         upsample: Upsample | None = None
-        """How the last map is interpolated to twice its size before it votes; null: not at all."""
+        """How maps are interpolated to twice their size before they vote; null: not at all."""
+        samples: Literal["all", "correct"] = "all"
+        """The Zipf term is the mean over all samples, or over those that the student has right in this
+        process's batch."""
+        criterion: Criterion = HardLabel()
+        """The loss beside the Zipf term."""
+        deep: DeepVotes | None = None
+        """Heads and votes of earlier stages; null: the last stage alone."""
 
         @model_validator(mode="after")
-        def constant_has_no_votes(self) -> Self:
-            if self.distribution == "constant" and (self.upsample is not None or self.power != 1.0):
-                raise ValueError("the constant distribution reads no votes; leave out `power` and `upsample`")
+        def nothing_is_dead(self) -> Self:
+            ranked = not isinstance(self.distribution, UNRANKED)
+            if not ranked and (self.upsample is not None or self.ranking != "dense"):
+                raise ValueError(
+                    f"the distribution {self.distribution.name} reads no ranks; leave out `ranking` and `upsample`"
+                )
+            if self.ranking != "dense" and self.upsample is not None:
+                raise ValueError(f"the ranking '{self.ranking}' reads no votes; leave out `upsample`")
             return self
 
     config: Config
 
+    def __init__(self, config: Config, needs: Needs) -> None:
+        super().__init__(config, needs)
+        check(config.distribution, needs.classes)
+        self.seed, self.classes = needs.seed, needs.classes
+        self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
+        exits = 0 if config.deep is None else config.deep.exits
+        if exits >= len(needs.channels):
+            raise UserError(f"method.deep.exits is {exits}, but {len(needs.channels) - 1} come before the last stage")
+        self.exits = list(reversed(needs.channels.items()))[1 : 1 + exits]  # the last but one first
+
     def probes(self) -> dict[str, Probe]:
-        return {} if self.config.distribution == "constant" else {"votes": DenseVotes(self.config.upsample)}
+        heads = {name: StageHead(name, channels, self.classes) for name, channels in self.exits}
+        out: dict[str, Probe] = {f"exit_{name}": head for name, head in heads.items()}
+        if self.dense:
+            out["votes"] = DenseVotes(self.config.upsample)
+            out.update({f"votes_{name}": DenseVotes(self.config.upsample, head) for name, head in heads.items()})
+        return out
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out = student(batch.images)
-        ce = cross_entropy(out.logits, batch.labels)
-        zipf = off_label_kl(out.logits, self.target(out, batch.labels), batch.labels).mean()
-        total = ce + self.config.weight * zipf
-        return Loss(total, out.logits.detach(), {"ce": ce.detach(), "zipf": zipf.detach()})
+        total, terms = self.total(out, batch, clock)
+        return Loss(total, out.logits.detach(), {name: term.detach() for name, term in terms.items()})
 
-    def target(self, out: Outputs, labels: Tensor) -> Tensor:
-        """[B, K] with 0 on the label, rows summing to 1."""
-        if self.config.distribution == "constant":
-            return zipf_target(torch.ones_like(out.logits, dtype=torch.float32), labels)
-        votes = out.probes["votes"]
-        counts = count_votes(votes, out.logits.shape[1])
-        return zipf_target(vote_rank(counts, votes.shape[1]), labels, self.config.power)
+    def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [], and what to log of it."""
+        target = self.target(out, batch, clock)
+        hard = self.criterion(out.logits, batch.labels, target)
+        kl = off_label_kl(out.logits, target, batch.labels)
+        right = out.logits.argmax(1) == batch.labels
+        zipf = kl.mean() if self.config.samples == "all" else masked_mean(kl, right)
+        terms = {self.config.criterion.name: hard, "zipf": zipf}
+        total = hard + self.config.weight * zipf
+        if self.config.deep is not None:
+            exits = [self.criterion(out.probes[f"exit_{name}"], batch.labels, target) for name, _ in self.exits]
+            terms["exits"] = torch.stack(exits).sum()
+            total = total + self.config.deep.weight * terms["exits"]
+        return total, terms
+
+    def criterion(self, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        match self.config.criterion:
+            case HardLabel():
+                return cross_entropy(logits, labels)
+            case Smoothed(smoothing=smoothing, mass=mass):
+                return label_smoothing(logits, labels, smoothing, mass)
+            case SmoothedByRank(smoothing=smoothing):
+                return soft_cross_entropy(logits, label_and_others(target, labels, smoothing))
+
+    def target(self, out: Outputs, batch: Batch, clock: Clock) -> Tensor:
+        """[B, K] with 0 on the label, rows summing to 1; without gradient."""
+        distribution = self.config.distribution
+        if isinstance(distribution, Constant):
+            weights = torch.ones_like(out.logits.detach(), dtype=torch.float32)
+        elif isinstance(distribution, Random):
+            numbers = random_numbers(
+                distribution, lambda k: draws(self.seed, clock, batch, k * out.logits.shape[1], ZIPF_WEIGHTS)
+            )
+            weights = to_device(numbers, out.logits.device)
+            if isinstance(distribution, SortedPareto):
+                weights = sorted_weights(self.rank(out), weights)
+        else:
+            rank = self.rank(out)
+            weights = rank_weights(distribution, rank)
+        return off_label_target(weights, batch.labels)
+
+    def rank(self, out: Outputs) -> Tensor:
+        """[B, K] int64, from 1."""
+        logits = out.logits.detach()
+        match self.config.ranking:
+            case "pooled":
+                return competition_rank(logits)
+            case "friends":
+                return competition_rank(logits[nearest(out.features.detach())])
+            case "dense":
+                names = ["votes", *(f"votes_{name}" for name, _ in self.exits)]
+                votes = torch.cat([out.probes[name] for name in names], 1)
+                return vote_rank(count_votes(votes, logits.shape[1]), votes.shape[1])

@@ -152,7 +152,7 @@ def test_resume_is_exact_on_one_rank(config: Any, folder: Path, tmp_path: Path) 
     check_resume(with_teacher(config, folder), folder / tmp_path.name, 1)
 
 
-def worker(rank: int, ranks: int, port: int, base: Path) -> None:
+def worker(rank: int, ranks: int, port: int, base: Path, start: int) -> None:
     import os
 
     torch.set_num_threads(1)
@@ -165,14 +165,18 @@ def worker(rank: int, ranks: int, port: int, base: Path) -> None:
         MASTER_PORT=str(port),
     )
     with dist.session():
-        for number, config in enumerate(CONFIGS):
+        for number, config in enumerate(CONFIGS[start : start + CHUNK], start):
             check_resume(with_teacher(config, base), base / f"{ranks}ranks{number}", ranks)
 
 
+CHUNK = 6  # configs for one start of the processes
+
+
 @pytest.mark.ranks
+@pytest.mark.parametrize("start", range(0, len(CONFIGS), CHUNK))
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_resume_is_exact_on_several_ranks(ranks: int, folder: Path) -> None:
-    mp.spawn(worker, (ranks, free_port(), folder), nprocs=ranks)
+def test_resume_is_exact_on_several_ranks(ranks: int, start: int, folder: Path) -> None:
+    mp.spawn(worker, (ranks, free_port(), folder, start), nprocs=ranks)
 
 
 def free_port() -> int:

@@ -1,0 +1,103 @@
+"""Losses for labels that may be wrong, as the code of Zhang et al. 2021 (arXiv 2011.12562) collects them.
+
+[B, K] logits, [B] int64 labels -> [] throughout. `clamp` c is what that code does to probabilities: it keeps them in
+[c, 1 - c], with no gradient outside, so a label with a probability below c is never learned. None is exact.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsdali.functional.labels import lift
+
+
+def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
+    """[B, K] -> [B, K]."""
+    if clamp is None:
+        return F.log_softmax(lift(logits), 1)
+    return F.softmax(lift(logits), 1).clamp(clamp, 1 - clamp).log()
+
+
+def symmetric_cross_entropy(logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float) -> Tensor:
+    """forward * CE + reverse * reverse CE, where log 0 in the label is log `zero` (Wang et al. 2019, arXiv 1908.06112).
+
+    Reverse CE is -sum_k p[k] log(label[k]) = -log(zero) (1 - p[label]).
+    """
+    log_p = F.log_softmax(lift(logits), 1).gather(1, labels[:, None]).squeeze(1)
+    return forward * -log_p.mean() + reverse * -math.log(zero) * -torch.expm1(log_p).mean()
+
+
+def clamped_symmetric_cross_entropy(
+    logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float, clamp: float
+) -> Tensor:
+    """The same as the OLS code has it: p in [clamp, 1], and the label in [zero, 1] in both parts.
+
+    So every wrong class adds zero * -log p to the first part.
+    """
+    p = F.softmax(lift(logits), 1).clamp(clamp, 1)
+    label = F.one_hot(labels, p.shape[1]).to(p.dtype).clamp(zero, 1)
+    return forward * -(label * p.log()).sum(1).mean() + reverse * -(p * label.log()).sum(1).mean()
+
+
+def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tensor:
+    """(1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
+    log_p = F.log_softmax(lift(logits), 1).gather(1, labels[:, None]).squeeze(1)
+    return (-torch.expm1(q * log_p) / q).mean()
+
+
+def prior_term(logits: Tensor) -> Tensor:
+    """-(1/K) sum_k log(batch mean of p[k]): against collapse to few classes (Tanaka et al. 2018)."""
+    log_p = F.log_softmax(lift(logits), 1)
+    return -(torch.logsumexp(log_p, 0) - math.log(len(log_p))).mean()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the predictions."""
+    log_p = F.log_softmax(lift(logits), 1)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
+def soft_bootstrap(logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None) -> Tensor:
+    """CE against trust * label + (1 - trust) * p; the gradient passes through both p (Reed et al. 2015)."""
+    log_p = log_probabilities(logits, clamp)
+    own = (log_p.exp() * log_p).sum(1)
+    return -(trust * log_p.gather(1, labels[:, None]).squeeze(1) + (1 - trust) * own).mean()
+
+
+def hard_bootstrap(logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None) -> Tensor:
+    """CE against trust * label + (1 - trust) * one-hot of the arg-max (Reed et al. 2015)."""
+    log_p = log_probabilities(logits, clamp)
+    on_label, on_guess = (log_p.gather(1, k[:, None]).squeeze(1) for k in (labels, log_p.argmax(1)))
+    return -(trust * on_label + (1 - trust) * on_guess).mean()
+
+
+def forward_correction(logits: Tensor, labels: Tensor, noise: Tensor, clamp: float | None = None) -> Tensor:
+    """-log (p M)[label] (Patrini et al. 2017, arXiv 1609.03683).
+
+    noise [K, K] is M: row = true class, column = label seen, rows summing to 1. Every class must be seen at times.
+    """
+    log_p = log_probabilities(logits, clamp)
+    return -torch.logsumexp(log_p + noise.T[labels].to(log_p.dtype).log(), 1).mean()
+
+
+def backward_correction(logits: Tensor, labels: Tensor, inverse: Tensor, clamp: float | None = None) -> Tensor:
+    """-sum_k M^-1[label, k] log p[k], which has the mean of the clean loss; may be negative (Patrini et al. 2017).
+
+    inverse [K, K] is M^-1.
+    """
+    log_p = log_probabilities(logits, clamp)
+    return -(inverse[labels].to(log_p.dtype) * log_p).sum(1).mean()
+
+
+def confusion(x: Tensor, norm_over: int) -> Tensor:
+    """[B, K] -> []: 1/B times the sum of the norms of (first half - second half); a last odd row is left out.
+
+    `norm_over` 1: a norm for each pair, over the classes (Dubey et al. 2018, arXiv 1705.08016);
+    0: a norm for each class, over the pairs.
+    """
+    half = len(x) // 2
+    difference = lift(x[:half]) - lift(x[half : 2 * half])
+    norms: Tensor = torch.linalg.vector_norm(difference, dim=norm_over)
+    return norms.sum() / len(x)

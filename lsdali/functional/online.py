@@ -1,0 +1,43 @@
+"""Statistics of a class's own predictions (Zhang et al. 2021, arXiv 2011.12562)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsdali.functional.labels import lift
+
+
+def add_right(sums: Tensor, counts: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Adds a batch to `sums` [K, K] and `counts` [K] in place: softmax and 1, in the label's row, of each right sample.
+
+    logits [B, K], labels [B] int64. Samples whose arg-max (the lowest of equals) is not the label add nothing.
+    """
+    right = (logits.argmax(1) == labels).to(sums.dtype)
+    sums.index_add_(0, labels, (F.softmax(lift(logits), 1) * right[:, None]).to(sums.dtype))
+    counts.index_add_(0, labels, right)
+
+
+def class_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """[K, K], [K] -> [K, K] rows summing to 1: the mean of each class, uniform for a class without a right sample."""
+    mean = sums / counts.clamp(min=1)[:, None]
+    return torch.where(counts[:, None] > 0, mean, 1 / len(counts))
+
+
+def keep_sharp_rows(new: Tensor, old: Tensor, counts: Tensor, sharp: float) -> Tensor:
+    """[K, K], [K, K], [K] -> [K, K]: the old row where its greatest entry is at least `sharp`, the new one elsewhere.
+
+    A class without a right sample takes its new row even so (the fine-grained code's order of the two tests).
+    """
+    kept = (old.amax(1) >= sharp) & (counts > 0)
+    return torch.where(kept[:, None], old, new)
+
+
+def anchors(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, K] -> [K], [K, K]: each class's greatest probability in the batch, and the prediction that has it.
+
+    The prediction of the most certain sample of class i estimates row i of the noise matrix (Patrini et al. 2017,
+    arXiv 1609.03683, section 4.3).
+    """
+    p = F.softmax(lift(logits), 1)
+    best, sample = p.max(0)
+    return best, p[sample]

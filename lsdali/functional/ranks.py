@@ -1,0 +1,135 @@
+"""From votes to ranks, from ranks to targets, and the loss off the label (Liang et al. 2022, arXiv 2207.12980)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsdali.functional.labels import lift
+
+
+def count_votes(votes: Tensor, classes: int) -> Tensor:
+    """[B, L] int64 class numbers -> [B, K] int64: how many places voted for each class."""
+    counts = votes.new_zeros(len(votes), classes)
+    return counts.scatter_add_(1, votes, torch.ones_like(votes))
+
+
+def vote_rank(counts: Tensor, places: int) -> Tensor:
+    """[B, K] int64 votes of each class, at most `places` -> [B, K] int64 rank, most votes first.
+
+    Competition rank: r = 1 + number of classes with more votes, so equal counts share the smallest rank
+    (Liang et al. 2022, arXiv 2207.12980; `competition_rank` gives the same). A count is one of 0 .. L, so a
+    histogram of counts replaces the sort: O(B (K + L)) time and memory.
+    """
+    with_count = counts.new_zeros(len(counts), places + 1)  # [B, L + 1]: classes that have this many votes
+    with_count.scatter_add_(1, counts, torch.ones_like(counts))
+    at_most = with_count.cumsum(1)
+    return 1 + counts.shape[1] - at_most.gather(1, counts)
+
+
+def competition_rank(scores: Tensor) -> Tensor:
+    """[B, K] real scores -> [B, K] int64: 1 + number of classes with a greater score, by one sort a row."""
+    ascending = scores.sort(1).values
+    not_greater = torch.searchsorted(ascending, scores.contiguous(), right=True)
+    return 1 + scores.shape[1] - not_greater
+
+
+def tie_size(rank: Tensor) -> Tensor:
+    """[B, K] int64 competition ranks -> [B, K] int64: how many classes share each class's rank."""
+    place = rank - 1
+    holders = torch.zeros_like(rank).scatter_add_(1, place, torch.ones_like(rank))  # [B, K]: classes at every rank
+    return holders.gather(1, place)
+
+
+# ---- weights of ranks (Liang et al. 2022; `zipf_utils.py` of its code): [B, K] ranks from 1 -> [B, K] weights
+
+
+def zipf_weights(rank: Tensor, power: float = 1.0) -> Tensor:
+    """r^-power."""
+    return lift(rank).pow(-power)
+
+
+def linear_weights(rank: Tensor, smallest: float) -> Tensor:
+    """(K - r) g + s with g = 2 (1 - K s) / (K (K - 1)): from s + (K - 1) g at rank 1 down to s at rank K.
+
+    With `smallest` s at most 1/K and no ties, the K weights sum to 1; s = 1/K makes them equal.
+    """
+    classes = rank.shape[1]
+    slope = 2 * (1 - classes * smallest) / (classes * (classes - 1))
+    return (classes - lift(rank)) * slope + smallest
+
+
+def exponential_weights(rank: Tensor, rate: float) -> Tensor:
+    """exp(-rate (r - 1))."""
+    return torch.exp(-rate * (lift(rank) - 1))
+
+
+def unbiased_zipf_weights(rank: Tensor, power: float, left: float, right: float) -> Tensor:
+    """[B, K] int64: the mean of x^-power over the cells of the classes that share a rank.
+
+    [left, right] is cut into K equal cells; t classes tied at rank r own the cells r to r + t - 1. The published code
+    averages over ties for votes alone, and gives each class the cell r elsewhere; without ties that is the same.
+    """
+    cell = (right - left) / rank.shape[1]
+    tied = lift(tie_size(rank))
+    start = left + (lift(rank) - 1) * cell
+    stop = start + tied * cell
+    if power == 1:
+        return torch.log(stop / start) / tied
+    return (start.pow(1 - power) - stop.pow(1 - power)) / ((power - 1) * tied)
+
+
+def sorted_weights(rank: Tensor, draws: Tensor) -> Tensor:
+    """[B, K] int64 ranks, [B, K] draws -> [B, K]: rank r takes the r-th greatest draw of its row.
+
+    The published `sorted_pareto` means this and gathers with argsort(r) instead of r - 1.
+    """
+    return draws.sort(1, descending=True).values.gather(1, rank - 1)
+
+
+# ---- targets
+
+
+def off_label_target(weights: Tensor, labels: Tensor) -> Tensor:
+    """[B, K] weights of at least 0, [B] int64 -> [B, K], 0 on the label, rows summing to 1.
+
+    The label is ranked with the others and dropped here, so the ranks keep a hole where it stood. Weights that are
+    all 0 off the label count as equal.
+    """
+    label = labels[:, None]
+    kept = lift(weights).scatter(1, label, 0.0)
+    total = kept.sum(1, keepdim=True)
+    equal = torch.full_like(kept, 1 / max(kept.shape[1] - 1, 1)).scatter(1, label, 0.0)
+    return torch.where(total > 0, kept / total, equal)
+
+
+def zipf_target(rank: Tensor, labels: Tensor, power: float = 1.0) -> Tensor:
+    """[B, K] ranks from 1 (integers give float32), [B] int64 -> [B, K], 0 on the label, rows summing to 1.
+
+    p[k] = r[k]^-power / sum over m != label of r[m]^-power (Liang et al. 2022, as its code has it).
+    """
+    return off_label_target(zipf_weights(rank, power), labels)
+
+
+def label_and_others(target: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """[B, K] with 0 on the label, [B] int64 -> [B, K]: 1 - smoothing on the label, the rest spread like the target."""
+    return (smoothing * target).scatter(1, labels[:, None], 1 - smoothing)
+
+
+def nearest(features: Tensor) -> Tensor:
+    """[B, C] -> [B] int64: for each sample the other one of the batch whose features are nearest (Euclid)."""
+    x = lift(features)
+    # Not by a matrix product, which autocast would take into half precision.
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.fill_diagonal_(torch.inf).argmin(1)
+
+
+def off_label_kl(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """[B, K], [B, K] with 0 on the label, [B] int64 -> [B]: KL(target || softmax over all but the label).
+
+    The Zipf term of Liang et al. 2022. Its gradient is softmax - target off the label and exactly 0 on it;
+    0 log 0 = 0.
+    """
+    label = labels[:, None]
+    log_q = F.log_softmax(lift(logits).scatter(1, label, -torch.inf), 1)
+    log_q = log_q.scatter(1, label, 0.0)  # 0 times -inf would be nan
+    return F.kl_div(log_q, lift(target), reduction="none").sum(1)

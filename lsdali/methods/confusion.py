@@ -1,0 +1,43 @@
+"""Pairwise confusion."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.functional import confusion, cross_entropy, lift
+from lsdali.methods.base import Loss, Method
+from lsdali.models.student import Forward
+
+
+class PairwiseConfusion(Method):
+    """Dubey et al. 2018 (arXiv 1705.08016): two samples should not be told apart too surely.
+
+    The OLS code (loss_all_methods.py, PC) takes logits and one norm for each class over all pairs:
+    `of: logits, norm: class, from_epoch: 200`.
+    """
+
+    class Config(Method.Config):
+        """CE + weight / B * sum of norms of the differences between the first and the second half of the batch."""
+
+        name: Literal["pairwise_confusion"] = "pairwise_confusion"
+        weight: float = Field(10.0, ge=0)
+        of: Literal["probabilities", "logits"] = "probabilities"
+        """What is compared."""
+        norm: Literal["pair", "class"] = "pair"
+        """pair: the Euclidean distance of each pair; class: for each class the norm over all pairs."""
+        from_epoch: int = Field(0, ge=0)
+        """Cross-entropy alone before this epoch."""
+
+    config: Config
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        logits = student(batch.images).logits
+        ce = cross_entropy(logits, batch.labels)
+        if clock.epoch < self.config.from_epoch:
+            return Loss(ce, logits.detach(), {"ce": ce.detach()})
+        x = logits if self.config.of == "logits" else F.softmax(lift(logits), 1)
+        apart = confusion(x, 1 if self.config.norm == "pair" else 0)
+        return Loss(ce + self.config.weight * apart, logits.detach(), {"ce": ce.detach(), "confusion": apart.detach()})

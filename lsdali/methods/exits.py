@@ -1,0 +1,89 @@
+"""Deep supervision: every stage has an exit, and exits may learn from the last one."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.config import Config as Part
+from lsdali.errors import UserError
+from lsdali.functional import Mass, distillation_kl, label_smoothing
+from lsdali.methods.base import Loss, Method, Needs
+from lsdali.models.probes import StageHead
+from lsdali.models.student import Forward, Outputs, Probe
+
+
+class FromFinal(Part):
+    """Each exit should predict what the final one does; no gradient reaches the final one by this."""
+
+    weight: float = Field(1.0, ge=0)
+    """Of the sum over exits of T^2 KL(final at T || exit at T)."""
+    temperature: float = Field(1.0, gt=0)
+    """T, which divides the logits of both."""
+
+
+def earlier_stages(needs: Needs, exits: int) -> dict[str, int]:
+    """Width of the last `exits` stages before the last one, the latest first."""
+    earlier = list(reversed(needs.channels.items()))[1:]
+    if exits > len(earlier):
+        raise UserError(f"method.exits is {exits}, but {len(earlier)} come before the last stage")
+    return dict(earlier[:exits])
+
+
+def heads(stages: dict[str, int], classes: int) -> dict[str, Probe]:
+    return {f"exit_{name}": StageHead(name, channels, classes) for name, channels in stages.items()}
+
+
+def exit_logits(out: Outputs, stages: dict[str, int]) -> list[Tensor]:
+    """[B, K] each."""
+    return [out.probes[f"exit_{name}"] for name in stages]
+
+
+class DeepSupervision(Method):
+    """Lee et al. 2015 (deeply-supervised nets); with `distill`, Zhang et al. 2019 (be your own teacher, without hints).
+
+    The weights are those of the deep-supervision script in the code of Zhang et al. 2021 (OLS), `--method ls`.
+    """
+
+    class Config(Method.Config):
+        """final_weight L(final) + exit_weight sum of L(exit) + distillation; L is label smoothing or cross-entropy."""
+
+        name: Literal["exits"] = "exits"
+        exits: int = Field(2, ge=1)
+        """How many of the stages before the last have one."""
+        final_weight: float = Field(1.5, gt=0)
+        exit_weight: float = Field(0.5, ge=0)
+        smoothing: float = Field(0.0, ge=0, lt=1)
+        """Label smoothing; 0 is cross-entropy."""
+        mass: Mass = "all"
+        """Where the smoothed mass goes, as in the method ls."""
+        hard_epochs: int = Field(0, ge=0)
+        """Epochs at the start without smoothing; 1 in the OLS code."""
+        distill: FromFinal | None = None
+        """What exits learn from the final one; null: nothing."""
+
+    config: Config
+
+    def __init__(self, config: Config, needs: Needs) -> None:
+        super().__init__(config, needs)
+        self.stages = earlier_stages(needs, config.exits)
+        self.classes = needs.classes
+
+    def probes(self) -> dict[str, Probe]:
+        return heads(self.stages, self.classes)
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        out, c = student(batch.images), self.config
+        exits = exit_logits(out, self.stages)
+        smoothing = 0.0 if clock.epoch < c.hard_epochs else c.smoothing
+        final, *early = (label_smoothing(z, batch.labels, smoothing, c.mass) for z in (out.logits, *exits))
+        terms = {"final": final, "exits": torch.stack(early).sum()}
+        total = c.final_weight * final + c.exit_weight * terms["exits"]
+        if c.distill is not None:
+            pulls = [distillation_kl(z, out.logits.detach(), c.distill.temperature) for z in exits]
+            terms["distill"] = torch.stack(pulls).sum()
+            total = total + c.distill.weight * terms["distill"]
+        return Loss(total, out.logits.detach(), {name: term.detach() for name, term in terms.items()})

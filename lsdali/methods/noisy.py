@@ -1,0 +1,132 @@
+"""Losses for labels that may be wrong: the ones that the code of Zhang et al. 2021 (OLS) compares with."""
+
+from abc import abstractmethod
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.functional import (
+    clamped_symmetric_cross_entropy,
+    cross_entropy,
+    entropy,
+    generalised_cross_entropy,
+    hard_bootstrap,
+    prior_term,
+    soft_bootstrap,
+    symmetric_cross_entropy,
+)
+from lsdali.methods.base import Loss, Method
+from lsdali.models.student import Forward
+
+Clamp = Annotated[float, Field(gt=0, lt=0.5)] | None
+
+
+class LogitLoss(Method):
+    """A method whose loss is a function of logits and labels."""
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        logits = student(batch.images).logits
+        return Loss(self.value(logits, batch.labels), logits.detach())
+
+    @abstractmethod
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[B, K], [B] int64 -> []."""
+
+
+class SymmetricCrossEntropy(LogitLoss):
+    """Wang et al. 2019: cross-entropy, and the same with label and prediction exchanged.
+
+    The OLS code (loss_all_methods.py) clamps the label of both parts, so every wrong class adds zero * -log p to the
+    first; `clamp: 1.0e-7` gives that. Its weights are 6 and 0.1, and 0.1 and 1 for CIFAR-10.
+    """
+
+    class Config(Method.Config):
+        """forward * CE + reverse * CE with label and prediction exchanged."""
+
+        name: Literal["sce"] = "sce"
+        forward: float = Field(6.0, ge=0)
+        reverse: float = Field(0.1, ge=0)
+        zero: float = Field(1e-4, gt=0, lt=1)
+        """log 0 in the label is log of this."""
+        clamp: Clamp = None
+        """The least probability, and the label clamped in both parts, as in the OLS code; null: exact."""
+
+    config: Config
+
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        c = self.config
+        if c.clamp is None:
+            return symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero)
+        return clamped_symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero, c.clamp)
+
+
+class GeneralisedCrossEntropy(LogitLoss):
+    """Zhang and Sabuncu 2018 (arXiv 1805.07836): between cross-entropy (q to 0) and mean absolute error (q = 1)."""
+
+    class Config(Method.Config):
+        """(1 - p[label]^q) / q."""
+
+        name: Literal["gce"] = "gce"
+        q: float = Field(0.7, gt=0, le=1)
+
+    config: Config
+
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return generalised_cross_entropy(logits, labels, self.config.q)
+
+
+class JointOptimisation(LogitLoss):
+    """Tanaka et al. 2018 (arXiv 1803.11364), the loss alone: as in the OLS code, labels are never updated.
+
+    The prior term reads the mean prediction of this process's batch.
+    """
+
+    class Config(Method.Config):
+        """CE + prior * distance of the mean prediction from uniform + entropy * mean entropy."""
+
+        name: Literal["joint"] = "joint"
+        prior: float = Field(1.2, ge=0)
+        entropy: float = Field(0.8, ge=0)
+
+    config: Config
+
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        spread = self.config.prior * prior_term(logits) + self.config.entropy * entropy(logits)
+        return cross_entropy(logits, labels) + spread
+
+
+class SoftBootstrap(LogitLoss):
+    """Reed et al. 2015 (arXiv 1412.6596): the target is the label and the student's own prediction, mixed."""
+
+    class Config(Method.Config):
+        """Cross-entropy against trust * label + (1 - trust) * prediction."""
+
+        name: Literal["bootstrap_soft"] = "bootstrap_soft"
+        trust: float = Field(0.95, ge=0, le=1)
+        clamp: Clamp = None
+        """Probabilities are kept in [clamp, 1 - clamp], without gradient outside; 1.0e-7 in the OLS code."""
+
+    config: Config
+
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return soft_bootstrap(logits, labels, self.config.trust, self.config.clamp)
+
+
+class HardBootstrap(LogitLoss):
+    """Reed et al. 2015 (arXiv 1412.6596): the target is the label and the class that the student picks, mixed."""
+
+    class Config(Method.Config):
+        """Cross-entropy against trust * label + (1 - trust) * one-hot of the arg-max."""
+
+        name: Literal["bootstrap_hard"] = "bootstrap_hard"
+        trust: float = Field(0.8, ge=0, le=1)
+        clamp: Clamp = None
+        """Probabilities are kept in [clamp, 1 - clamp], without gradient outside; 1.0e-7 in the OLS code."""
+
+    config: Config
+
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return hard_bootstrap(logits, labels, self.config.trust, self.config.clamp)

@@ -1,0 +1,58 @@
+"""Online label smoothing with deep supervision."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.functional import cross_entropy
+from lsdali.methods.base import Loss, Needs
+from lsdali.methods.exits import earlier_stages, exit_logits, heads
+from lsdali.methods.ols import OnlineLabelSmoothing
+from lsdali.models.student import Forward, Probe
+
+
+class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
+    """Zhang et al. 2021, the deep-supervision script: OLS on the final logits and on exits of earlier stages.
+
+    The matrix is collected from the final logits. The published first epoch is cross-entropy of the final logits alone,
+    which trains no exit; the default trains the exits from the start.
+    """
+
+    class Config(OnlineLabelSmoothing.Config):
+        """hard (final_weight CE + exit_hard CE of exits) + soft (final_weight SCE + exit_soft SCE of exits)."""
+
+        name: Literal["ols_deep"] = "ols_deep"  # type: ignore[assignment]
+        exits: int = Field(2, ge=1)
+        """How many of the stages before the last have one."""
+        final_weight: float = Field(1.5, gt=0)
+        exit_hard: float = Field(0.5, ge=0)
+        exit_soft: float = Field(0.25, ge=0)
+        first_epoch: Literal["all_exits", "final_only"] = "all_exits"
+        """all_exits: the loss of every epoch; final_only: cross-entropy of the final logits, weight 1, as published."""
+
+    config: Config
+
+    def __init__(self, config: Config, needs: Needs) -> None:
+        super().__init__(config, needs)
+        self.stages = earlier_stages(needs, config.exits)
+        self.classes = needs.classes
+
+    def probes(self) -> dict[str, Probe]:
+        return heads(self.stages, self.classes)
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        out, c = student(batch.images), self.config
+        exits = exit_logits(out, self.stages)
+        final = cross_entropy(out.logits, batch.labels)
+        if clock.epoch == 0 and c.first_epoch == "final_only":
+            unused = torch.stack([z.sum() for z in exits]).sum() * 0.0  # DDP waits for a gradient of every parameter
+            return Loss(final + unused, out.logits.detach(), {"hard": final.detach(), "soft": torch.zeros_like(final)})
+        early = torch.stack([cross_entropy(z, batch.labels) for z in exits]).sum()
+        hard = c.final_weight * final + c.exit_hard * early
+        early_soft = torch.stack([self.soft(z, batch.labels) for z in exits]).sum()
+        soft = c.final_weight * self.soft(out.logits, batch.labels) + c.exit_soft * early_soft
+        total = c.hard * hard + c.soft * soft
+        return Loss(total, out.logits.detach(), {"hard": hard.detach(), "soft": soft.detach()})

@@ -1,0 +1,49 @@
+"""Zipf's label smoothing with a teacher."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.errors import UserError
+from lsdali.functional import cross_entropy, distillation_kl
+from lsdali.methods.base import Needs
+from lsdali.methods.zls import ZipfLabelSmoothing
+from lsdali.models.student import Outputs
+from lsdali.models.teacher import TeacherConfig
+
+
+class ZipfWithTeacher(ZipfLabelSmoothing):
+    """Liang et al. 2022, train_self_kd.py: the loss of ZLS and a distillation term.
+
+    What that script means: as shipped it does not run. Its weight of the distillation term is that of the Zipf term.
+    """
+
+    class Config(ZipfLabelSmoothing.Config):
+        """Loss of zls + teacher_weight (alpha T^2 KL(teacher at T || student at T) + (1 - alpha) cross-entropy)."""
+
+        name: Literal["zls_kd"] = "zls_kd"  # type: ignore[assignment]
+        teacher: TeacherConfig
+        teacher_weight: float = Field(1.0, ge=0)
+        """Weight of the distillation term."""
+        alpha: float = Field(0.5, ge=0, le=1)
+        """Share of the teacher in it; the rest is cross-entropy."""
+        temperature: float = Field(1.0, gt=0)
+        """T, which divides the logits of both."""
+
+    config: Config
+
+    def __init__(self, config: Config, needs: Needs) -> None:
+        super().__init__(config, needs)
+        self.teacher = needs.teacher(config.teacher)
+        if self.teacher.classes != needs.classes:
+            raise UserError(f"the teacher knows {self.teacher.classes} classes, but the data set has {needs.classes}")
+
+    def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = super().total(out, batch, clock)
+        alpha = self.config.alpha
+        kd = distillation_kl(out.logits, self.teacher(batch.images), self.config.temperature)
+        term = alpha * kd + (1 - alpha) * cross_entropy(out.logits, batch.labels)
+        return total + self.config.teacher_weight * term, {**terms, "kd": term}
