@@ -334,3 +334,15 @@ def test_smallest_prob_must_fit_the_classes():
 def test_a_network_with_too_few_stages():
     with pytest.raises(UserError, match=r"method.deep.exits is 2, but 1 come before the last stage"):
         make(needs(channels={"one": 8, "two": 8}), deep={"exits": 2})
+
+
+def test_a_student_with_voting_exits_compiles():
+    torch.manual_seed(0)
+    method = make(deep={"exits": 1})
+    eager = Student(build_network(ModelConfig(name="preact_resnet18", width=16), 6), method.probes()).eval()
+    images = torch.randn(2, 3, 16, 16)
+    expected = eager(images)
+    eager.compile(fullgraph=True, backend="aot_eager")
+    out = eager(images)
+    assert torch.equal(out.probes["votes_stage3"], expected.probes["votes_stage3"])
+    torch.testing.assert_close(out.probes["exit_stage3"], expected.probes["exit_stage3"])

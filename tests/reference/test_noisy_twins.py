@@ -4,6 +4,7 @@ import noisy_twins as slow
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lsdali import functional as fast
 
@@ -116,3 +117,16 @@ def test_anchors_are_the_surest_predictions():
         surest = max(p, key=lambda row: row[k])
         assert best[k].item() == surest[k]
         assert rows[k].tolist() == surest
+
+
+def test_nothing_waits_for_the_device():
+    """Fake tensors have no numbers to wait for."""
+    with FakeTensorMode():
+        logits, labels = torch.randn(B, K), torch.randint(K, (B,))
+        matrix, counts = torch.zeros(K, K), torch.zeros(K)
+        fast.add_right(matrix, counts, logits, labels)
+        new = fast.class_means(matrix, counts)
+        assert fast.keep_sharp_rows(new, matrix, counts, 0.88).shape == (K, K)
+        assert fast.anchors(logits)[1].shape == (K, K)
+        assert fast.forward_correction(logits, labels, matrix).shape == ()
+        assert fast.backward_correction(logits, labels, matrix).shape == ()
