@@ -7,6 +7,7 @@ from lsdali.methods.cskd import ClassWiseDistillation
 from lsdali.methods.ibls import InstanceSmoothing
 from lsdali.methods.kd import KnowledgeDistillation
 from lsdali.methods.ls import LabelSmoothing
+from lsdali.methods.pskd import ProgressiveDistillation
 from lsdali.methods.tfkd import TeacherFreeDistillation
 from lsdali.methods.zls import ZipfLabelSmoothing
 
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "zls": ZipfLabelSmoothing,
     "kd": KnowledgeDistillation,
     "ibls": InstanceSmoothing,
+    "pskd": ProgressiveDistillation,
     "tfkd": TeacherFreeDistillation,
     "cskd": ClassWiseDistillation,
     "bake": BatchEnsembling,
