@@ -27,6 +27,7 @@ setup(
         "pydantic>=2.8",
         "rich",
         "scikit-learn",
+        "scipy",
         "pillow",
     ],
     extras_require={
@@ -34,7 +35,6 @@ setup(
             "pytest",
             "pytest-timeout",
             "torchmetrics",
-            "scipy",
             "jsonschema",
             "ruff",
             "mypy",

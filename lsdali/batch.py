@@ -1,8 +1,17 @@
 """Batch: what a loader yields and a method reads."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the images of a batch are mixed with: image b is `share` its own and 1 - share its partner's."""
+
+    labels: Tensor  # [B] int64 class of the partners
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +22,8 @@ class Batch:
     labels: Tensor  # [B] int64 class, on this rank's device
     index: Tensor  # [B] int64 place in the data set, on the host
     valid: Tensor  # [B] bool, on this rank's device; False where evaluation padded the last batch
+    stand_in: Tensor | None = None  # [B] bool, on the host, True where a bad file's place is filled; None: nowhere
+    mixture: Mixture | None = None  # None where the images are whole
 
     def __len__(self) -> int:
         return len(self.index)
@@ -20,4 +31,15 @@ class Batch:
     def part(self, start: int, stop: int) -> "Batch":
         """Samples start to stop - 1, as views."""
         s = slice(start, stop)
-        return Batch(self.images[s], self.labels[s], self.index[s], self.valid[s])
+        stand_in = None if self.stand_in is None else self.stand_in[s]
+        mixture = None if self.mixture is None else Mixture(self.mixture.labels[s], self.mixture.share)
+        return Batch(self.images[s], self.labels[s], self.index[s], self.valid[s], stand_in, mixture)
+
+    def per_label(self, term: Callable[[Tensor], Tensor]) -> Tensor:
+        """`term(labels)`; for mixed images both labels' terms, weighted as the images are.
+
+        For a loss that is linear in the label's target this is the loss against the mixed target (Zhang et al. 2018).
+        """
+        if self.mixture is None:
+            return term(self.labels)
+        return self.mixture.share * term(self.labels) + (1 - self.mixture.share) * term(self.mixture.labels)

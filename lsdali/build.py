@@ -12,6 +12,7 @@ from lsdali import dist
 from lsdali.clock import Clock
 from lsdali.data.index import Index, open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.mixing import MixedBatches
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
@@ -24,7 +25,7 @@ from lsdali.optim.ema import Average
 from lsdali.optim.precision import Precision
 from lsdali.optim.schedule import schedule
 from lsdali.recipe import Recipe
-from lsdali.state.checkpoint import Checkpoints
+from lsdali.state.checkpoint import Checkpoints, Stateful
 from lsdali.state.rng import Generators, RankBuffers, Weights, seed_all
 from lsdali.trainer import Follower, Trainer
 
@@ -37,6 +38,8 @@ def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Check
     """
     with dist.together():
         trainer = prepare(recipe, folder, device, checkpoints, events)
+    with dist.together():
+        trainer.method.begin(trainer.student)
     if dist.active():
         wrapped = wrap(trainer.student, device)
         settle(wrapped, trainer.student, recipe.data.train.size)
@@ -55,6 +58,7 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.model, classes)
     method = build_method(recipe, network, len(train_index), device)
+    check_shares(recipe, method)
     # The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     student = Student(network, method.probes()).to(device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(student, recipe.optimizer, device)
@@ -73,7 +77,7 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
         precision=precision,
         schedule=schedule(recipe.schedule, recipe.optimizer.lr, clock.steps_per_epoch, clock.epochs),
         followers=followers,
-        train=train,
+        train=train if recipe.mix is None else MixedBatches(train, recipe.mix, recipe.seed),
         val=val,
         checkpoints=checkpoints,
         events=events,
@@ -82,16 +86,7 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
         classes=classes,
         device=device,
     )
-    trainer.parts = {
-        "student": Weights(student),
-        "buffers": RankBuffers(student),
-        "optimizer": optimizer,
-        "precision": precision,
-        "method": method,
-        "rng": Generators(device),
-        "trainer": trainer,
-        **followers,
-    }
+    trainer.parts = parts_of(trainer)
     return trainer
 
 
@@ -112,6 +107,38 @@ def build_loaders(
         ),
         EvalLoader(val, recipe.data, batch=recipe.evaluate.batch, device=device, half=half),
     )
+
+
+def parts_of(trainer: Trainer) -> dict[str, Stateful]:
+    """Everything that a checkpoint holds, by name."""
+    return {
+        "student": Weights(trainer.student),
+        "buffers": RankBuffers(trainer.student),
+        "optimizer": trainer.optimizer,
+        "precision": trainer.precision,
+        "method": trainer.method,
+        "rng": Generators(trainer.device),
+        "trainer": trainer,
+        **trainer.followers,
+    }
+
+
+def check_shares(recipe: Recipe, method: Method) -> None:
+    """Raises UserError where samples that belong together would be parted, or mixed without a rule for it."""
+    name = cast(Any, recipe.method).name
+    if recipe.micro_batch is not None and recipe.micro_batch < method.unit:
+        raise UserError(
+            f"micro_batch {recipe.micro_batch} is too small: the method '{name}' reads {method.unit} samples together"
+        )
+    if recipe.mix is None:
+        return
+    if method.unmixable is not None:
+        raise UserError(f"mix: {recipe.mix.name} and the method '{name}' do not go together: {method.unmixable}")
+    if recipe.batch % (2 * dist.world()):
+        raise UserError(
+            f"mix: {recipe.mix.name} mixes neighbours, so each of {dist.world()} processes needs an even share; "
+            f"batch {recipe.batch} is no multiple of {2 * dist.world()}"
+        )
 
 
 def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> Method:

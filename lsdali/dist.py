@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from lsdali.errors import SharedError, UserError
 
 T = TypeVar("T")
+Group = td.ProcessGroup
 
 
 def active() -> bool:
@@ -37,6 +38,18 @@ def local_rank() -> int:
 def local_world() -> int:
     """Processes of this run on this node, as torchrun sets it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def node_leader() -> int:
+    """The rank of the first process on this node; torchrun numbers a node's processes in a row."""
+    return rank() - local_rank()
+
+
+def leaders() -> Group | None:
+    """The first processes of the nodes, as a group that only they get; None for one node. Call it on every rank."""
+    first = [number for number, local in enumerate(gather_objects(local_rank())) if local == 0]
+    group = td.new_group(first, backend="gloo") if len(first) > 1 else None
+    return group if isinstance(group, Group) else None
 
 
 def is_main() -> bool:
@@ -112,25 +125,25 @@ def all_mean(x: Tensor) -> Tensor:
     return all_sum(x) / world()
 
 
-def all_rows(x: Tensor) -> Tensor:
+def all_rows(x: Tensor, group: Group | None = None) -> Tensor:
     """[n_r, ...] of each rank r -> [sum n_r, ...] on every rank, in rank order; n may differ between ranks."""
     if not active():
         return x
-    lengths = gather_objects(len(x))
+    lengths = gather_objects(len(x), group)
     longest = max(lengths)
     padded = torch.zeros((longest, *x.shape[1:]), dtype=x.dtype, device=x.device)
     padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in lengths]
-    td.all_gather(parts, padded)
+    td.all_gather(parts, padded, group)
     return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
 
-def gather_objects(x: T) -> list[T]:
-    """Every rank's object, in rank order, on every rank. For small things outside the step."""
+def gather_objects(x: T, group: Group | None = None) -> list[T]:
+    """Every rank's object, in rank order, on every rank (of the group). For small things outside the step."""
     if not active():
         return [x]
-    out: list[T] = [x] * world()
-    td.all_gather_object(out, x)
+    out: list[T] = [x] * td.get_world_size(group)
+    td.all_gather_object(out, x, group)
     return out
 
 

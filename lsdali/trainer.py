@@ -104,6 +104,7 @@ class Trainer:
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         size = self.recipe.micro_batch or len(batch)
+        size -= size % self.method.unit
         return [batch.part(start, start + size) for start in range(0, len(batch), size)]
 
     def backward(self, part: Batch, share: float, *, last: bool) -> Loss:

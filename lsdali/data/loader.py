@@ -7,9 +7,11 @@ named, and the pipeline is built anew from that very batch.
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lsdali import dist
@@ -52,6 +54,7 @@ class TrainLoader:
         self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order)
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
+        self._stand_ins: dict[int, NDArray[np.bool_]] = {}  # of the steps that DALI was told
         self._refuse_many_bad()
         if dist.is_main():
             for i in self._bad:
@@ -78,7 +81,8 @@ class TrainLoader:
             except RuntimeError as error:
                 self._recover(error)
                 continue
-            yield _batch(self.index, images, index, self._valid)
+            stand_in = torch.from_numpy(self._stand_ins.pop(self._runner.position - 1))
+            yield replace(_batch(self.index, images, index, self._valid), stand_in=stand_in)
 
     def close(self) -> None:
         """Free DALI's threads and memory."""
@@ -86,7 +90,9 @@ class TrainLoader:
 
     def _arrays(self, step: int) -> Arrays:
         """What the graph reads for one step of this rank."""
-        i = self._replaced(self._plan.indices(step, dist.rank()))
+        planned = self._plan.indices(step, dist.rank())
+        i = self._replaced(planned)
+        self._stand_ins[step] = i != planned
         epoch = step // self.steps_per_epoch
         crop, size = self._config.train, self.index.size[i]
         paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, i, crop.flip)

@@ -1,11 +1,14 @@
 """The methods that a recipe can name."""
 
+from lsdali.methods.bake import BatchEnsembling
 from lsdali.methods.base import Method
 from lsdali.methods.ce import CrossEntropy
 from lsdali.methods.confusion import PairwiseConfusion
 from lsdali.methods.correction import BackwardCorrection, ForwardCorrection
+from lsdali.methods.cskd import ClassWiseDistillation
 from lsdali.methods.disturb import DisturbLabel
 from lsdali.methods.exits import DeepSupervision
+from lsdali.methods.ibls import InstanceSmoothing
 from lsdali.methods.kd import KnowledgeDistillation
 from lsdali.methods.ls import LabelSmoothing
 from lsdali.methods.noisy import (
@@ -17,6 +20,8 @@ from lsdali.methods.noisy import (
 )
 from lsdali.methods.ols import OnlineLabelSmoothing
 from lsdali.methods.ols_deep import DeepOnlineLabelSmoothing
+from lsdali.methods.pskd import ProgressiveDistillation
+from lsdali.methods.tfkd import TeacherFreeDistillation
 from lsdali.methods.zls import ZipfLabelSmoothing
 from lsdali.methods.zls_kd import ZipfWithTeacher
 
@@ -38,4 +43,9 @@ METHODS: dict[str, type[Method]] = {
     "backward": BackwardCorrection,
     "disturb": DisturbLabel,
     "pairwise_confusion": PairwiseConfusion,
+    "ibls": InstanceSmoothing,
+    "pskd": ProgressiveDistillation,
+    "tfkd": TeacherFreeDistillation,
+    "cskd": ClassWiseDistillation,
+    "bake": BatchEnsembling,
 }

@@ -42,6 +42,8 @@ class Method(ABC):
 
     sampling: ClassVar[str] = "shuffled"
     """The name of the order in which training samples are read."""
+    unit: ClassVar[int] = 1
+    """How many neighbours in a batch belong together; a micro-batch is a multiple of it."""
 
     class Config(config.Config):
         """The method's own, typed part of the recipe."""
@@ -55,6 +57,14 @@ class Method(ABC):
     def probes(self) -> dict[str, Probe]:
         """Modules that run inside the student's forward. Called once, when the student is built."""
         return {}
+
+    def begin(self, student: Student) -> None:  # noqa: B027
+        """Once, on every rank, before the first step and before state is loaded: collectives are safe."""
+
+    @property
+    def unmixable(self) -> str | None:
+        """Why mixed images (mixup, CutMix) have no loss here; None where `loss` reads labels by `Batch.per_label`."""
+        return "no rule for mixed images is known for it"
 
     @abstractmethod
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
@@ -78,3 +88,11 @@ class Method(ABC):
                 f"the method '{self.config.name}' keeps no state, but the checkpoint holds {names} for it: "
                 "it was saved by another method"
             )
+
+
+def matching_teacher(config: TeacherConfig, needs: Needs) -> Teacher:
+    """The teacher. Raises UserError where it knows another number of classes."""
+    teacher = needs.teacher(config)
+    if teacher.classes != needs.classes:
+        raise UserError(f"the teacher knows {teacher.classes} classes, but the data set has {needs.classes}")
+    return teacher

@@ -17,6 +17,9 @@ class CrossEntropy(Method):
 
         name: Literal["ce"] = "ce"
 
+    unmixable = None
+
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
-        return Loss(cross_entropy(logits, batch.labels), logits.detach())
+        total = batch.per_label(lambda labels: cross_entropy(logits, labels))
+        return Loss(total, logits.detach())

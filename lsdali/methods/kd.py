@@ -6,18 +6,22 @@ from pydantic import Field
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.methods.base import Loss, Method, Needs, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher import TeacherConfig
 
 
 class KnowledgeDistillation(Method):
-    """Hinton et al. 2015: the student's softened prediction should be the teacher's."""
+    """Hinton et al. 2015: the student's softened prediction should be the teacher's.
+
+    Also how IBLS (Maher and Kull 2021) teaches a shallow student: soft 0.9, hard 0.1, temperature 20. The teacher
+    reads the student's own images. The code of IBLS (Network-distillation.py) looks the teacher's answers up by batch
+    number while every epoch is shuffled anew, so that they belong to other images; that is not offered.
+    """
 
     class Config(Method.Config):
-        """T^2 KL(teacher at T || student at T) + hard cross-entropy."""
+        """soft T^2 KL(teacher at T || student at T) + hard cross-entropy."""
 
         name: Literal["kd"] = "kd"
         teacher: TeacherConfig
@@ -25,20 +29,25 @@ class KnowledgeDistillation(Method):
         """T, which divides the logits of both."""
         hard: float = Field(0.0, ge=0)
         """Weight of the cross-entropy with the label; 0 trains on the teacher alone, as LS-KD does."""
+        soft: float = Field(1.0, gt=0)
+        """Weight of the teacher's term."""
+        mean: Literal["samples", "elements"] = "samples"
+        """The teacher's term is a mean over samples; elements: also over classes, so K times smaller, as in IBLS's
+        code (models/shallownet.py, PyTorch's default reduction)."""
 
     config: Config
+    unmixable = None
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
-        self.teacher = needs.teacher(config.teacher)
-        if self.teacher.classes != needs.classes:
-            raise UserError(f"the teacher knows {self.teacher.classes} classes, but the data set has {needs.classes}")
+        self.teacher = matching_teacher(config.teacher, needs)
+        self.soft = config.soft / (needs.classes if config.mean == "elements" else 1)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         target = self.teacher(batch.images)
         logits = student(batch.images).logits
         kd = distillation_kl(logits, target, self.config.temperature)
         if self.config.hard == 0:
-            return Loss(kd, logits.detach(), {"kd": kd.detach()})
-        ce = cross_entropy(logits, batch.labels)
-        return Loss(kd + self.config.hard * ce, logits.detach(), {"kd": kd.detach(), "ce": ce.detach()})
+            return Loss(self.soft * kd, logits.detach(), {"kd": kd.detach()})
+        ce = batch.per_label(lambda labels: cross_entropy(logits, labels))
+        return Loss(self.soft * kd + self.config.hard * ce, logits.detach(), {"kd": kd.detach(), "ce": ce.detach()})

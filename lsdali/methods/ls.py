@@ -25,8 +25,10 @@ class LabelSmoothing(Method):
         others: a/(K - 1) on the other classes (ZLS)."""
 
     config: Config
+    unmixable = None
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
-        total = label_smoothing(logits, batch.labels, self.config.smoothing, self.config.mass)
+        smoothing, mass = self.config.smoothing, self.config.mass
+        total = batch.per_label(lambda labels: label_smoothing(logits, labels, smoothing, mass))
         return Loss(total, logits.detach())

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lsdali.config import Config
 from lsdali.data.catalog import DATASETS, DataSet
+from lsdali.data.mixing import MixConfig
 from lsdali.methods import METHODS
 from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig
@@ -68,6 +69,8 @@ class Recipe(Config):
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     """The mode of torch.compile for the student's forward; null: eager."""
     data: DataConfig
+    mix: MixConfig | None = None
+    """Training images are mixed in pairs; null: they stay whole. Methods without a rule for it refuse."""
     model: ModelConfig
     method: MethodConfig
     optimizer: OptimizerConfig

@@ -215,3 +215,19 @@ def test_bad_files_in_a_pair_order(zoo):
     )
     labels = torch.tensor([label for _, label, _ in run(loader)]).reshape(-1, 2)
     assert (labels[:, 0] == labels[:, 1]).all()
+
+
+def test_stand_ins_are_marked(zoo):
+    """Whether their fault was known before or met on the way, and nothing else."""
+    config, damage = zoo
+    index = open_index(config, "train")
+    loader = train_loader(config, index, [])
+    assert not any(batch.stand_in.any() for batch in loader.epoch(0))
+    damage()
+    count = 0
+    for start in (0, loader.steps_per_epoch):
+        for step, batch in enumerate(loader.epoch(start), start):
+            planned = torch.from_numpy(loader._plan.indices(step, 0))
+            assert torch.equal(batch.stand_in, planned != batch.index)
+            count += int(batch.stand_in.sum())
+    assert count == 2 * len(DAMAGE)

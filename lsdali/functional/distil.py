@@ -1,0 +1,110 @@
+"""Targets from predictions: of a teacher, of the batch, of an earlier epoch.
+
+B batch, K classes, C channels, k kept classes.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsdali.functional.labels import lift, smooth_targets
+
+Strength = Literal["constant", "sure", "unsure"]
+
+
+def soft_kl(logits: Tensor, target: Tensor) -> Tensor:
+    """[B, K], [B, K] rows summing to 1 -> [B]: KL(target || softmax); 0 log 0 = 0."""
+    return F.kl_div(F.log_softmax(lift(logits), 1), lift(target), reduction="none").sum(1)
+
+
+def progressive_target(labels: Tensor, history: Tensor, trust: Tensor) -> Tensor:
+    """[B] int64, [B, K], [B] a -> [B, K]: (1 - a) one-hot + a history (PS-KD, Kim et al. 2021)."""
+    a = trust[:, None]
+    return (a * lift(history)).scatter_add(1, labels[:, None], (1 - a).to(lift(history).dtype))
+
+
+def top_row(probabilities: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """[B, K] -> the `keep` greatest of each row [B, k], and their classes [B, k] int64."""
+    values, classes = lift(probabilities).topk(keep, 1)
+    return values, classes
+
+
+def rest_row(values: Tensor, classes: Tensor, count: int) -> Tensor:
+    """[B, k], [B, k] int64 -> [B, K]: the kept probabilities; what they leave of 1, spread evenly over the others."""
+    kept = lift(values)
+    rest = (1 - kept.sum(1, keepdim=True)).clamp(min=0) / max(count - kept.shape[1], 1)
+    return rest.expand(-1, count).scatter(1, classes, kept)
+
+
+def virtual_teacher(labels: Tensor, classes: int, correct: float) -> Tensor:
+    """[B] int64 -> [B, K]: `correct` on the label, the rest evenly on the others (TF-KD, Yuan et al. 2020)."""
+    return smooth_targets(labels, classes, 1 - correct, "others")
+
+
+def ensemble_targets(logits: Tensor, features: Tensor, temperature: float, propagation: float) -> Tensor:
+    """[B, K], [B, C] -> [B, K], without gradient: (1 - w) (I - w A)^-1 softmax(logits / T).
+
+    BAKE (Ge et al. 2021): each sample's prediction becomes a mixture of its batch's, weighted by A, the row
+    softmax of the cosines between features, a sample's own left out. Rows sum to 1. I - w A is strictly
+    diagonally dominant for w < 1, so the solution exists.
+    """
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        unit = F.normalize(lift(features.detach()), dim=1)
+        own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        affinity = (unit @ unit.mT).masked_fill(own, -1e9).softmax(1)
+        soft = F.softmax(lift(logits.detach()) / temperature, 1).to(unit.dtype)
+        system = torch.eye(len(unit), dtype=unit.dtype, device=unit.device) - propagation * affinity
+        # solve() would wait for the device to report a singular matrix
+        mixed: Tensor = torch.linalg.solve_ex(system, soft).result
+        return (1 - propagation) * mixed
+
+
+# ---- instance-based label smoothing (Maher and Kull 2021, arXiv 2110.05355, and its two repositories)
+
+
+def instance_strength(teacher: Tensor, labels: Tensor, smoothing: float, temperature: float, by: Strength) -> Tensor:
+    """[B, K] logits, [B] int64 -> [B]: the mass taken from the label. p is the teacher's probability of it at T.
+
+    "constant": a; "sure": a p; "unsure": a (1 - p).
+    """
+    p = F.softmax(lift(teacher) / temperature, 1).gather(1, labels[:, None]).squeeze(1)
+    return smoothing * {"constant": torch.ones_like(p), "sure": p, "unsure": 1 - p}[by]
+
+
+def teacher_spread(teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """[B, K] logits, [B] int64 -> [B, K], 0 on the label, rows summing to 1: the teacher's softmax at T without it.
+
+    The same as p / (1 - p[label]) off the label, also where that is 0 / 0 in floating point.
+    """
+    return F.softmax((lift(teacher) / temperature).scatter(1, labels[:, None], -torch.inf), 1)
+
+
+def even_target(strength: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[B], [B] int64 -> [B, K]: 1 - strength on the label, the rest evenly on the others."""
+    share = (strength / (classes - 1))[:, None].expand(-1, classes)
+    return share.scatter(1, labels[:, None], 1 - strength[:, None])
+
+
+def alone_target(strength: Tensor, spread: Tensor, labels: Tensor) -> Tensor:
+    """[B], [B, K] with 0 on the label, [B] int64 -> [B, K]: 1 - strength on the label, strength x spread elsewhere."""
+    return (strength[:, None] * spread).scatter(1, labels[:, None], 1 - strength[:, None])
+
+
+def logit_target(teacher: Tensor, labels: Tensor, smoothing: float, shift: Literal["always", "negative"]) -> Tensor:
+    """[B, K] logits, [B] int64 -> [B, K], rows summing to 1: smoothing in proportion to shifted logits.
+
+    g is the logits less the row's minimum ("negative": only where that is below 0). The label loses
+    a g[label] / sum g, which the others share in proportion to g, or evenly where all of theirs are 0.
+    """
+    logits = lift(teacher)
+    low = logits.amin(1, keepdim=True)
+    g = logits - (low if shift == "always" else low.clamp(max=0))
+    classes, label = g.shape[1], labels[:, None]
+    total, mine = g.sum(1, keepdim=True), g.gather(1, label)
+    strength = smoothing * torch.where(total > 0, mine / total, 1 / classes)
+    others = g.scatter(1, label, 0.0)
+    left = others.sum(1, keepdim=True)
+    spread = torch.where(left > 0, others / left, 1 / (classes - 1))
+    return (strength * spread).scatter(1, label, 1 - strength)

@@ -1,0 +1,45 @@
+"""Batch knowledge ensembling."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.functional import cross_entropy, ensemble_targets, lift, soft_kl
+from lsdali.methods.base import Loss, Method
+from lsdali.models.student import Forward
+
+
+class BatchEnsembling(Method):
+    """Ge et al. 2021: the target is the batch's own predictions, mixed by how alike the samples' features are.
+
+    Batches come in pairs of one class (one further image of each class, `intra-images 1` in megvii-research/zipfls).
+    There the method's code (train_methods.py) detaches the student's logits too, so that its term trains nothing; here,
+    as in the paper, only the target is without gradient. The mixture is over a micro-batch.
+    """
+
+    sampling = "class_pairs"
+    unit = 2
+
+    class Config(Method.Config):
+        """Cross-entropy + weight T^2 KL(mixed predictions at T || student at T)."""
+
+        name: Literal["bake"] = "bake"
+        temperature: float = Field(4.0, gt=0)
+        """T, which divides the logits of both."""
+        propagation: float = Field(0.5, ge=0, lt=1)
+        """omega, how far predictions spread; published: 0.5 (ImageNet), 0.9 (TinyImageNet)."""
+        weight: float = Field(1.0, ge=0)
+        """Weight of the ensemble's term."""
+
+    config: Config
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        out = student(batch.images)
+        ce = cross_entropy(out.logits, batch.labels)
+        t = self.config.temperature
+        target = ensemble_targets(out.logits, out.features, t, self.config.propagation)
+        ensemble = t**2 * soft_kl(lift(out.logits) / t, target).mean()
+        total = ce + self.config.weight * ensemble
+        return Loss(total, out.logits.detach(), {"ce": ce.detach(), "ensemble": ensemble.detach()})

@@ -1,0 +1,201 @@
+"""SampleMemory: one row of class probabilities for every training sample, in one copy per node.
+
+Exactness. In an epoch each sample is read, then written, by one rank and in one step. So a row is that of the epoch in
+which its sample was last seen, and no rank can meet another's write before the epoch's end. Stand-ins for bad files
+would break this (their sample comes twice); the caller leaves them out with `keep`.
+
+Nodes. Until `share`, rows written on one node are unknown to the others. `share` is due at each epoch's end, since any
+rank may read the row in the next one, and before rows are saved; within an epoch it changes no row still to be read.
+
+Waiting. On a GPU `write` starts a copy into pinned memory and returns; the rows reach the table at a later `write`,
+when the device has passed that point, or in `share`. `read` sends pinned rows to the device without waiting.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lsdali import dist
+from lsdali.errors import UserError
+from lsdali.functional import rest_row, top_row
+from lsdali.state.shared import shared_memory
+
+Form = Literal["dense32", "dense16", "topk"]
+Rows = dict[str, Tensor]
+
+CHUNK = 2**26  # bytes that a node receives from the others at one time
+PENDING = 64  # copies under way at most; beyond that `write` waits
+ALIGN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one sample's row is made of.
+
+    dense32, dense16: K probabilities. topk: the `keep` greatest as float16, and their classes; what they leave of 1 is
+    spread evenly over the other classes.
+    """
+
+    form: Form
+    classes: int
+    keep: int = 0  # of the form topk; at most `classes`
+
+    def columns(self) -> dict[str, tuple[torch.dtype, int]]:
+        """Number type and width of each table."""
+        if self.form == "topk":
+            number = torch.int16 if self.classes <= 2**15 else torch.int32
+            return {"shares": (torch.float16, self.keep), "classes": (number, self.keep)}
+        return {"shares": (torch.float32 if self.form == "dense32" else torch.float16, self.classes)}
+
+    def pack(self, probabilities: Tensor) -> Rows:
+        """[B, K] -> each table's rows, on the same device."""
+        values = {"shares": probabilities}
+        if self.form == "topk":
+            values["shares"], values["classes"] = top_row(probabilities, self.keep)
+        return {name: values[name].to(dtype) for name, (dtype, _) in self.columns().items()}
+
+    def unpack(self, rows: Rows) -> Tensor:
+        """Each table's rows -> [B, K] float32."""
+        if self.form == "topk":
+            return rest_row(rows["shares"], rows["classes"].long(), self.classes)
+        return rows["shares"].float()
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(dtype.itemsize * width for dtype, width in self.columns().values())
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Rows on their way from the device."""
+
+    index: Tensor  # [B] int64 samples, on the host
+    rows: Rows  # pinned
+    keep: Tensor | None  # [B] bool, on the host
+    done: torch.cuda.Event
+
+
+class SampleMemory:
+    """`samples` rows of probabilities; `open` it on every rank before anything else."""
+
+    def __init__(self, samples: int, layout: Layout, device: torch.device) -> None:
+        self.samples, self.layout, self.device = samples, layout, device
+        self.tables: Rows = {}  # [N, width] each
+        self.seen = torch.empty(0)  # [N] uint8: whether the row holds anything
+        self.fresh = torch.empty(0)  # [N] uint8: whether the row is unknown to other nodes
+        self._leaders: dist.Group | None = None
+        self._pending: deque[Pending] = deque()
+
+    def open(self) -> None:
+        """Map the memory; a collective. Raises UserError on every rank where a node has too little."""
+        columns = {**self.layout.columns(), "seen": (torch.uint8, 1), "fresh": (torch.uint8, 1)}
+        sizes = [-(-self.samples * width * dtype.itemsize // ALIGN) * ALIGN for dtype, width in columns.values()]
+        place = shared_memory(sum(sizes), f"a memory of {self.samples} samples ({self.layout.form})")
+        start = 0
+        for (name, (dtype, width)), size in zip(columns.items(), sizes, strict=True):
+            # A storage of its own for each table: torch.save writes whole storages, and one of a single type.
+            table = torch.frombuffer(place, dtype=dtype, count=self.samples * width, offset=start)
+            self.tables[name] = table.view(self.samples, width)
+            start += size
+        self.seen, self.fresh = (self.tables.pop(name).view(-1) for name in ("seen", "fresh"))
+        self._leaders = dist.leaders()
+
+    def read(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[B] int64, [B] bool on the host -> [B, K] float32 rows and [B] bool, on the device.
+
+        The second tells which rows hold anything; none does where `keep` is False.
+        """
+        known = self.seen[index].bool() if keep is None else self.seen[index].bool() & keep
+        rows = {name: self._to_device(table, index) for name, table in self.tables.items()}
+        if self.device.type == "cuda":
+            known = known.pin_memory().to(self.device, non_blocking=True)
+        return self.layout.unpack(rows), known
+
+    def _to_device(self, table: Tensor, index: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return table[index]
+        pinned = torch.empty((len(index), table.shape[1]), dtype=table.dtype, pin_memory=True)
+        return torch.index_select(table, 0, index, out=pinned).to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def write(self, index: Tensor, probabilities: Tensor, keep: Tensor | None = None) -> None:
+        """[B] int64 on the host, [B, K], [B] bool on the host -> these samples' rows, but where `keep` is False."""
+        rows = self.layout.pack(probabilities)
+        if self.device.type != "cuda":
+            self._put(index, rows, keep)
+            return
+        pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in rows.items()}
+        for name, x in rows.items():
+            pinned[name].copy_(x, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        self._land(PENDING)
+        self._pending.append(Pending(index, pinned, keep, done))
+
+    def _land(self, most: int) -> None:
+        """Put what has arrived; wait until at most `most` copies are under way."""
+        while self._pending and (len(self._pending) > most or self._arrived()):
+            first = self._pending.popleft()
+            first.done.synchronize()
+            self._put(first.index, first.rows, first.keep)
+
+    def _arrived(self) -> bool:
+        return bool(self._pending[0].done.query())  # type: ignore[no-untyped-call]
+
+    def _put(self, index: Tensor, rows: Rows, keep: Tensor | None) -> None:
+        if keep is not None:
+            index, rows = index[keep], {name: x[keep] for name, x in rows.items()}
+        for name, table in self.tables.items():
+            table[index] = rows[name]
+        self.seen[index] = 1
+        self.fresh[index] = 1
+
+    def share(self) -> None:
+        """Give every node every row; a collective."""
+        self._land(0)
+        dist.barrier()
+        if self._leaders is not None and dist.local_rank() == 0:
+            self._exchange(self._leaders)
+        dist.barrier()
+
+    def _exchange(self, leaders: dist.Group) -> None:
+        """Between the first ranks of the nodes, in pieces of at most CHUNK bytes."""
+        mine = self.fresh.nonzero().flatten()
+        counts = dist.gather_objects(len(mine), leaders)
+        size = max(CHUNK // ((8 + self.layout.row_bytes) * len(counts)), 1)
+        for start in range(0, max(counts), size):
+            part = mine[start : start + size]
+            index = dist.all_rows(part, leaders)
+            for table in self.tables.values():
+                rows = dist.all_rows(table[part].view(torch.uint8), leaders)  # gloo knows no int16
+                table[index] = rows.view(table.dtype)
+            self.seen[index] = 1
+        self.fresh[mine] = 0
+
+    def state_dict(self) -> Rows:
+        """The tables themselves, not copies: every row, on every node; a collective."""
+        self.share()
+        return {**self.tables, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError on every rank for the rows of another memory; a collective."""
+        own = {**self.tables, "seen": self.seen}
+        wrong = sorted(own.keys() ^ state.keys()) or [
+            name for name, table in own.items() if state[name].dtype != table.dtype or state[name].shape != table.shape
+        ]
+        if wrong:
+            raise UserError(
+                f"the checkpoint holds another memory of the samples ({', '.join(wrong)} differ): "
+                "it was saved for other data or another history"
+            )
+        self._pending.clear()
+        dist.barrier()
+        if dist.local_rank() == 0:
+            for name, table in own.items():
+                table.copy_(state[name])
+            self.fresh.zero_()
+        dist.barrier()
