@@ -28,11 +28,13 @@ setup(
         "rich",
         "scikit-learn",
         "pillow",
+        "safetensors",
     ],
     extras_require={
         "test": [
             "pytest",
             "pytest-timeout",
+            "timm",
             "torchmetrics",
             "scipy",
             "jsonschema",
