@@ -154,7 +154,7 @@ def test_gradients_reach_every_parameter_and_copies_are_apart(name):
     assert {id(p) for p in twin.network.readout.parameters()} <= kept
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "resnet110_sd"])
 def test_traces_in_one_graph(name):
     torch._dynamo.reset()
     student = Student(build(name), {"votes": DenseVotes()}).eval()
