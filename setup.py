@@ -29,11 +29,13 @@ setup(
         "scikit-learn",
         "scipy",
         "pillow",
+        "safetensors",
     ],
     extras_require={
         "test": [
             "pytest",
             "pytest-timeout",
+            "timm",
             "torchmetrics",
             "jsonschema",
             "ruff",

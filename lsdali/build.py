@@ -18,8 +18,10 @@ from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, Needs
 from lsdali.models import build_network
+from lsdali.models.fits import probes_fit, size_fits
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import load_teacher
+from lsdali.models.weights import load_weights
 from lsdali.optim import build_optimizer
 from lsdali.optim.ema import Average
 from lsdali.optim.precision import Precision
@@ -55,13 +57,11 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     precision = Precision(recipe.precision, device)
     train_index, val_index = open_index(recipe.data, "train"), open_index(recipe.data, "val")
     classes = count_classes(recipe, train_index)
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.model, classes)
+    network = open_network(recipe, classes, events)
     method = build_method(recipe, network, len(train_index), device)
     check_shares(recipe, method)
-    # The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
-    student = Student(network, method.probes()).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(student, recipe.optimizer, device)
+    student = open_student(recipe, network, method, device)
+    optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
     train, val = build_loaders(recipe, train_index, val_index, method.sampling, device, events)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
@@ -139,6 +139,27 @@ def check_shares(recipe: Recipe, method: Method) -> None:
             f"mix: {recipe.mix.name} mixes neighbours, so each of {dist.world()} processes needs an even share; "
             f"batch {recipe.batch} is no multiple of {2 * dist.world()}"
         )
+
+
+def open_network(recipe: Recipe, classes: int, events: Events) -> Network:
+    """The network at its beginning: untrained, or with the recipe's weights."""
+    model, data = recipe.model, recipe.data
+    torch.manual_seed(recipe.seed)
+    network = build_network(model, classes)
+    size_fits(network, model.name, (data.train.size, data.eval.size))
+    if model.weights is not None:
+        load_weights(network, model.name, model.weights, events.say)
+    return network
+
+
+def open_student(recipe: Recipe, network: Network, method: Method, device: torch.device) -> Student:
+    """The network and the method's probes on the device.
+
+    The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
+    """
+    probes = method.probes()
+    probes_fit(network, recipe.model.name, probes, cast(Any, recipe.method).name)
+    return Student(network, probes).to(device).to(memory_format=torch.channels_last)
 
 
 def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> Method:

@@ -112,6 +112,12 @@ def together() -> Iterator[None]:
             raise SharedError(text if len(set(failures)) == 1 else f"rank {number}: {text}")
 
 
+def barrier() -> None:
+    """Every rank waits for every other."""
+    if active():
+        gather_objects(None)
+
+
 def all_sum(x: Tensor) -> Tensor:
     """The sum over ranks, on every rank; `x` is left alone."""
     x = x.clone()

@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class SharedError(UserError):
     """The same on every rank, so that rank 0 alone prints it."""
+
+
+def first_line(fault: BaseException) -> str:
+    """What somebody else's exception says, in one line; its class where it says nothing."""
+    return next(iter(str(fault).splitlines()), type(fault).__name__)

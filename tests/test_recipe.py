@@ -87,7 +87,10 @@ def test_the_schema_for_editors_is_current_and_accepts_every_recipe() -> None:
             "optimizer.weight_decay: got the text '5E4', "
             "since YAML reads a number only with a point and a sign: write 5.0e+4",
         ),
-        ("model.name=resnet51", "model.name: there is no model 'resnet51'; did you mean 'resnet50'?"),
+        (
+            "model.name=resnext51_32x4d",
+            "model.name: there is no model 'resnext51_32x4d'; did you mean 'resnext50_32x4d'?",
+        ),
     ],
 )
 def test_the_sentence_of_each_error(tmp_path: Path, override: str, sentence: str) -> None:

@@ -1,48 +1,122 @@
 """The networks that a recipe can name."""
 
 from collections.abc import Callable
+from functools import partial
+from inspect import signature
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
 from lsdali.config import Config
-from lsdali.models.cifar import CIFAR
+from lsdali.errors import UserError
+from lsdali.models.dense import DENSE
 from lsdali.models.imagenet import IMAGENET
+from lsdali.models.mobile import MOBILE
 from lsdali.models.names import unknown
+from lsdali.models.options import INITS, Init, zero_last_norms
+from lsdali.models.plain import PLAIN
+from lsdali.models.preact import PREACT
+from lsdali.models.pyramid import PYRAMID
+from lsdali.models.resnet_cifar import RESNETS
+from lsdali.models.resnext import RESNEXT
+from lsdali.models.san import SAN
 from lsdali.models.student import Network
+from lsdali.models.timm import PREFIX, build_timm, known_timm
+from lsdali.models.weights import WeightsConfig
+from lsdali.models.wideresnet import WIDE
 
-MODELS: dict[str, Callable[..., Network]] = {**IMAGENET, **CIFAR}
-"""Builders (classes), and (classes, width=...) for those in CIFAR."""
+CIFAR: dict[str, Callable[..., Network]] = {
+    **PREACT,
+    **RESNETS,
+    **DENSE,
+    **RESNEXT,
+    **PYRAMID,
+    **WIDE,
+    **PLAIN,
+    **MOBILE,
+}
+"""For small images."""
+
+MODELS: dict[str, Callable[..., Network]] = {**IMAGENET, **SAN, **CIFAR}
+"""Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter."""
+
+OPTIONS = ("width", "dropout", "drop_path")
+
+
+def builder(name: str) -> Callable[..., Network]:
+    """A name in MODELS, or `timm/<name>`."""
+    return partial(build_timm, name) if name.startswith(PREFIX) else MODELS[name]
+
+
+def takes(name: str, option: str) -> bool:
+    return option in signature(builder(name)).parameters
 
 
 def known_model(name: str) -> str:
-    if name not in MODELS:
+    if name.startswith(PREFIX):
+        try:
+            known_timm(name)
+        except UserError as fault:
+            raise ValueError(str(fault)) from fault
+    elif name not in MODELS:
         raise ValueError(unknown("model", name, MODELS))
     return name
+
+
+NAMES = {"anyOf": [{"enum": sorted(MODELS)}, {"pattern": f"^{PREFIX}.+"}]}
 
 
 class ModelConfig(Config):
     """Which network is trained."""
 
-    name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra={"enum": sorted(MODELS)})]
-    """A name in MODELS."""
+    name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=NAMES)]
+    """A name in MODELS, or timm/<name> for any network of timm."""
     width: Annotated[int, Field(ge=16)] | None = None
-    """Channels of the first stage, for the networks for small images alone; null is the published width. With fewer
+    """Channels of the first stage, for some networks for small images; null is the published width. With fewer
     than 16 channels torch's CPU kernels of strided 1x1 convolutions overrun their buffers (seen with torch 2.15)."""
 
     classes: Annotated[int, Field(ge=2)] | None = None
     """Outputs of the classifier; null: as many as the data has classes."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of features dropped in training, where the network's paper drops them; null is the published rate."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Largest rate of stochastic depth (or ShakeDrop), that of the last block; null is the published rate."""
+    init: Init | None = None
+    """How weights begin. torch: uniform, as torch makes layers; kaiming_out: convolutions normal by fan-out;
+    kaiming_in: convolutions and linear layers normal by fan-in; null is the published way."""
+    zero_gamma: bool = False
+    """Whether residual branches begin at zero: the scale of their last norm is 0."""
+    weights: WeightsConfig | None = None
+    """Pretrained weights; null: trained from scratch."""
 
     @model_validator(mode="after")
-    def width_fits(self) -> Self:
-        if self.width is not None and self.name not in CIFAR:
-            raise ValueError(f"'{self.name}' has a fixed width; `width` is for {', '.join(sorted(CIFAR))}")
+    def options_fit(self) -> Self:
+        if self.width is not None and not takes(self.name, "width"):
+            raise ValueError(f"'{self.name}' has a fixed width; `width` is for {self.with_option('width')}")
+        for option in ("dropout", "drop_path"):
+            if getattr(self, option) is not None and not takes(self.name, option):
+                raise ValueError(f"'{self.name}' has no {option}; `{option}` is for {self.with_option(option)}")
+        if self.weights is not None and (self.init is not None or self.zero_gamma):
+            raise ValueError("`weights` are where the network begins; leave out `init` and `zero_gamma`")
+        if self.weights is not None:
+            self.weights.fits(self.name)
         return self
+
+    @staticmethod
+    def with_option(option: str) -> str:
+        return ", ".join(sorted(name for name in MODELS if takes(name, option)))
 
 
 def build_network(config: ModelConfig, classes: int) -> Network:
-    """An untrained network; draws its weights from torch's global generator."""
-    if config.width is None:
-        return MODELS[config.name](classes)
-    return MODELS[config.name](classes, width=config.width)
+    """An untrained network; draws its weights from torch's global generator.
+
+    Raises UserError for an option that only the built network shows it cannot honour.
+    """
+    options = {key: getattr(config, key) for key in OPTIONS if getattr(config, key) is not None}
+    network = builder(config.name)(classes, **options)
+    if config.init is not None:
+        INITS[config.init](network)
+    if config.zero_gamma:
+        zero_last_norms(network, config.name)
+    return network

@@ -1,6 +1,5 @@
-"""torchvision's ResNets, taken apart into a Network. The numbers are torchvision's own."""
+"""torchvision's networks, taken apart into Networks. The numbers are torchvision's own."""
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,33 +8,165 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.densenet import DenseNet
 
 from lsdali.errors import UserError
+from lsdali.models.blocks import average
 from lsdali.models.names import unknown
 from lsdali.models.student import Network
 
-NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+RESNETS = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+
+# Where the stages begin among the children of torchvision's `features`; before the first lies the stem. A stage ends
+# where the side of the map is halved next; the DenseNets' end with their transition.
+STARTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201", "densenet264"), (4, 6, 8, 10)),
+    "mobilenet_v2": (2, 4, 7, 14),
+    "mobilenet_v3_large": (2, 4, 7, 13),
+    "mobilenet_v3_small": (1, 2, 4, 9),
+    **dict.fromkeys((f"efficientnet_b{n}" for n in range(8)), (2, 3, 4, 6)),
+    **dict.fromkeys(("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"), (1, 2, 4, 6)),
+    "squeezenet1_0": (3, 6, 11),
+    "squeezenet1_1": (3, 5, 8),
+}
 
 
-def take_apart(model: Any) -> Network:
-    """A torchvision ResNet -> the same modules as a Network."""
+class PlacewiseNetwork(Network):
+    """SqueezeNet (Iandola et al. 2016): classifies every place of the last map, then averages relu of the logits.
+
+    Its 1x1 convolution is the linear classifier here, with the same numbers. Places vote before that ReLU, which
+    would tie all classes without support.
+    """
+
+    def features(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """The maps of all stages -> [B, C], the mean of what the classifier reads."""
+        pooled: Tensor = self.pool(list(maps.values())[-1])
+        return pooled
+
+    def logits(self, maps: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """-> [B, K]."""
+        places = self.dropout(list(maps.values())[-1]).movedim(1, -1)
+        out: Tensor = self.classifier(places).relu().mean((1, 2))
+        return out
+
+
+def take_apart(model: Any, name: str) -> Network:
+    """A torchvision model -> the same modules as a Network, which knows torchvision's names of its tensors."""
+    theirs = {id(value): key for key, value in model.state_dict(keep_vars=True).items()}
+    network = take_resnet(model) if name in RESNETS else take_features(model, STARTS[name])
+    ours = network.state_dict(keep_vars=True)
+    aliases = {theirs[id(value)]: key for key, value in ours.items() if id(value) in theirs}
+    if isinstance(network, PlacewiseNetwork):
+        aliases |= {f"classifier.1.{part}": f"classifier.{part}" for part in ("weight", "bias")}
+    network.aliases = aliases
+    network.channels = measure_channels(network)
+    return network
+
+
+def take_resnet(model: Any) -> Network:
     stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
-    stages = {name: getattr(model, name) for name in STAGES}
-    width = model.fc.in_features
-    channels = {name: width // 2 ** (3 - i) for i, name in enumerate(STAGES)}
-    return Network(stem, stages, nn.Sequential(model.avgpool, nn.Flatten(1)), model.fc, channels)
+    stages = {name: getattr(model, name) for name in ("layer1", "layer2", "layer3", "layer4")}
+    return Network(stem, stages, nn.Sequential(model.avgpool, nn.Flatten(1)), model.fc, {})
 
 
-def from_torchvision_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision ResNet's state dict -> the state dict of its Network."""
-    rename = (("^(conv1|bn1)", r"stem.\1"), ("^layer", "stages.layer"), ("^fc", "classifier"))
-    out: dict[str, Tensor] = {}
-    for name, value in state.items():
-        for old, new in rename:
-            name = re.sub(old, new, name)
-        out[name] = value
+def take_features(model: Any, starts: tuple[int, ...]) -> Network:
+    """A model that is a list of layers `features` and a `classifier`."""
+    layers = list(model.features.children())
+    if isinstance(model, DenseNet):
+        layers.append(nn.ReLU())  # a function call in torchvision
+    ends = (*starts[1:], len(layers))
+    stages = {f"stage{n + 1}": nn.Sequential(*layers[a:b]) for n, (a, b) in enumerate(zip(starts, ends, strict=True))}
+    stem = nn.Sequential(*layers[: starts[0]])
+    if isinstance(model.classifier, nn.Linear):
+        return Network(stem, stages, average(), model.classifier, {})
+    head = list(model.classifier.children())
+    rates = [part.p for part in head if isinstance(part, nn.Dropout)]
+    dropout = rates[0] if rates else 0.0
+    if isinstance(model, torchvision.models.SqueezeNet):
+        return PlacewiseNetwork(stem, stages, average(), as_linear(head[1]), {}, dropout=dropout)
+    neck: nn.Module | None = None
+    if isinstance(model, torchvision.models.ConvNeXt):
+        neck = as_vector_norm(head[0])
+    elif isinstance(head[0], nn.Linear):  # MobileNetV3's hidden layer
+        neck = nn.Sequential(head[0], nn.Hardswish())
+    return Network(stem, stages, average(), head[-1], {}, neck=neck, dropout=dropout)
+
+
+def as_linear(convolution: nn.Conv2d) -> nn.Linear:
+    """A linear layer with the numbers of a 1x1 convolution."""
+    linear = nn.Linear(convolution.in_channels, convolution.out_channels, device="meta")
+    assert convolution.bias is not None
+    linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
+    linear.bias = nn.Parameter(convolution.bias.detach())
+    return linear
+
+
+def as_vector_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """A LayerNorm over channels for [B, C, H, W], with the same parameters, for [..., C]."""
+    out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+    out.weight, out.bias = norm.weight, norm.bias
     return out
+
+
+@torch.no_grad()
+def measure_channels(network: Network) -> dict[str, int]:
+    """The width of every stage, found with one small image of zeros."""
+    training, device = network.training, network.classifier.weight.device
+    maps = network.eval().maps(torch.zeros(1, 3, 64, 64, device=device))
+    network.train(training)
+    return {name: x.shape[1] for name, x in maps.items()}
+
+
+def untrained(name: str, classes: int, **options: Any) -> Network:
+    """Options without a value are left to torchvision."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if name == "densenet264":
+        model: Any = DenseNet(32, (6, 12, 64, 48), 64, num_classes=classes, **given)
+    else:
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **given)
+    return take_apart(model, name)
+
+
+# A builder's own parameters say which keys of a recipe it can honour.
+
+
+def residual(name: str, classes: int) -> Network:
+    """ResNet (He et al. 2016), ResNeXt (Xie et al. 2017), Wide ResNet (Zagoruyko and Komodakis 2016)."""
+    return untrained(name, classes)
+
+
+def dense(name: str, classes: int, dropout: float | None = None) -> Network:
+    """DenseNet (Huang et al. 2017); `dropout` acts on the new channels of each layer. The last ReLU is in stage4."""
+    return untrained(name, classes, drop_rate=dropout)
+
+
+def with_dropout(name: str, classes: int, dropout: float | None = None) -> Network:
+    """MobileNetV2 (Sandler et al. 2018), MobileNetV3 (Howard et al. 2019), SqueezeNet (Iandola et al. 2016)."""
+    return untrained(name, classes, dropout=dropout)
+
+
+def efficientnet(name: str, classes: int, dropout: float | None = None, drop_path: float | None = None) -> Network:
+    """EfficientNet (Tan and Le 2019)."""
+    return untrained(name, classes, dropout=dropout, stochastic_depth_prob=drop_path)
+
+
+def convnext(name: str, classes: int, drop_path: float | None = None) -> Network:
+    """ConvNeXt (Liu et al. 2022); its LayerNorm before the classifier is the neck."""
+    return untrained(name, classes, stochastic_depth_prob=drop_path)
+
+
+def builder(name: str) -> Callable[..., Network]:
+    kinds = {"densenet": dense, "efficientnet": efficientnet, "convnext": convnext}
+    kinds |= {"mobilenet": with_dropout, "squeezenet": with_dropout}
+    kind: Any = next((build for start, build in kinds.items() if name.startswith(start)), residual)
+    return partial(kind, name)
+
+
+IMAGENET: dict[str, Callable[..., Network]] = {name: builder(name) for name in (*RESNETS, *STARTS)}
+"""Builders (classes), and what else each takes: dropout=..., drop_path=..."""
 
 
 def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
@@ -46,25 +177,41 @@ def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
     Raises UserError for a name or weights that torchvision does not have, weights for another number of
     classes, or weights that cannot be fetched.
     """
-    if name not in NAMES:
-        raise UserError(unknown("torchvision model", name, NAMES))
     if weights is None:
-        return take_apart(torchvision.models.get_model(name, weights=None, num_classes=classes))
-    # Without the alias DEFAULT, which means other weights in other versions of torchvision.
-    known = {entry.name: entry for entry in torchvision.models.get_model_weights(name)}
-    if weights not in known:
-        have = ", ".join(known)
-        raise UserError(f"there is no set of torchvision's {name} weights '{weights}'; torchvision has: {have}")
-    entry = known[weights]
+        known_network(name)
+        return IMAGENET[name](classes)
+    entry = weights_entry(name, weights)
     trained = len(entry.meta["categories"])
     if trained != classes:
         raise UserError(f"torchvision's {name} {weights} knows {trained} classes, but the data set has {classes}")
+    return take_apart(fetched(entry, lambda: torchvision.models.get_model(name, weights=entry)), name)
+
+
+def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
+    """torchvision's weights of that name, with its names of the tensors. Raises as `from_torchvision` does."""
+    entry = weights_entry(name, weights)
+    state: dict[str, Tensor] = fetched(entry, lambda: entry.get_state_dict(progress=False, check_hash=True))
+    return state
+
+
+def known_network(name: str) -> None:
+    if name not in IMAGENET:
+        raise UserError(unknown("torchvision model", name, IMAGENET))
+
+
+def weights_entry(name: str, weights: str) -> Any:
+    known_network(name)
+    # Without the alias DEFAULT, which means other weights in other versions of torchvision.
+    known = {} if name == "densenet264" else {e.name: e for e in torchvision.models.get_model_weights(name)}
+    if weights not in known:
+        have = ", ".join(known) or "none for this network"
+        raise UserError(f"there is no set of torchvision's {name} weights '{weights}'; torchvision has: {have}")
+    return known[weights]
+
+
+def fetched(entry: Any, fetch: Callable[[], Any]) -> Any:
     try:
-        return take_apart(torchvision.models.get_model(name, weights=entry))
+        return fetch()
     except (OSError, RuntimeError) as fault:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         raise UserError(f"cannot get {entry.url} ({fault}); put that file into {folder} by hand") from fault
-
-
-IMAGENET: dict[str, Callable[[int], Network]] = {name: partial(from_torchvision, name, None) for name in NAMES}
-"""Builders (classes)."""

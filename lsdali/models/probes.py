@@ -21,6 +21,8 @@ class DenseVotes(Probe):
     under autocast: bfloat16 logits tie often, and a tie goes to the lowest class number.
     """
 
+    classifies_places = True
+
     def __init__(self, upsample: Upsample | None = None, exit: "StageHead | None" = None) -> None:
         """With `exit`, that head votes at the places of its own stage; it is shared with the student's probes."""
         super().__init__()
@@ -29,10 +31,13 @@ class DenseVotes(Probe):
 
     @torch.no_grad()
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """-> [B, L] int64 class numbers, places row by row; L = H W, or 4 H W with upsampling."""
+        """-> [B, L] int64 class numbers, places row by row; L = H W, or 4 H W with upsampling.
+
+        `classifier` is the network's own readout: its neck where it has one, and its linear layer, without dropout.
+        """
         last = (list(stages.values())[-1] if self.exit is None else stages[self.exit.stage]).detach()
         classifier = classifier if self.exit is None else self.exit.linear
-        weight = next(classifier.parameters())
+        *_, weight = classifier.parameters()  # the linear layer's bias [K], or its weight [K, C]
         scale = 4 if self.upsample else 1
         sample_bytes = scale * last.shape[2] * last.shape[3] * len(weight) * weight.element_size()
         size = max(1, CHUNK_BYTES // sample_bytes)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,20 @@ Forward = Callable[[Tensor], Outputs]
 
 
 class Network(nn.Module):
-    """An image classifier in four parts: stem, named stages in order, pool, and the linear classifier.
+    """An image classifier in parts: stem, named stages in order, pool, neck, dropout and the linear classifier.
 
-    `pool` maps the last stage [B, C, H, W] to features [B, C]; `channels` gives the width C of every stage.
+    `pool` maps the last stage [B, C, H, W] to [B, C]; `neck` [..., C] -> [..., D] is what a family has between pool
+    and classifier (the LayerNorm of ConvNeXt, the hidden layer of MobileNetV3) and acts on single places too;
+    `dropout` drops features before the classifier in training. `channels` gives the width C of every stage; it is
+    empty where the stages hand on no maps.
     """
+
+    aliases: Mapping[str, str]
+    """Names of tensors in the weights that others publish (torchvision's, timm's) -> their names here."""
+    placewise: bool = True
+    """Whether neck and classifier can read single places of the last map."""
+    image_size: int | None = None
+    """The only side of images in pixels that the network takes; None: any that is large enough."""
 
     def __init__(
         self,
@@ -37,14 +48,27 @@ class Network(nn.Module):
         pool: nn.Module,
         classifier: nn.Linear,
         channels: Mapping[str, int],
+        *,
+        neck: nn.Module | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.ModuleDict(stages)
         self.pool = pool
+        self.neck = nn.Identity() if neck is None else neck
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.classifier = classifier
         self.channels = dict(channels)
         self.classes = classifier.out_features
+        self.aliases = {}
+        # In a tuple, so that its parts are not registered twice.
+        self._readout = (classifier if neck is None else nn.Sequential(neck, classifier),)
+
+    @property
+    def readout(self) -> nn.Module:
+        """Neck and classifier, [..., C] of the last map -> [..., K]: what probes are given to classify places."""
+        return self._readout[0]
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the map [B, C, H', W'] that leaves each stage, in order."""
@@ -56,14 +80,19 @@ class Network(nn.Module):
         return out
 
     def features(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """The maps of all stages -> [B, C], what the classifier reads."""
-        pooled: Tensor = self.pool(list(maps.values())[-1])
+        """The maps of all stages -> [B, D], what the classifier reads."""
+        pooled: Tensor = self.dropout(self.neck(self.pool(list(maps.values())[-1])))
         return pooled
+
+    def logits(self, maps: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """The maps of all stages and the features [B, D] of them -> [B, K]."""
+        out: Tensor = self.classifier(features)
+        return out
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, K]."""
-        logits: Tensor = self.classifier(self.features(self.maps(images)))
-        return logits
+        maps = self.maps(images)
+        return self.logits(maps, self.features(maps))
 
 
 class Probe(nn.Module):
@@ -72,8 +101,11 @@ class Probe(nn.Module):
     Outside the wrapped module, DDP would not reduce its gradients, and the ranks would drift apart unnoticed.
     """
 
+    classifies_places: ClassVar[bool] = False
+    """Whether it reads the last map with the network's own classifier."""
+
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """Maps [B, C, H, W] by stage, the classifier ([..., C] -> [..., K]) -> any tensor [B, ...]."""
+        """Maps [B, C, H, W] by stage, the network's readout ([..., C] -> [..., K]) -> any tensor [B, ...]."""
         raise NotImplementedError
 
 
@@ -89,9 +121,13 @@ class Student(nn.Module):
         """[B, 3, H, W] -> Outputs."""
         maps = self.network.maps(images)
         features = self.network.features(maps)
-        logits = self.network.classifier(features)
-        probes = {name: probe(maps, self.network.classifier) for name, probe in self.probes.items()}
+        logits = self.network.logits(maps, features)
+        probes = {name: probe(maps, self.network.readout) for name, probe in self.probes.items()}
         return Outputs(logits, features, probes)
+
+    def head(self) -> list[nn.Parameter]:
+        """What is trained from scratch where the rest has pretrained weights: the classifier and the probes."""
+        return [*self.network.classifier.parameters(), *self.probes.parameters()]
 
 
 def weights_digest(weights: nn.Module | Mapping[str, Tensor]) -> str:

@@ -24,6 +24,8 @@ class Common(Config):
     """`auto` is torch-fused; `apex` needs NVIDIA apex with its compiled kernels and a GPU."""
     clip: float | None = Field(default=None, gt=0)
     """Largest allowed norm of the whole gradient; null: no clipping."""
+    backbone_lr_scale: float = Field(default=1.0, ge=0)
+    """Factor on the learning rate of everything but the classifier and the method's own heads, for fine-tuning."""
 
 
 class SGD(Common):

@@ -1,6 +1,6 @@
 """The optimizer: one face for torch's and apex's, and the choice between them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,15 +32,14 @@ class Optimizer:
 
     def describe(self) -> str:
         """One line: what was chosen, why, and what it decays."""
-        counts = [f"{len(g['params'])} tensors with decay {g['weight_decay']:g}" for g in self.inner.param_groups]
-        return f"{self._reason}; {', '.join(counts)}"
+        return f"{self._reason}; {', '.join(map(describe_group, self.inner.param_groups))}"
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.inner.param_groups for p in group["params"]]
 
     def set_lr(self, lr: float) -> None:
         for group in self.inner.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Clip by the global norm where the recipe asks for it, then update. With a scaler, gradients are
@@ -87,18 +86,28 @@ class Optimizer:
         self.inner.load_state_dict({"state": moments, "param_groups": groups})
 
 
+def describe_group(group: Mapping[str, Any]) -> str:
+    rate = f" and learning rate x {group['lr_scale']:g}" if "lr_scale" in group else ""
+    return f"{len(group['params'])} tensors with decay {group['weight_decay']:g}{rate}"
+
+
 def _step_on_host(entry: Mapping[str, Any]) -> dict[str, Any]:
     """foreach and loop count steps on the host; torch itself moves the count to the device for fused ones."""
     step = entry.get("step")
     return {**entry, "step": step.cpu()} if isinstance(step, Tensor) else dict(entry)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, device: torch.device, head: Iterable[nn.Parameter] = ()
+) -> Optimizer:
     """The recipe's optimizer over the model's trainable parameters, which are on `device` already.
+
+    `head` are those to which `backbone_lr_scale` does not apply.
 
     Raises UserError where apex is asked for and is not usable, and where nothing is trainable.
     """
-    groups = parameter_groups(model, config.weight_decay, config.decay)
+    scale = config.backbone_lr_scale
+    groups = parameter_groups(model, config.weight_decay, config.decay, head=head, backbone_lr_scale=scale)
     implementation = config.implementation
     reason = f"{config.name} by {implementation}, as the recipe asks"
     if implementation == "auto":

@@ -270,3 +270,35 @@ def test_apexs_step_count_is_state(monkeypatch: pytest.MonkeyPatch) -> None:
     one.inner.param_groups[0]["step"] = 7
     two.load_state_dict(one.state_dict())
     assert two.inner.param_groups[0]["step"] == 7
+
+
+# ---- fine-tuning
+
+
+def test_backbone_learns_at_its_own_rate():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    config = SGD(lr=0.1, weight_decay=0.01, backbone_lr_scale=0.25)
+    optimizer = build_optimizer(model, config, torch.device("cpu"), model[2].parameters())
+    optimizer.set_lr(0.8)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.inner.param_groups for p in g["params"]}
+    assert [rates[id(p)] for p in model.parameters()] == [
+        (0.2, 0.01),
+        (0.2, 0.0),
+        (0.2, 0.0),
+        (0.2, 0.0),
+        (0.8, 0.01),
+        (0.8, 0.0),
+    ]
+    assert "1 tensors with decay 0.01 and learning rate x 0.25" in optimizer.describe()
+    again = build_optimizer(model, config, torch.device("cpu"), model[2].parameters())
+    again.load_state_dict(optimizer.state_dict())
+    again.set_lr(0.4)
+    assert [g["lr"] for g in again.inner.param_groups] == [0.1, 0.4, 0.1, 0.4]
+
+
+def test_without_a_scale_groups_are_what_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 2))
+    plain = build_optimizer(model, SGD(lr=0.1), torch.device("cpu"))
+    named = build_optimizer(model, SGD(lr=0.1), torch.device("cpu"), model[1].parameters())
+    assert plain.describe() == named.describe()
+    assert len(named.inner.param_groups) == 2

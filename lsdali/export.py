@@ -1,0 +1,136 @@
+"""python -m lsdali.export RUN --format safetensors: a trained network as a file for other programs.
+
+RUN is a run folder or a checkpoint file. The file is read back, and its outputs are compared with the network's.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from lsdali.errors import UserError
+from lsdali.models import ModelConfig, build_network
+from lsdali.models.student import Network
+from lsdali.state import checkpoint
+
+Reader = Callable[[Tensor], Tensor]
+"""Images [B, 3, H, W] -> logits [B, K], by what was written."""
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, as a share of the largest logit; compilers may add in another order."""
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The best checkpoint of a run folder, or the file itself. Raises UserError where there is none that is whole."""
+    path = run / "checkpoints" / "best.pt" if run.is_dir() else run
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: name a run folder or a checkpoint file")
+    wrong = checkpoint.fault(path)
+    if wrong is not None:
+        raise UserError(f"the checkpoint {path} is {wrong}")
+    return path
+
+
+def open_network(content: dict[str, Any]) -> tuple[Network, ModelConfig]:
+    """The network of a checkpoint's content, in evaluation mode."""
+    try:
+        config = ModelConfig.model_validate(content["recipe"]["model"])
+    except ValidationError as fault:
+        reason = fault.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"the checkpoint holds a model that is not known here: {reason}") from fault
+    network = build_network(config, content["classes"])
+    state = content["parts"]["student"]
+    network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
+    return network.eval(), config
+
+
+def as_safetensors(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
+    """State dict with lsdali's names; the model's part of the recipe and the classes are in the metadata."""
+    from safetensors.torch import load_file, save_file
+
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    meta = {"model": json.dumps(config.model_dump(mode="json")), "classes": str(network.classes)}
+    save_file(state, path, metadata=meta)
+    twin = build_network(config, network.classes).eval()
+    twin.load_state_dict(load_file(path))
+    return twin
+
+
+def as_torchscript(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
+    """A traced module, which runs without lsdali and without Python."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; the tracer warns of every shape it reads
+        traced = torch.jit.trace(network, images)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path)
+        back: Reader = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    return back
+
+
+def as_onnx(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
+    """ONNX with a free batch size."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"the format onnx needs packages that are not here: pip install {' '.join(missing)}")
+    import onnxruntime
+
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(network, (images,), path, dynamo=True, dynamic_shapes=({0: batch},))
+    session = onnxruntime.InferenceSession(str(path))
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+FORMATS: dict[str, tuple[Callable[[Network, ModelConfig, Tensor, Path], Reader], str]] = {
+    "safetensors": (as_safetensors, ".safetensors"),
+    "torchscript": (as_torchscript, ".torchscript.pt"),
+    "onnx": (as_onnx, ".onnx"),
+}
+"""How each is written, and the ending of its file."""
+
+
+@torch.no_grad()
+def export(run: Path, kind: str, out: Path | None) -> str:
+    """Write the network of a run; one line that tells where to and how well the outputs agree.
+
+    Raises UserError where there is nothing to export, or what was written computes something else.
+    """
+    path = find_checkpoint(run)
+    content = checkpoint.read(path)
+    network, config = open_network(content)
+    write, ending = FORMATS[kind]
+    out = out or path.with_name(path.stem + ending)
+    size = content["recipe"]["data"]["eval"]["size"]
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    back = write(network, config, images[:2], out)
+    expected, found = network(images), back(images)
+    apart = ((expected - found).abs().max() / expected.abs().max()).item()
+    if not apart <= TOLERANCE:
+        raise UserError(f"{out} gives other outputs than the network: they differ by {apart:.1e} of the largest logit")
+    return f"{config.name} with {network.classes} classes from {path} to {out}; outputs agree to {apart:.1e}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lsdali.export", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or a checkpoint file")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="safetensors")
+    parser.add_argument("--out", type=Path, help="the file to write; by default beside the checkpoint")
+    options = parser.parse_args(argv)
+    try:
+        print(export(options.run, options.format, options.out))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

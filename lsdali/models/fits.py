@@ -1,0 +1,27 @@
+"""What a network cannot do is said before the first step."""
+
+from collections.abc import Iterable, Mapping
+
+from lsdali.errors import UserError
+from lsdali.models.student import Network, Probe
+
+
+def probes_fit(network: Network, model: str, probes: Mapping[str, Probe], method: str) -> None:
+    """Raises UserError where the network `model` has nothing that the probes of the method could read."""
+    if probes and not network.channels:
+        raise UserError(f"the method '{method}' reads maps of images between stages, and '{model}' has none")
+    if any(probe.classifies_places for probe in probes.values()) and not network.placewise:
+        raise UserError(
+            f"the method '{method}' classifies single places of the last map, "
+            f"and the classifier of '{model}' cannot read them"
+        )
+
+
+def size_fits(network: Network, model: str, sizes: Iterable[int]) -> None:
+    """Raises UserError where the network takes images of one size only, and one of `sizes`, in pixels, is another."""
+    wrong = set(sizes) - {network.image_size}
+    if network.image_size is not None and wrong:
+        raise UserError(
+            f"'{model}' takes images of {network.image_size} px only, and the data has {max(wrong)}: "
+            "set data.train.size and data.eval.size"
+        )

@@ -1,0 +1,135 @@
+"""Any network of timm as a Network: `timm/<name>`. timm is imported only where a recipe names one."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsdali.errors import UserError, first_line
+from lsdali.models.student import Network
+
+PREFIX = "timm/"
+
+
+def timm() -> Any:
+    """The package. Raises UserError with the remedy where it is missing."""
+    try:
+        import timm as package
+    except ImportError as fault:
+        raise UserError("networks named timm/... need the package timm: pip install lsdali[timm]") from fault
+    return package
+
+
+def known_timm(name: str) -> None:
+    """Raises UserError for a name `timm/<name>` that timm does not have."""
+    models = timm().list_models()
+    bare = name.removeprefix(PREFIX)
+    if bare not in models:
+        near = get_close_matches(bare, models, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "timm.list_models() lists them"
+        raise UserError(f"there is no timm model '{bare}'; {hint}")
+
+
+class PlaceHead(nn.Module):
+    """timm's own head on single places: each becomes a map of 1x1. [..., C] -> [..., D]."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = (inner,)  # in a tuple, so that its parts are not registered twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Any = self.inner[0]
+        flat: Tensor = inner.forward_head(x.reshape(-1, x.shape[-1], 1, 1), pre_logits=True)
+        return flat.view(*x.shape[:-1], -1)
+
+
+class TimmNetwork(Network):
+    """A timm network whose linear classifier is the Network's.
+
+    Its stages are what `forward_intermediates` gives, and `final` where the last features are another map. Networks
+    whose last features are no map [B, C, H, W] (ViT, Swin) have no stages: `channels` is empty.
+    """
+
+    def __init__(self, inner: Any, channels: Mapping[str, int], dropout: float) -> None:
+        theirs = {id(value): key for key, value in inner.state_dict(keep_vars=True).items()}
+        classifier = inner.get_classifier()
+        inner.reset_classifier(0)
+        super().__init__(nn.Identity(), {}, nn.Identity(), classifier, channels, dropout=dropout)
+        self.inner = inner
+        self._readout = (nn.Sequential(PlaceHead(inner), classifier),)
+        self.aliases = {theirs[id(v)]: key for key, v in self.state_dict(keep_vars=True).items() if id(v) in theirs}
+        if inner.default_cfg.get("fixed_input_size"):
+            self.image_size = inner.default_cfg["input_size"][1]
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> maps by stage; of networks without stages the last features alone."""
+        if not self.channels:
+            return {"final": self.inner.forward_features(images)}
+        final, between = self.inner.forward_intermediates(images)
+        named = {f"stage{n + 1}": x for n, x in enumerate(between)}
+        return {**named, "final": final} if "final" in self.channels else named
+
+    def features(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """-> [B, D], what the classifier reads."""
+        out: Tensor = self.dropout(self.inner.forward_head(list(maps.values())[-1], pre_logits=True))
+        return out
+
+
+def build_timm(name: str, classes: int, dropout: float | None = None, drop_path: float | None = None) -> Network:
+    """The network `timm/<name>`, untrained. `dropout` acts before the classifier.
+
+    Raises UserError for an unknown name, a head that is not one linear layer, and options that it does not know.
+    """
+    known_timm(name)
+    bare = name.removeprefix(PREFIX)
+    options = {} if drop_path is None else {"drop_path_rate": drop_path}
+    try:
+        inner = timm().create_model(bare, num_classes=classes, **options)
+    except TypeError as fault:
+        raise UserError(f"timm's {bare} takes no drop_path: {fault}") from fault
+    if not isinstance(inner.get_classifier(), nn.Linear):
+        raise UserError(f"the classifier of timm's {bare} is not one linear layer; such networks are not supported")
+    network = TimmNetwork(inner, measure(bare, classes), dropout or 0.0)
+    network.placewise = bool(network.channels) and places_fit(network)
+    return network
+
+
+@torch.no_grad()
+def measure(bare: str, classes: int) -> dict[str, int]:
+    """The width of every stage, found with a twin without numbers; empty where there are no maps."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        twin = timm().create_model(bare, num_classes=classes).eval()
+        images = torch.empty(1, *twin.default_cfg["input_size"])
+        last = twin.forward_features(images)
+        if last.ndim != 4 or last.shape[1] != twin.num_features or not hasattr(twin, "forward_intermediates"):
+            return {}
+        final, between = twin.forward_intermediates(images)
+    channels = {f"stage{n + 1}": x.shape[1] for n, x in enumerate(between)}
+    return channels if final is between[-1] else {**channels, "final": final.shape[1]}
+
+
+@torch.no_grad()
+def places_fit(network: Network) -> bool:
+    """Whether the head can read a map of one place."""
+    weight = network.classifier.weight
+    width = list(network.channels.values())[-1]
+    training = network.training
+    try:
+        network.eval().readout(torch.zeros(1, 1, 1, width, device=weight.device))
+    except (RuntimeError, ValueError):
+        return False
+    finally:
+        network.train(training)
+    return True
+
+
+def timm_state(bare: str) -> dict[str, Tensor]:
+    """timm's pretrained weights of a network, with timm's names. Raises UserError where they cannot be had."""
+    try:
+        model = timm().create_model(bare, pretrained=True)
+    except Exception as fault:  # timm passes on whatever its download raises
+        raise UserError(f"cannot get timm's weights of {bare}: {first_line(fault)}") from fault
+    state: dict[str, Tensor] = model.state_dict()
+    return state

@@ -1,0 +1,271 @@
+"""Every family: published sizes, shapes, dense votes with the real classifier, gradients, compilation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
+from lsdali.models.blocks import PadShortcut, PoolPadShortcut
+from lsdali.models.probes import DenseVotes, StageHead
+from lsdali.models.pyramid import ShakeDrop
+from lsdali.models.san import Pairwise, Patchwise, windows
+from lsdali.models.student import Student
+
+# At K classes: counted in the code that goes with the papers, or given by them to three digits.
+PUBLISHED = {
+    ("preact_resnet18", 100): 11_217_444,  # PS-KD, ZLS
+    ("preact_resnet10", 100): 4_985_324 - 38_600,  # ZLS, without two side heads that are never trained
+    ("preact_resnet34", 100): 21_364_204 - 38_600,
+    ("cifar_resnet18", 10): 11_173_962,  # IBLS
+    ("cifar_resnet18", 100): 11_220_132,
+    ("cifar_resnet34", 100): 21_328_292,  # OLS
+    ("cifar_resnet101", 100): 42_697_380,  # PS-KD
+    ("resnet110", 10): 1_727_962,  # IBLS
+    ("resnet110", 100): 1_733_812,
+    ("resnet8x4", 100): 1_233_540,  # Tian et al. 2020
+    ("resnet32x4", 100): 7_433_860,
+    ("resnet110_sd", 100): 1_733_812,  # IBLS
+    ("resnet152_sd", 10): 2_408_474,
+    ("cifar_densenet121", 100): 7_048_548,  # PS-KD
+    ("cifar_densenet121_k12", 100): 1_035_268,  # OLS
+    ("cifar_densenet40", 10): 176_122,  # IBLS
+    ("cifar_densenet40", 100): 188_092,
+    ("resnext29_8x64d", 100): 34_518_948,  # PS-KD
+    ("resnext29_2x64d", 100): 9_221_028,  # OLS
+    ("resnext29_4x64d", 100): 27_288_996,
+    ("resnext29_32x4d", 100): 4_866_468,
+    ("pyramidnet200", 100): 26_844_952,  # PS-KD
+    ("pyramidnet200_shakedrop", 100): 26_844_952,
+    ("wrn_28_10", 100): 36_536_884,  # OLS
+    ("wrn_40_4", 100): 8_972_340,
+    ("wrn_40_2", 100): 2_255_156,  # Tian et al. 2020
+    ("wrn_16_2", 100): 703_284,
+    ("wrn_40_1", 100): 569_780,
+    ("cifar_vgg16", 100): 14_765_988,  # OLS
+    ("cifar_vgg13_bn", 100): 9_462_180,  # Tian et al. 2020
+    ("cifar_vgg8_bn", 100): 3_965_028,
+    ("cifar_mobilenet_v2_half", 100): 812_836,  # OLS
+    ("cifar_shufflenet_v2", 100): 1_355_528,
+    ("lenet", 10): 62_006,  # IBLS
+    ("lenet", 100): 69_656,
+    ("shallow_cnn", 10): 357_514,
+    ("shallow_cnn", 100): 369_124,
+}
+
+MILLIONS = {  # Zhao et al. 2020, He et al. 2016a, Huang et al. 2017
+    ("san10_pairwise", 1000): 10.5,
+    ("san15_pairwise", 1000): 14.1,
+    ("san19_pairwise", 1000): 17.6,
+    ("san10_patchwise", 1000): 11.8,
+    ("san15_patchwise", 1000): 16.2,
+    ("san19_patchwise", 1000): 20.5,
+    ("resnet20", 10): 0.27,
+    ("resnet32", 10): 0.46,
+    ("resnet44", 10): 0.66,
+    ("resnet56", 10): 0.85,
+    ("pyramidnet164", 100): 27.2,  # Han et al. 2017, with alpha 270
+    ("densenet264", 1000): 33.3,
+}
+
+SMALL = [
+    "preact_resnet18_he",
+    "cifar_resnet18",
+    "resnet20",
+    "resnet8x4",
+    "resnet110_sd",
+    "cifar_densenet40",
+    "resnext29_32x4d",
+    "wrn_16_2",
+    "cifar_vgg8_bn",
+    "cifar_mobilenet_v2_half",
+    "cifar_shufflenet_v2",
+    "lenet",
+    "shallow_cnn",
+]
+"""A light one of each family."""
+
+
+def build(name, classes=10, **options):
+    return build_network(ModelConfig(name=name, **options), classes)
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "classes"), PUBLISHED)
+def test_published_size(name, classes):
+    with torch.device("meta"):
+        assert count(build(name, classes)) == PUBLISHED[name, classes]
+
+
+@pytest.mark.parametrize(("name", "classes"), MILLIONS)
+def test_published_size_in_millions(name, classes):
+    with torch.device("meta"):
+        assert count(build(name, classes)) / 1e6 == pytest.approx(MILLIONS[name, classes], rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_and_dense_votes(name):
+    """On the meta device, where the largest network costs nothing."""
+    with torch.device("meta"):
+        network = build(name, 7).eval()
+    for pixels in (28, 32, 64) if name in CIFAR else (128, 224):
+        maps = network.maps(torch.empty(2, 3, pixels, pixels, device="meta"))
+        features = network.features(maps)
+        last = list(maps.values())[-1]
+        assert {stage: x.shape[1] for stage, x in maps.items()} == network.channels
+        assert list(maps) == list(network.stages)
+        assert features.shape == (2, network.classifier.in_features)
+        assert network.logits(maps, features).shape == (2, 7)
+        assert DenseVotes().vote(last, network.readout).shape == (2, last.shape[2] * last.shape[3])
+    assert network.classifier.out_features == network.classes == 7
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
+            assert module.in_channels >= 16  # below, torch 2.15's CPU kernels overrun their buffers in channels_last
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_map_of_one_value_votes_for_the_prediction(name):
+    """Where all places of the last map are the same, each votes for what the network predicts."""
+    network = build(name).eval()
+    width = list(network.channels.values())[-1]
+    last = torch.randn(4, width, 1, 1).expand(4, width, 3, 2)
+    votes = DenseVotes()({"last": last}, network.readout)
+    predicted = network.logits({"last": last}, network.features({"last": last})).argmax(1)
+    assert torch.equal(votes, predicted[:, None].expand(4, 6))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradients_reach_every_parameter_and_copies_are_apart(name):
+    network = build(name)
+    stage, width = next(iter(network.channels.items()))
+    student = Student(network, {"exit": StageHead(stage, width, 10)})
+    twin = copy.deepcopy(student)
+    out = student(torch.randn(4, 3, 32, 32))
+    (out.logits.square().sum() + out.probes["exit"].square().sum()).backward()
+    dead = [n for n, p in student.named_parameters() if p.grad is None]
+    assert not dead
+    assert all(p.grad is None for p in twin.parameters())
+    assert twin.network.readout is not network.readout
+    kept = set(map(id, twin.network.parameters()))
+    assert {id(p) for p in twin.network.readout.parameters()} <= kept
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "resnet110_sd"])
+def test_traces_in_one_graph(name):
+    torch._dynamo.reset()
+    student = Student(build(name), {"votes": DenseVotes()}).eval()
+    images = torch.randn(2, 3, 32, 32)
+    out = torch.compile(student, backend="eager", fullgraph=True)(images)
+    assert torch.equal(out.probes["votes"], student(images).probes["votes"])
+
+
+@pytest.mark.parametrize("name", ["pyramidnet200_shakedrop", "resnet110_sd"])
+def test_random_depth_traces_in_one_graph(name):
+    """Short twins: the first blocks of the last stage, in training."""
+    torch._dynamo.reset()
+    blocks = list(build(name).stages["stage3"].children())[-4:-2]
+    part = nn.Sequential(*blocks)
+    width = blocks[0].branch[0].num_features if name.startswith("pyramid") else 64
+    images = torch.randn(2, width, 4, 4)
+    torch.compile(part, backend="aot_eager", fullgraph=True)(images).sum().backward()
+    assert all(p.grad is not None for p in part.parameters())
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("pixels", [7, 8])
+def test_shortcuts_without_weights(pixels):
+    x = torch.randn(2, 4, pixels, pixels)
+    out = PadShortcut(4, 10, 2)(x)
+    assert out.shape == (2, 10, 4, 4)
+    assert torch.equal(out[:, 3:7], x[:, :, ::2, ::2])
+    assert out[:, :3].count_nonzero() == out[:, 7:].count_nonzero() == 0
+    pooled = PoolPadShortcut(4, 6, 2)(x)
+    assert pooled.shape == (2, 6, 4, 4)
+    torch.testing.assert_close(pooled[:, :4, 0, 0], x[:, :, :2, :2].mean((2, 3)))
+    assert pooled[:, 4:].count_nonzero() == 0
+
+
+def test_shakedrop_in_numbers():
+    shake = ShakeDrop(0.5)
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x = torch.randn(3, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+        y = shake(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        alpha, beta = (y / x).detach().flatten(1), slope.flatten(1)
+        for factors, low in ((alpha, -1), (beta, 0)):
+            torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))
+            assert ((factors >= low) & (factors <= 1)).all()
+        kept = bool((alpha - 1).abs().max() < 1e-12)
+        seen.add(kept)
+        assert kept == bool((beta - 1).abs().max() < 1e-12)
+        if not kept:
+            assert (alpha - beta).abs().min() > 1e-6
+    assert seen == {True, False}
+    x = torch.randn(3, 4, 2, 2)
+    assert torch.equal(shake.eval()(x), 0.5 * x)
+
+
+@pytest.mark.parametrize("name", ["resnet110_sd", "pyramidnet200_shakedrop"])
+def test_gates_come_from_torchs_generator(name):
+    network = build(name, drop_path=0.9)
+    block = list(network.stages["stage3"].children())[3]
+    width = block.branch[0].num_features if name.startswith("pyramid") else 64
+    x = torch.randn(2, width, 4, 4)
+    torch.manual_seed(5)
+    first = [block(x) for _ in range(4)]
+    torch.manual_seed(5)
+    assert all(torch.equal(a, block(x)) for a in first)
+    assert any(not torch.equal(a, first[0]) for a in first)
+
+
+def test_rates_of_stochastic_depth_rise():
+    network = build("resnet110_sd")
+    rates = [block.drop for stage in network.stages.values() for block in stage]
+    assert rates == [0.5 * i / 54 for i in range(1, 55)]
+    network = build("resnet110_sd", drop_path=0.2)
+    assert network.stages["stage3"][-1].drop == 0.2
+
+
+def test_lenet_and_shallow_cnn_are_the_linear_nets_on_32_pixels():
+    for name, width, side in (("lenet", 16, 5), ("shallow_cnn", 128, 4)):
+        network = build(name).eval()
+        last = list(network.stages.values())[-1]
+        x = torch.randn(2, width, side, side)
+        flat = x.flatten(1) @ last[0].weight.flatten(1).T + last[0].bias
+        torch.testing.assert_close(last[0](x).flatten(1), flat)
+        small = torch.randn(2, 3, 28, 28)
+        assert torch.equal(network(small), network(nn.functional.pad(small, (2, 2, 2, 2))))
+
+
+def test_the_textbook_block_adds_x_itself():
+    block = build("preact_resnet18_he", width=16).eval().stages["stage1"][0]
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("kind", [Pairwise, Patchwise])
+def test_attention_is_the_sum_over_mirrored_windows(kind):
+    """Against plain loops over places and channels."""
+    module = kind(32, 4, 16, 3).double().eval()
+    x = torch.randn(1, 32, 5, 4, dtype=torch.float64)
+    out, values = module(x), module.value(x)
+    weights = {}
+    module.weight.register_forward_hook(lambda m, i, o: weights.update(w=o))
+    module(x)
+    w = weights["w"].reshape(1, 2, 9, 5, 4)
+    mirrored = nn.functional.pad(values, (1, 1, 1, 1), mode="reflect")
+    for c in range(16):
+        for h in range(5):
+            for v in range(4):
+                around = mirrored[0, c, h : h + 3, v : v + 3].flatten()
+                torch.testing.assert_close(out[0, c, h, v], (around * w[0, c % 2, :, h, v]).sum())
+    assert windows(x, 3).shape == (1, 32, 9, 20)

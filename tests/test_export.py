@@ -1,0 +1,73 @@
+"""Exported files compute what the network computes, and what cannot be exported is said."""
+
+import importlib.util
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from lsdali import export as room
+from lsdali.models import ModelConfig, build_network
+from lsdali.models.student import Student
+
+
+def make_run(folder, name="lenet", **changes):
+    torch.manual_seed(0)
+    config = ModelConfig(name=name)
+    network = build_network(config, 5)
+    saved = {
+        "format": 1,
+        "recipe": {"model": config.model_dump(), "data": {"eval": {"size": 32}}},
+        "classes": 5,
+        "data": "fingerprint",
+        "step": 7,
+        "steps": 9,
+        "parts": {"student": Student(network, {}).state_dict()},
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({**saved, **changes}, folder / "checkpoints" / "best.pt")
+    return network.eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", ["lenet", "resnet8x4"])
+def test_safetensors_and_torchscript(tmp_path, name, capsys):
+    network = make_run(tmp_path / "run", name)
+    images = torch.randn(4, 3, 32, 32)
+    assert room.main([str(tmp_path / "run")]) == 0
+    with safe_open(tmp_path / "run/checkpoints/best.safetensors", "pt") as file:
+        assert set(file.keys()) == network.state_dict().keys()
+        assert file.metadata()["classes"] == "5"
+    assert f"{name} with 5 classes from" in capsys.readouterr().out
+    out = tmp_path / "net.pt"
+    assert room.main([str(tmp_path / "run/checkpoints/best.pt"), "--format", "torchscript", "--out", str(out)]) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(out)(images), network(images))
+
+
+def test_other_outputs_are_refused(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run")
+    wrong = (lambda network, config, images, path: lambda x: network(x) + 1, ".x")
+    monkeypatch.setitem(room.FORMATS, "safetensors", wrong)
+    assert room.main([str(tmp_path / "run")]) == 2
+    assert "gives other outputs than the network" in capsys.readouterr().err
+
+
+def test_sentences(tmp_path, capsys, monkeypatch):
+    def said(*arguments):
+        assert room.main([str(a) for a in arguments]) == 2
+        return capsys.readouterr().err
+
+    assert said(tmp_path) == (
+        f"error: there is no checkpoint {tmp_path}/checkpoints/best.pt: name a run folder or a checkpoint file\n"
+    )
+    (tmp_path / "x.pt").write_bytes(b"x")
+    assert said(tmp_path / "x.pt") == f"error: the checkpoint {tmp_path}/x.pt is not whole: cut off or overwritten\n"
+    recipe = {"model": {"name": "resnet19"}, "data": {"eval": {"size": 32}}}
+    make_run(tmp_path / "unknown", recipe=recipe)
+    assert said(tmp_path / "unknown").endswith("there is no model 'resnet19'; did you mean 'resnet18'?\n")
+    make_run(tmp_path / "run")
+    monkeypatch.setattr(room, "find_spec", lambda name: None if name == "onnx" else importlib.util.find_spec("torch"))
+    assert said(tmp_path / "run", "--format", "onnx") == (
+        "error: the format onnx needs packages that are not here: pip install onnx\n"
+    )
