@@ -6,6 +6,7 @@ import pytest
 
 from lsdali.bench.__main__ import main
 from lsdali.bench.loader import LOADERS, LoaderRun, link_images
+from lsdali.bench.models import image_size
 from tests.harness import ROOT, make_images
 
 
@@ -35,3 +36,14 @@ def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp
     assert capsys.readouterr().err.startswith("error: no recipe recipes/none.yaml: name YAML files")
     assert main(["loader", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path} holds no image; name a folder of images\n"
+
+
+def test_networks_are_measured_each_way(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = ["eager, contiguous", "eager, channels_last"]
+    assert main(["models", "lenet", "--steps", "1", "--reps", "2", "--batch", "2", "--ways", *ways]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("lenet ")
+    assert line.count("(") == 2
+    assert [image_size(n) for n in ("resnet20", "resnet50", "timm/inception_v4")] == [32, 224, 299]
+    assert main(["models", "resnet2x"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no model 'resnet2x'; did you mean")

@@ -4,9 +4,6 @@ Each network runs at its own image size. The contestants take turns, and the tab
 """
 
 import argparse
-import platform
-import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from lsdali.bench.machine import hardware, spread
 from lsdali.errors import UserError
 from lsdali.models import CIFAR, ModelConfig, build_network
 
@@ -92,51 +90,38 @@ def compare(name: str, ways: Sequence[str], measure: Measure, reps: int) -> dict
 
 
 def table(names: Sequence[str], ways: Sequence[str], measure: Measure, reps: int) -> None:
-    print(hardware(measure))
+    precision = str(measure.precision).removeprefix("torch.")
+    print(hardware(f"{torch.get_num_threads()} torch threads, {precision}"))
     print(f"forward and backward, batch {measure.batch}, {measure.steps} steps a measurement;")
     print(f"images/s, medians of {reps}, lowest to highest in brackets\n")
     print(f"{'network':28}{'px':>5}  " + "".join(f"{way:>28}" for way in ways))
     for name in names:
         rates = compare(name, ways, measure, reps)
-        print(f"{name:28}{image_size(name):>5}  " + "".join(f"{spread(rates[way]):>28}" for way in ways), flush=True)
+        print(f"{name:28}{image_size(name):>5}  " + "".join(f"{spread(rates[way], 1):>28}" for way in ways), flush=True)
         torch.compiler.reset()
-
-
-def spread(rates: Sequence[float]) -> str:
-    return f"{statistics.median(rates):.1f} ({min(rates):.1f}-{max(rates):.1f})"
-
-
-def hardware(measure: Measure) -> str:
-    if measure.device.type == "cuda":
-        chip = torch.cuda.get_device_name()
-    else:
-        chip = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    precision = str(measure.precision).removeprefix("torch.")
-    return f"{chip}; torch {torch.__version__}, {precision}"
 
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lsdali.bench models", description=__doc__)
-    parser.add_argument("names", nargs="*", default=DEFAULT, metavar="NAME", help="networks, as in recipes")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
-    parser.add_argument("--batch", type=int, default=16, help="images a step")
-    parser.add_argument("--steps", type=int, default=5, help="steps a measurement")
-    parser.add_argument("--reps", type=int, default=5, help="measurements of each")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    options = parser.parse_args(argv)
+def models(options: argparse.Namespace) -> None:
+    """Forward and backward of networks, eager and compiled, contiguous and channels last."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measure = Measure(device, options.batch, options.steps, PRECISIONS[options.precision])
-    try:
-        for name in options.names:
-            known(name)
-        table(options.names, options.ways, measure, options.reps)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name in options.names:
+        known(name)
+    table(options.names, options.ways, measure, options.reps)
+
+
+def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sub = commands.add_parser("models", help="forward and backward of networks", description=__doc__)
+    sub.add_argument("names", nargs="*", default=DEFAULT, metavar="NAME", help="networks, as in recipes")
+    sub.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
+    sub.add_argument("--batch", type=int, default=16, help="images a step")
+    sub.add_argument("--steps", type=int, default=5, help="steps a measurement")
+    sub.add_argument("--reps", type=int, default=5, help="measurements of each")
+    sub.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    sub.set_defaults(run_command=models)
 
 
 def known(name: str) -> None:
@@ -144,7 +129,3 @@ def known(name: str) -> None:
         ModelConfig(name=name)
     except ValidationError as fault:
         raise UserError(fault.errors()[0]["msg"].removeprefix("Value error, ")) from fault
-
-
-if __name__ == "__main__":
-    sys.exit(main())
