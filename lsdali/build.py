@@ -20,7 +20,7 @@ from lsdali.methods.base import Method, Needs
 from lsdali.models import build_network
 from lsdali.models.fits import probes_fit, size_fits
 from lsdali.models.student import Network, Student
-from lsdali.models.teacher import load_teacher
+from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.models.weights import load_weights
 from lsdali.optim import build_optimizer
 from lsdali.optim.ema import Average
@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     train_index, val_index = open_index(recipe.data, "train"), open_index(recipe.data, "val")
     classes = count_classes(recipe, train_index)
     network = open_network(recipe, classes, events)
-    method = build_method(recipe, network, len(train_index), device)
+    method, teachers = build_method(recipe, network, len(train_index), device)
     check_shares(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
@@ -81,7 +81,12 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
         val=val,
         checkpoints=checkpoints,
         events=events,
-        header={"recipe": recipe.model_dump(mode="json"), "classes": classes, "data": train_index.fingerprint},
+        header={
+            "recipe": recipe.model_dump(mode="json"),
+            "classes": classes,
+            "data": train_index.fingerprint,
+            "teachers": teachers,
+        },
         parts={},
         classes=classes,
         device=device,
@@ -162,17 +167,25 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
     return Student(network, probes).to(device).to(memory_format=torch.channels_last)
 
 
-def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> Method:
+def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> tuple[Method, list[str]]:
+    """The method, and the digests of the teachers that it asked for."""
+    digests: list[str] = []
+
+    def teacher(config: TeacherConfig) -> Teacher:
+        loaded = load_teacher(config, network.classes, device)
+        digests.append(loaded.digest)
+        return loaded
+
     needs = Needs(
         classes=network.classes,
         samples=samples,
         channels=network.channels,
         device=device,
         seed=recipe.seed,
-        teacher=lambda config: load_teacher(config, network.classes, device),
+        teacher=teacher,
     )
     kind = cast(Any, METHODS[cast(Any, recipe.method).name])
-    return cast(Method, kind(recipe.method, needs))
+    return cast(Method, kind(recipe.method, needs)), digests
 
 
 def count_classes(recipe: Recipe, index: Index) -> int:

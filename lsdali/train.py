@@ -6,7 +6,7 @@ Without torchrun, `python -m lsdali.train RECIPE` is a run of one process.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
                 return
         trainer = build(recipe, folder, device, checkpoints, events)
         if content is not None:
-            same_data(trainer.header["data"], content, folder)
+            same_inputs(trainer.header, content, folder)
             trainer.restore(content["parts"])
         if dist.is_main():
             (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
@@ -162,14 +162,14 @@ def same_recipe(recipe: "Recipe", content: dict[str, Any], folder: Path) -> None
         )
 
 
-def same_data(fingerprint: str, content: dict[str, Any], folder: Path) -> None:
+def same_inputs(header: Mapping[str, Any], content: dict[str, Any], folder: Path) -> None:
     from lsdali.errors import SharedError
 
-    if content["data"] != fingerprint:
-        raise SharedError(
-            f"the training files or their labels have changed since {folder} was begun: "
-            "restore them, or give another run_dir"
-        )
+    for key, what in (("data", "training files or their labels"), ("teachers", "teacher's weights")):
+        if content[key] != header[key]:
+            raise SharedError(
+                f"the {what} have changed since {folder} was begun: restore them, or give another run_dir"
+            )
 
 
 def begun(trainer: "Trainer") -> "Begun":

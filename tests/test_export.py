@@ -22,6 +22,7 @@ def make_run(folder, name="lenet", **changes):
         "data": "fingerprint",
         "step": 7,
         "steps": 9,
+        "teachers": [],
         "parts": {"student": Student(network, {}).state_dict()},
     }
     (folder / "checkpoints").mkdir(parents=True)

@@ -128,6 +128,22 @@ def test_changed_training_data_are_refused(images: Path, recipe: Path, tmp_path:
     train(0, *again)
 
 
+def test_another_teacher_is_refused_in_the_middle_of_a_run(recipe: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train(0, str(recipe), f"run_dir={tmp_path}/teacher{seed}", f"seed={seed}", "epochs=1", "ema=null")
+    tree = yaml.safe_load(recipe.read_text())
+    teacher = tmp_path / "teacher.pt"
+    tree["method"] = {"name": "kd", "teacher": {"source": "checkpoint", "path": str(teacher)}}
+    student = tmp_path / "student.yaml"
+    student.write_text(yaml.safe_dump(tree))
+    again = (str(student), f"run_dir={tmp_path / 'run'}", "save.every_steps=4")
+    shutil.copy(tmp_path / "teacher0/checkpoints/best.pt", teacher)
+    train_and_kill(0, "step-0000000004.pt", *again)
+    shutil.copy(tmp_path / "teacher1/checkpoints/best.pt", teacher)
+    done = train(0, *again, check=False)
+    assert "error: the teacher's weights have changed since" in done.stderr
+
+
 def test_the_run_folder(recipe: Path, tmp_path: Path) -> None:
     done = train(2, str(recipe), f"run_dir={tmp_path}", "seed=3", "log.every_steps=5")
     assert done.stdout.count("finished: top-1") == 1, "rank 0 alone talks"

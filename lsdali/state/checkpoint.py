@@ -1,7 +1,8 @@
 """Checkpoints: one file of named parts, written atomically, read without running code; the newest whole one counts.
 
-File: a dict {format, recipe, classes, data, step, steps, parts} saved by torch. `recipe` is the resolved recipe,
-`data` the fingerprint of the training set, `parts` the state of each named part.
+File: a dict {format, recipe, classes, data, teachers, step, steps, parts} saved by torch. `recipe` is the resolved
+recipe, `data` the fingerprint of the training set, `teachers` the digests of the teachers' weights, `parts` the state
+of each named part.
 """
 
 import os
@@ -17,7 +18,7 @@ from lsdali import dist
 from lsdali.errors import UserError
 
 FORMAT = 1
-KEYS = {"format", "recipe", "classes", "data", "step", "steps", "parts"}
+KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
 
 
 class Stateful(Protocol):

@@ -33,6 +33,7 @@ def write_checkpoint(path, **changes):
         "data": "fingerprint",
         "step": 7,
         "steps": 9,
+        "teachers": [],
         "parts": {"student": student.state_dict(), "optimizer": {}},
     }
     torch.save({**saved, **changes}, path)

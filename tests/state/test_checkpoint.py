@@ -26,7 +26,7 @@ class Part:
 
 def save(folder: Path, step: int, *, keep: int = 2, best: bool = False, said: list[str] | None = None) -> Checkpoints:
     checkpoints = Checkpoints(folder, keep, (said if said is not None else []).append)
-    header = {"recipe": {"seed": 1}, "classes": 3, "data": "abc", "step": step, "steps": 100}
+    header = {"recipe": {"seed": 1}, "classes": 3, "data": "abc", "teachers": [], "step": step, "steps": 100}
     checkpoints.save({"part": Part(float(step))}, header, best=best)
     return checkpoints
 

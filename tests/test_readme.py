@@ -1,0 +1,49 @@
+"""What the README shows runs, and what it names exists."""
+
+import re
+
+import torch
+from torch import nn
+
+from lsdali.data.catalog import DATASETS
+from lsdali.methods import METHODS
+from tests.harness import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_lines_for_a_loop_of_ones_own() -> None:
+    torch.manual_seed(0)
+    classes, batch = 7, 6
+    maps = torch.randn(batch, 5, 3, 3, requires_grad=True)
+    classifier = nn.Linear(5, classes)
+    logits = classifier(maps.mean((2, 3)))
+    labels = torch.randint(classes, (batch,))
+    names = {
+        **{"torch": torch, "maps": maps, "classifier": classifier, "logits": logits, "labels": labels},
+        **{"classes": classes, "epoch": 2, "epochs": 10, "index": torch.arange(batch)},
+        **{"table": torch.zeros(classes, classes), "memory": torch.full((20, classes), 1 / classes)},
+        **{"sums": torch.zeros(classes, classes), "counts": torch.zeros(classes)},
+    }
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    losses = []
+    for part in code.split("\n\n"):
+        exec(part, names)
+        if "loss" in names:
+            losses.append(names["loss"])
+            (gradient,) = torch.autograd.grad(names["loss"], maps, retain_graph=True)
+            assert gradient.isfinite().all()
+            assert gradient.any()
+    assert len(losses) == 3
+    torch.testing.assert_close(names["table"].sum(1), torch.ones(classes))
+    torch.testing.assert_close(names["memory"][:batch], logits.softmax(1).detach())
+
+
+def test_every_method_and_data_set_is_named() -> None:
+    missing = [name for name in [*METHODS, *DATASETS] if f"`{name}`" not in TEXT]
+    assert not missing
+
+
+def test_files_that_it_links_to_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
