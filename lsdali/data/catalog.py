@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lsdali.config import Config
+from lsdali.data.augment import TrainImages
 from lsdali.data.cache import cache_dir
 from lsdali.data.digits import write_digits
 from lsdali.data.listing import Listing, Split, list_folders
@@ -24,7 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class RandomResizedCrop(Config):
+class RandomResizedCrop(TrainImages):
     """torchvision's RandomResizedCrop and a horizontal flip."""
 
     crop: Literal["random_resized"] = "random_resized"
@@ -46,7 +47,7 @@ class RandomResizedCrop(Config):
         return self
 
 
-class PadCrop(Config):
+class PadCrop(TrainImages):
     """torchvision's RandomCrop(size, padding) with zeros (black), and a horizontal flip."""
 
     crop: Literal["pad"] = "pad"

@@ -7,6 +7,7 @@ named, and the pipeline is built anew from that very batch.
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.batch import Batch
+from lsdali.data.augment import draw
 from lsdali.data.catalog import DataSet, PadCrop
 from lsdali.data.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.index import Index
@@ -60,6 +62,7 @@ class TrainLoader:
             _refuse_small(index, config.train)
         share = batch // dist.world()
         spec = _spec(index, config, batch=share, size=config.train.size, device=device, half=half)
+        spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = Runner(index, graph, spec, self._arrays)
         self._valid = torch.ones(share, dtype=torch.bool, device=device)
@@ -91,11 +94,12 @@ class TrainLoader:
         crop, size = self._config.train, self.index.size[i]
         paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, i, crop.flip)
         u = crop_uniforms(self._seed, epoch, i)
+        choices = draw(crop.augment, self._seed, epoch, i, crop.size)
         if isinstance(crop, PadCrop):
-            return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror
+            return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
         start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
         low, high = mirrored(shape, mirror)
-        return paths, i, start, shape, low, high
+        return paths, i, start, shape, low, high, *choices
 
     def _replaced(self, index: Ints) -> Ints:
         """The samples, with a stand-in for each bad one: the next good one of its class, else of all."""
