@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from lsdali.config import Config
 from lsdali.data.order import Ints, uniforms
+from lsdali.data.ramp import Ramp
 
 Floats = NDArray[np.float64]
 Choices = tuple[NDArray[Any], ...]  # [n, ...] each, as the graph reads them
@@ -253,10 +254,31 @@ Augment = Annotated[
 
 
 class TrainImages(Config):
-    """What every kind of training crop can have after it."""
+    """What every kind of training crop has."""
 
+    size: Annotated[int, Field(ge=1)]
+    """Side of the square that the network sees, in pixels."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
     augment: Annotated[tuple[Augment, ...], Field(strict=False, max_length=MOST)] = ()
     """Augmentations after crop and flip, applied in this order."""
+    repeats: int = Field(1, ge=1)
+    """Repeated augmentation (Hoffer et al., 2020): how often a batch holds each of its samples, differently augmented.
+
+    An epoch then sees 1 / repeats of the samples.
+    """
+    ramp: Ramp | None = None
+    """Progressive resizing: smaller images in the first epochs; null: `size` in every epoch."""
+
+    def size_at(self, epoch: int) -> int:
+        """Pixels a side in one epoch."""
+        return self.size if self.ramp is None else self.ramp.size_at(epoch, self.size)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "TrainImages":
+        if self.ramp is not None and self.ramp.first > self.size:
+            raise ValueError(f"ramp.first {self.ramp.first} must not be above size {self.size}, which the ramp ends at")
+        return self
 
     @model_validator(mode="after")
     def _erasing_last(self) -> "TrainImages":

@@ -19,7 +19,6 @@ from lsdali.data.tiny import list_tiny
 Range = Annotated[tuple[float, float], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Size = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,14 +28,10 @@ class RandomResizedCrop(TrainImages):
     """torchvision's RandomResizedCrop and a horizontal flip."""
 
     crop: Literal["random_resized"] = "random_resized"
-    size: Size
-    """Side of the square that the network sees, in pixels."""
     scale: Range = (0.08, 1.0)
     """Smallest and largest area of the window, as a share of the image."""
     ratio: Range = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the window."""
-    flip: Share = 0.5
-    """Probability of a horizontal flip."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RandomResizedCrop":
@@ -51,12 +46,14 @@ class PadCrop(TrainImages):
     """torchvision's RandomCrop(size, padding) with zeros (black), and a horizontal flip."""
 
     crop: Literal["pad"] = "pad"
-    size: Size
-    """Side of the square that the network sees, in pixels."""
     pad: int = Field(default=4, ge=0)
     """Black pixels added on every side before the crop."""
-    flip: Share = 0.5
-    """Probability of a horizontal flip."""
+
+    @model_validator(mode="after")
+    def _unscaled(self) -> "PadCrop":
+        if self.ramp is not None:
+            raise ValueError("ramp needs the crop random_resized: the crop pad does not resize images")
+        return self
 
 
 class CenterCrop(Config):

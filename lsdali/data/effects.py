@@ -55,10 +55,12 @@ def apply(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: 
 
 def _color_jitter(x: Any, config: choose.ColorJitter, inputs: Sequence[Any], side: int) -> Any:
     brightness, contrast, saturation, hue = inputs
-    if config.brightness > 0 or config.contrast > 0:
+    if config.brightness > 0:
+        x = fn.brightness(x, brightness=brightness)
+    if config.contrast > 0:
         mean = fn.reductions.mean(x, axis_names="HW", keep_dims=True)
         gray = fn.reductions.sum(mean * types.Constant(LUMA, device=x.device), axis_names="C", keep_dims=True)
-        x = fn.cast_like(gray * (brightness * (1 - contrast)) + x * (brightness * contrast) + 0.0, x)
+        x = fn.cast_like(gray * (1 - contrast) + x * contrast, x)
     if config.saturation > 0 or config.hue > 0:
         x = fn.hsv(x, saturation=saturation, hue=hue)
     return x

@@ -30,9 +30,10 @@ from lsdali.errors import UserError
 class TrainLoader:
     """Training batches of this rank; `batch` is the global batch.
 
-    The windows of a sample depend on (seed, epoch, sample) alone: they are the same on any number of ranks
-    and after any seek. A file that cannot be read keeps its place in the order; a stand-in fills it, the next
-    readable sample of its class, and reports its own index and label. `say` gets one line for each bad file.
+    The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
+    the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
+    place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
+    label. `say` gets one line for each bad file.
 
     Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
     where more than config.max_bad files are bad.
@@ -51,7 +52,7 @@ class TrainLoader:
         say: Callable[[str], None] = print,
     ) -> None:
         self.index, self._config, self._seed, self._say = index, config, seed, say
-        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order)
+        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order, config.train.repeats)
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
         self._refuse_many_bad()
@@ -75,6 +76,7 @@ class TrainLoader:
         """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch."""
         stop = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
         self._runner.seek(step)
+        self._runner.resize(self._config.train.size_at(step // self.steps_per_epoch))
         while self._runner.position < stop:
             try:
                 images, index = self._runner.run()
@@ -92,9 +94,10 @@ class TrainLoader:
         i = self._replaced(self._plan.indices(step, dist.rank()))
         epoch = step // self.steps_per_epoch
         crop, size = self._config.train, self.index.size[i]
-        paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, i, crop.flip)
-        u = crop_uniforms(self._seed, epoch, i)
-        choices = draw(crop.augment, self._seed, epoch, i, crop.size)
+        key = i + len(self.index) * self._plan.copies(dist.rank())  # copies of a sample draw as samples beyond N
+        paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, key, crop.flip)
+        u = crop_uniforms(self._seed, epoch, key)
+        choices = draw(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
         if isinstance(crop, PadCrop):
             return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
         start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
