@@ -222,7 +222,7 @@ def test_every_operation_of_rand_augment_is_torchvision_s(images):
             rows = (operation == k) & (sign == s)
             d = difference(ours[rows], THEIRS[name](planes(images[:2]), 1 - 2 * s), margin=1)
             if name == "equalize":  # OpenCV's formula, not PIL's
-                assert d.mean() < 5, name
+                assert d.mean() < 12, name
             elif name in ("translate_x", "translate_y", "shear_x", "shear_y", "rotate"):
                 assert (d > 1).mean() < 0.04, (name, s)  # the cut edge again
             else:
