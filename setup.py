@@ -28,6 +28,8 @@ setup(
         "rich",
         "scikit-learn",
         "pillow",
+        "jinja2",
+        "simplejpeg",
     ],
     extras_require={
         "test": [
