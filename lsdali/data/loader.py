@@ -55,6 +55,7 @@ class TrainLoader:
         self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order, config.train.repeats)
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
+        self._found: dict[int, str] = {}  # by this rank, not yet told to the others
         self._refuse_many_bad()
         if dist.is_main():
             for i in self._bad:
@@ -73,7 +74,10 @@ class TrainLoader:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch."""
+        """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch.
+
+        Its end is a collective.
+        """
         stop = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
         self._runner.seek(step)
         self._runner.resize(self._config.train.size_at(step // self.steps_per_epoch))
@@ -84,6 +88,7 @@ class TrainLoader:
                 self._recover(error)
                 continue
             yield _batch(self.index, images, index, self._valid)
+        self._share()
 
     def close(self) -> None:
         """Free DALI's threads and memory."""
@@ -116,17 +121,30 @@ class TrainLoader:
 
     def _recover(self, error: RuntimeError) -> None:
         for i, reason in self._runner.culprits(error).items():
-            self._bad[i] = reason
+            self._found[i] = self._bad[i] = reason
             self._good[i] = False
             self._name(i)
         self._refuse_many_bad()
+
+    def _share(self) -> None:
+        """Ranks tell each other what they found, so that no other rank names it again, and all count alike."""
+        found = {i: reason for part in dist.gather_objects(self._found) for i, reason in part.items()}
+        self._found = {}
+        if not found:
+            return
+        if not found.keys() <= self._bad.keys():
+            self._bad |= found
+            self._good[list(found)] = False
+            self._runner.close()  # batches prepared ahead hold them
+        with dist.together():
+            self._refuse_many_bad()
 
     def _name(self, i: int) -> None:
         self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
 
     def _refuse_many_bad(self) -> None:
         if len(self._bad) > self._config.max_bad or not self._good.any():
-            names = few([f"{self.index.path(i)} ({fault})" for i, fault in self._bad.items()])
+            names = few([f"{self.index.path(i)} ({fault})" for i, fault in sorted(self._bad.items())])
             raise UserError(
                 f"{len(self._bad)} training files are bad, more than max_bad = {self._config.max_bad}: "
                 f"{names}; repair or remove them, or raise max_bad"

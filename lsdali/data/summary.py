@@ -153,7 +153,8 @@ table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .2
 {% endmacro %}
 <h1>{{ s.root }}</h1>
 <p>Read as data set <b>{{ s.data }}</b>.
-{% if found %}<b class="bad">{{ found }} {{ "thing" if found == 1 else "things" }} to mend.</b>{% else %}Nothing to mend.{% endif %}</p>
+{% if found %}<b class="bad">{{ found }} {{ "thing" if found == 1 else "things" }} to mend.</b>
+{% else %}Nothing to mend.{% endif %}</p>
 {% for name, part in s.splits.items() %}
 <h2>{{ name }}</h2>
 <table>
