@@ -71,11 +71,15 @@ def _lighting(x: Any, config: choose.Lighting, inputs: Sequence[Any], side: int)
 
 
 def _grayscale(x: Any, config: choose.Grayscale, inputs: Sequence[Any], side: int) -> Any:
-    return fn.hsv(x, saturation=inputs[0])
+    if inputs[0] < 0.5:
+        x = fn.hsv(x, saturation=0.0)
+    return x
 
 
 def _rotation(x: Any, config: choose.Rotation, inputs: Sequence[Any], side: int) -> Any:
-    return fn.rotate(x, angle=inputs[0], keep_size=True, fill_value=config.fill)
+    if inputs[0] != 0.0:
+        x = fn.rotate(x, angle=inputs[0], keep_size=True, fill_value=config.fill)
+    return x
 
 
 def _rand_augment(x: Any, config: choose.RandAugment, inputs: Sequence[Any], side: int) -> Any:
