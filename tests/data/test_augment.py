@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
+from nvidia.dali.auto_aug.auto_augment import get_image_net_policy, get_reduced_cifar10_policy
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
@@ -113,8 +114,13 @@ def images() -> np.ndarray:
 
 
 def changed(images, config, *choices) -> np.ndarray:
-    """The images after one augmentation with the given choices, each [..] the same for all."""
-    rows = tuple(np.ascontiguousarray(np.broadcast_to(c, (len(images), *np.shape(c)))) for c in choices)
+    """The images after one augmentation with the given choices, each [n, ..], or [..] the same for all."""
+    rows = tuple(
+        np.ascontiguousarray(
+            c if np.shape(c)[:1] == (len(images),) else np.broadcast_to(c, (len(images), *np.shape(c)))
+        )
+        for c in choices
+    )
 
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None, enable_conditionals=True)
     def graph():
@@ -229,6 +235,41 @@ def test_every_operation_of_rand_augment_is_torchvision_s(images):
                 assert d.max() <= 2, (name, s)
 
 
+def test_trivial_augment_has_torchvision_s_wide_ranges(images):
+    x = planes(images[:2])
+    wide = {
+        0: lambda s: affine(x, shift=(s * 32, 0)),
+        4: lambda s: tvf.rotate(x, s * 135, interpolation=InterpolationMode.BILINEAR, fill=128),
+        2: lambda s: affine(x, shear=(s * 0.99, 0)),
+        5: lambda s: tvf.adjust_brightness(x, 1 + s * 0.99),
+        7: lambda s: tvf.adjust_saturation(x, 1 + s * 0.99),
+        9: lambda s: tvf.posterize(x, 2),
+        10: lambda s: tvf.invert(x),
+    }
+    operation = np.repeat(np.array(list(wide), np.int32), 4)
+    sign = np.tile(np.array([0, 0, 1, 1], np.int32), len(wide))
+    magnitude = np.full_like(sign, 30)
+    batch = np.concatenate([images[:2]] * 2 * len(wide))
+    ours = changed(batch, TrivialAugment(), operation, magnitude, sign)
+    for k, theirs in wide.items():
+        for s in (0, 1):
+            d = difference(ours[(operation == k) & (sign == s)], theirs(1 - 2 * s))
+            assert (d > 2).mean() < 0.04, (k, s)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("augment", EVERY, ids=lambda a: "+".join(x.name for x in a))
+def test_gpu_and_cpu_give_nearly_the_same(tree, plain, augment):
+    config = plain(tree(each=18, side=32), train=RandomResizedCrop(size=24, augment=augment))
+    index = open_index(config, "train")
+    here = next(loader(index, config, batch=36).epoch(0))
+    cuda = TrainLoader(index, config, batch=36, seed=3, device=torch.device("cuda", 0), half=False)
+    there = next(cuda.epoch(0))
+    assert there.index.tolist() == here.index.tolist()
+    assert (there.images.cpu() - here.images).abs().mean() * 255 < 2
+
+
 # ---- the odds
 
 
@@ -268,16 +309,20 @@ def test_operations_magnitudes_and_signs_are_uniform():
     assert chance.max() < 1
 
 
-def test_auto_augment_takes_its_pairs_with_their_chances(images):
-    from nvidia.dali.auto_aug.auto_augment import get_image_net_policy
-
-    pairs = get_image_net_policy(max_translate_abs=9).sub_policies
+@pytest.mark.parametrize("policy", [get_image_net_policy, get_reduced_cifar10_policy])
+def test_auto_augment_s_tables_are_the_policy(policy):
+    pairs = policy(max_translate_abs=9).sub_policies
     suite, operation, chance, magnitude = effects.tables(pairs)
+    assert suite[0].name == "identity"
     for p, pair in enumerate(pairs):
         for k, (effect, share, level) in enumerate(pair):
             row = (suite[operation[p, k]].name, chance[p, k], magnitude[p, k])
             assert row == (effect.name, F(share), level or 0)
         assert len(pair) == 2 or operation[p, 1] == 0
+
+
+def test_auto_augment_takes_an_operation_with_its_chance(images):
+    pairs = get_image_net_policy().sub_policies
     one, two = 19, 16
     assert [e[0].name for e in pairs[one]] == ["equalize"]
     assert [e[0].name for e in pairs[two]] == ["solarize"]
@@ -310,6 +355,8 @@ def test_erased_rectangles(tree, plain):
         expected = tvf.erase(b, *(int(n) for n in (*corner[k], *box[k])), torch.tensor(0.5))
         assert torch.equal(a, expected)
         assert not torch.equal(a, b)
+    half = TrainLoader(index, config, batch=12, seed=3, device=torch.device("cpu"), half=True)
+    assert torch.allclose(next(half.epoch(0)).images.float(), with_.images, atol=4e-3)
 
 
 @pytest.mark.parametrize(
