@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from lsdali.errors import UserError
 
 FORMAT = "1"  # of the cached files; raise it when they, or what probe() answers, change
 THREADS, CHUNK = 16, 512
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +90,7 @@ def _cached(config: DataSet, split: Split) -> Path:
     for folder in _folders(config, split):
         if _fresh(folder):
             return folder
-    return rescan(config, split, lambda listing: np.array(each_file(listing, probe), np.int32))
+    return rescan(config, split, lambda listing: each_file(listing, probe).astype(np.int32))
 
 
 def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.int32]]) -> Path:
@@ -161,15 +160,15 @@ def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target
             np.save(draft / f"{name}.npy", array)
 
 
-def each_file(listing: Listing, look: Callable[[bytes], T]) -> list[T]:
-    """`look` at the path of every sample. Threads hide the latency of disks and networks."""
+def each_file(listing: Listing, look: Callable[[bytes], tuple[int, ...]]) -> Ints:
+    """`look` at the path of every sample: [N, what it answers]. Threads hide the latency of disks and networks."""
     root = os.fsencode(listing.root) + b"/"
 
-    def work(start: int) -> list[T]:
-        return [look(root + path) for path in listing.paths[start : start + CHUNK].tolist()]
+    def work(start: int) -> Ints:
+        return np.array([look(root + path) for path in listing.paths[start : start + CHUNK].tolist()], np.int64)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [found for part in pool.map(work, range(0, len(listing.labels), CHUNK)) for found in part]
+        return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
 
 
 def _fingerprint(paths: NDArray[np.bytes_], labels: Ints) -> str:

@@ -67,7 +67,7 @@ def survey(config: DataSet, split: Split) -> Survey:
     found: list[Survey] = []
 
     def look(listing: Listing) -> NDArray[np.int32]:
-        facts = np.array(each_file(listing, examine), np.int64)
+        facts = each_file(listing, examine)
         found.append(Survey(listing, facts))
         return facts[:, : STATUS + 1].astype(np.int32)
 
@@ -158,12 +158,16 @@ def rotten(part: Survey) -> list[dict[str, str]]:
     except ImportError:
         raise UserError("a full scan needs the package simplejpeg: pip install simplejpeg") from None
 
-    def look(path: bytes) -> str:
-        return _decode(path, simplejpeg)
+    faults: dict[bytes, str] = {}
 
-    problems = each_file(part.listing, look)
+    def look(path: bytes) -> tuple[int]:
+        if said := _decode(path, simplejpeg):
+            faults[path] = said
+        return (bool(said),)
+
+    damaged = each_file(part.listing, look)[:, 0] > 0
     good = part.facts[:, STATUS] == GOOD
-    return [_named(part, i) | {"fault": said} for i, said in enumerate(problems) if said and good[i]]
+    return [_named(part, int(i)) | {"fault": faults[part.path(int(i))]} for i in np.flatnonzero(damaged & good)]
 
 
 def _decode(path: bytes, simplejpeg: Any) -> str:
