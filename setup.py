@@ -30,6 +30,8 @@ setup(
         "scipy",
         "pillow",
         "safetensors",
+        "jinja2",
+        "simplejpeg",
     ],
     extras_require={
         "test": [

@@ -70,6 +70,31 @@ def test_the_schema_for_editors_is_current_and_accepts_every_recipe() -> None:
         ("method.wieght=0.2", "method.wieght: unknown key; did you mean 'weight'?"),
         ("data.batch=32", "data.batch: unknown key; did you mean 'batch'?"),
         ("data.train.sclae=[0.1, 1.0]", "data.train.sclae: unknown key; did you mean 'scale'?"),
+        (
+            "data.train.augment=[{name: lighting}, {name: rand_augment, mm: 3}]",
+            "data.train.augment.1.mm: unknown key; did you mean 'm'?",
+        ),
+        (
+            "data.train.augment=[{name: rand_augmnt}]",
+            "data.train.augment.0.name: 'rand_augmnt' is not allowed; did you mean 'rand_augment'?",
+        ),
+        (
+            "data.train.augment=[{name: rotation, degrees: far}]",
+            "data.train.augment.0.degrees: expected a number, got the text 'far'",
+        ),
+        (
+            "data.train.augment=[{degrees: 3}]",
+            "data.train.augment.0.name: missing; one of auto_augment, color_jitter, grayscale, lighting, "
+            "rand_augment, random_erasing, rotation, trivial_augment_wide",
+        ),
+        (
+            "data.train.ramp={first: 16, end: 2}",
+            "data.train.ramp.end 2 comes after the last epoch, 1: no epoch would see the full size",
+        ),
+        (
+            "data.train.ramp={first: 64, end: 1}",
+            "data.train: ramp.first 64 must not be above size 32, which the ramp ends at",
+        ),
         ("precision=bf17", "precision: 'bf17' is not allowed; did you mean 'bf16'?"),
         ("method.name=zlss", "method.name: 'zlss' is not allowed; did you mean 'zls'?"),
         ("data.name=imagnet", "data.name: 'imagnet' is not allowed; did you mean 'imagenet'?"),

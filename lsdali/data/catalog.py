@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lsdali.config import Config
+from lsdali.data.augment import TrainImages
 from lsdali.data.cache import cache_dir
 from lsdali.data.digits import write_digits
 from lsdali.data.listing import Listing, Split, list_folders
@@ -18,24 +19,19 @@ from lsdali.data.tiny import list_tiny
 Range = Annotated[tuple[float, float], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 Size = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class RandomResizedCrop(Config):
+class RandomResizedCrop(TrainImages):
     """torchvision's RandomResizedCrop and a horizontal flip."""
 
     crop: Literal["random_resized"] = "random_resized"
-    size: Size
-    """Side of the square that the network sees, in pixels."""
     scale: Range = (0.08, 1.0)
     """Smallest and largest area of the window, as a share of the image."""
     ratio: Range = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the window."""
-    flip: Share = 0.5
-    """Probability of a horizontal flip."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RandomResizedCrop":
@@ -46,16 +42,18 @@ class RandomResizedCrop(Config):
         return self
 
 
-class PadCrop(Config):
+class PadCrop(TrainImages):
     """torchvision's RandomCrop(size, padding) with zeros (black), and a horizontal flip."""
 
     crop: Literal["pad"] = "pad"
-    size: Size
-    """Side of the square that the network sees, in pixels."""
     pad: int = Field(default=4, ge=0)
     """Black pixels added on every side before the crop."""
-    flip: Share = 0.5
-    """Probability of a horizontal flip."""
+
+    @model_validator(mode="after")
+    def _unscaled(self) -> "PadCrop":
+        if self.ramp is not None:
+            raise ValueError("ramp needs the crop random_resized: the crop pad does not resize images")
+        return self
 
 
 class CenterCrop(Config):

@@ -1,16 +1,19 @@
-"""The DALI graphs. Nothing here is random: names, windows and flips come from Python.
+"""The DALI graphs. Nothing here is random: names, windows, flips and augmentations' choices come from Python.
 
 One word decides the device: decoding is "mixed" on a GPU and "cpu" elsewhere, and later operators follow.
 Against PIL, resized pixels agree within one grey level, except in the outermost row and column of a window
 that touches the image's edge or was decoded alone: there DALI repeats pixels where PIL weighs fewer of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
+
+from lsdali.data import effects
+from lsdali.data.augment import Augmentation
 
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
@@ -32,6 +35,7 @@ class GraphSpec:
     mean: tuple[float, float, float]  # of values in 0..1, as std
     std: tuple[float, float, float]
     largest: tuple[int, int]  # width and height that no image exceeds
+    augment: tuple[Augmentation, ...] = ()
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -54,11 +58,21 @@ class GraphSpec:
             "num_threads": self.threads,
             "device_id": self.device_id,
             "prefetch_queue_depth": self.prefetch,
+            "enable_conditionals": bool(self.augment),
         }
+
+    def augmented(self, after: str) -> list[Augmentation]:
+        """The augmentations after the crop, or those after normalisation."""
+        return [a for a in self.augment if a.after == after]
+
+    @property
+    def choices(self) -> int:
+        """How many arrays the augmentations read."""
+        return sum(a.outputs for a in self.augment)
 
 
 def resized_graph(source: Source, spec: GraphSpec) -> Any:
-    """From path, index, start, shape, low, high to images [B, size, size, 3] and index.
+    """From path, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
 
     [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
     high in x, the image is mirrored.
@@ -67,7 +81,7 @@ def resized_graph(source: Source, spec: GraphSpec) -> Any:
 
 
 def padded_graph(source: Source, spec: GraphSpec) -> Any:
-    """From path, index, start, mirror to images [B, size, size, 3] and index.
+    """From path, index, start, mirror, choices to images [B, size, size, 3] and index.
 
     The window that begins at start (int32) may reach beyond the image; there it is black.
     """
@@ -76,15 +90,15 @@ def padded_graph(source: Source, spec: GraphSpec) -> Any:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _resized(source: Source, spec: GraphSpec) -> Any:
-    path, index, start, shape, low, high = _inputs(source, 6)
+    path, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
     x = fn.decoders.image_slice(_bytes(path), start=start, shape=shape, axis_names="HW", **spec.decoder)
     x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
-    return _normalised(x, spec), index
+    return _finished(x, spec, choices), index
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _padded(source: Source, spec: GraphSpec) -> Any:
-    path, index, start, mirror = _inputs(source, 4)
+    path, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
     x = fn.decoders.image(_bytes(path), **spec.decoder)
     x = fn.slice(
         x,
@@ -94,7 +108,7 @@ def _padded(source: Source, spec: GraphSpec) -> Any:
         out_of_bounds_policy="pad",
         fill_values=0,
     )
-    return _normalised(x, spec, mirror=mirror), index
+    return _finished(x, spec, choices, mirror=mirror), index
 
 
 def _inputs(source: Source, outputs: int) -> Any:
@@ -104,6 +118,15 @@ def _inputs(source: Source, outputs: int) -> Any:
 def _bytes(path: Any) -> Any:
     # Reading is as fast as mapping, and a mapped file that shrinks meanwhile kills the process (SIGBUS).
     return fn.io.file.read(path, dont_use_mmap=True)
+
+
+def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) -> Any:
+    """Augmented and normalised."""
+    early, late = spec.augmented("crop"), spec.augmented("normalisation")
+    split = sum(a.outputs for a in early)
+    x = effects.apply(x, early, choices[:split], spec.size)
+    x = _normalised(x, spec, **mirror)
+    return effects.apply(x, late, choices[split:], spec.size)
 
 
 def _normalised(x: Any, spec: GraphSpec, **mirror: Any) -> Any:

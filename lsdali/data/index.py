@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,21 +87,34 @@ def open_index(config: DataSet, split: Split) -> Index:
 
 def _cached(config: DataSet, split: Split) -> Path:
     """The cache folder of a valid index; a new one is scanned where there is none."""
-    root = os.path.realpath(Path(config.root).expanduser())
-    words = (FORMAT, config.name, split, root, *config.layout())
-    key = hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:16]
-    home = cache_dir() / "index"
-    stale = []
-    for folder in sorted(home.glob(f"{key}-*")):
+    for folder in _folders(config, split):
         if _fresh(folder):
             return folder
-        stale.append(folder)
+    return rescan(config, split, lambda listing: each_file(listing, probe).astype(np.int32))
+
+
+def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.int32]]) -> Path:
+    """Look at every file, now, and cache what comes out; the cache folder.
+
+    `look` answers [N, 3] width, height, status. Raises UserError for a wrong layout.
+    """
+    stale = _folders(config, split)
     # A name that never comes back: other processes may still map the stale one.
-    target = home / f"{key}-{secrets.token_hex(4)}"
-    _scan(config.listing(split), target)
+    target = cache_dir() / "index" / f"{_key(config, split)}-{secrets.token_hex(4)}"
+    _scan(config.listing(split), look, target)
     for folder in stale:
         shutil.rmtree(folder, ignore_errors=True)
     return target
+
+
+def _key(config: DataSet, split: Split) -> str:
+    root = os.path.realpath(Path(config.root).expanduser())
+    words = (FORMAT, config.name, split, root, *config.layout())
+    return hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _folders(config: DataSet, split: Split) -> list[Path]:
+    return sorted((cache_dir() / "index").glob(f"{_key(config, split)}-*"))
 
 
 def _fresh(folder: Path) -> bool:
@@ -127,9 +141,9 @@ def _times(root: Path, watched: list[str]) -> Ints:
     return np.array(out, np.int64)
 
 
-def _scan(listing: Listing, target: Path) -> None:
+def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target: Path) -> None:
     times = _times(listing.root, list(listing.watched))
-    measured = _probe_all(listing)
+    measured = look(listing)
     with new_folder(target) as draft:
         arrays: dict[str, NDArray[Any]] = {
             "paths": listing.paths.view(np.uint8).reshape(len(listing.labels), -1),
@@ -146,19 +160,15 @@ def _scan(listing: Listing, target: Path) -> None:
             np.save(draft / f"{name}.npy", array)
 
 
-def _probe_all(listing: Listing) -> NDArray[np.int32]:
-    """[N, 3] width, height, status. Threads hide the latency of disks and networks."""
+def each_file(listing: Listing, look: Callable[[bytes], tuple[int, ...]]) -> Ints:
+    """`look` at the path of every sample: [N, what it answers]. Threads hide the latency of disks and networks."""
     root = os.fsencode(listing.root) + b"/"
-    out = np.zeros((len(listing.labels), 3), np.int32)
 
-    def work(start: int) -> None:
-        part = listing.paths[start : start + CHUNK].tolist()
-        out[start : start + CHUNK] = [probe(root + path) for path in part]
+    def work(start: int) -> Ints:
+        return np.array([look(root + path) for path in listing.paths[start : start + CHUNK].tolist()], np.int64)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(work, range(0, len(out), CHUNK)):
-            pass
-    return out
+        return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
 
 
 def _fingerprint(paths: NDArray[np.bytes_], labels: Ints) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.batch import Batch
+from lsdali.data.augment import draw
 from lsdali.data.catalog import DataSet, PadCrop
 from lsdali.data.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.index import Index
@@ -30,9 +31,10 @@ from lsdali.errors import UserError
 class TrainLoader:
     """Training batches of this rank; `batch` is the global batch.
 
-    The windows of a sample depend on (seed, epoch, sample) alone: they are the same on any number of ranks
-    and after any seek. A file that cannot be read keeps its place in the order; a stand-in fills it, the next
-    readable sample of its class, and reports its own index and label. `say` gets one line for each bad file.
+    The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
+    the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
+    place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
+    label. `say` gets one line for each bad file.
 
     Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
     where more than config.max_bad files are bad.
@@ -51,10 +53,11 @@ class TrainLoader:
         say: Callable[[str], None] = print,
     ) -> None:
         self.index, self._config, self._seed, self._say = index, config, seed, say
-        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order)
+        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order, config.train.repeats)
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
         self._stand_ins: dict[int, NDArray[np.bool_]] = {}  # of the steps that DALI was told
+        self._found: dict[int, str] = {}  # by this rank, not yet told to the others
         self._refuse_many_bad()
         if dist.is_main():
             for i in self._bad:
@@ -63,6 +66,7 @@ class TrainLoader:
             _refuse_small(index, config.train)
         share = batch // dist.world()
         spec = _spec(index, config, batch=share, size=config.train.size, device=device, half=half)
+        spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = Runner(index, graph, spec, self._arrays)
         self._valid = torch.ones(share, dtype=torch.bool, device=device)
@@ -72,9 +76,13 @@ class TrainLoader:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch."""
+        """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch.
+
+        Its end is a collective.
+        """
         stop = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
         self._runner.seek(step)
+        self._runner.resize(self._config.train.size_at(step // self.steps_per_epoch))
         while self._runner.position < stop:
             try:
                 images, index = self._runner.run()
@@ -83,6 +91,7 @@ class TrainLoader:
                 continue
             stand_in = torch.from_numpy(self._stand_ins.pop(self._runner.position - 1))
             yield replace(_batch(self.index, images, index, self._valid), stand_in=stand_in)
+        self._share()
 
     def close(self) -> None:
         """Free DALI's threads and memory."""
@@ -95,13 +104,15 @@ class TrainLoader:
         self._stand_ins[step] = i != planned
         epoch = step // self.steps_per_epoch
         crop, size = self._config.train, self.index.size[i]
-        paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, i, crop.flip)
-        u = crop_uniforms(self._seed, epoch, i)
+        key = i + len(self.index) * self._plan.copies(dist.rank())  # copies of a sample draw as samples beyond N
+        paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, key, crop.flip)
+        u = crop_uniforms(self._seed, epoch, key)
+        choices = draw(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
         if isinstance(crop, PadCrop):
-            return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror
+            return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
         start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
         low, high = mirrored(shape, mirror)
-        return paths, i, start, shape, low, high
+        return paths, i, start, shape, low, high, *choices
 
     def _replaced(self, index: Ints) -> Ints:
         """The samples, with a stand-in for each bad one: the next good one of its class, else of all."""
@@ -115,17 +126,30 @@ class TrainLoader:
 
     def _recover(self, error: RuntimeError) -> None:
         for i, reason in self._runner.culprits(error).items():
-            self._bad[i] = reason
+            self._found[i] = self._bad[i] = reason
             self._good[i] = False
             self._name(i)
         self._refuse_many_bad()
+
+    def _share(self) -> None:
+        """Ranks tell each other what they found, so that no other rank names it again, and all count alike."""
+        found = {i: reason for part in dist.gather_objects(self._found) for i, reason in part.items()}
+        self._found = {}
+        if not found:
+            return
+        if not found.keys() <= self._bad.keys():
+            self._bad |= found
+            self._good[list(found)] = False
+            self._runner.close()  # batches prepared ahead hold them
+        with dist.together():
+            self._refuse_many_bad()
 
     def _name(self, i: int) -> None:
         self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
 
     def _refuse_many_bad(self) -> None:
         if len(self._bad) > self._config.max_bad or not self._good.any():
-            names = few([f"{self.index.path(i)} ({fault})" for i, fault in self._bad.items()])
+            names = few([f"{self.index.path(i)} ({fault})" for i, fault in sorted(self._bad.items())])
             raise UserError(
                 f"{len(self._bad)} training files are bad, more than max_bad = {self._config.max_bad}: "
                 f"{names}; repair or remove them, or raise max_bad"

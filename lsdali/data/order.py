@@ -7,6 +7,7 @@ generator with a state, so a run can start anywhere without replaying anything.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,10 @@ ORDERS: dict[str, Order] = {"shuffled": shuffled, "class_pairs": class_pairs}
 class Plan:
     """Training: which samples each rank reads at each step. `batch` is the global batch.
 
+    Repeated augmentation (Hoffer et al., 2020; Berman et al., 2019): every global batch holds each of its samples
+    `repeats` times, first all of them once, then all again. An epoch still reads N samples, N / repeats different
+    ones, others in every epoch.
+
     Raises UserError where the batch cannot be shared among the ranks or is larger than the data.
     """
 
@@ -99,17 +104,19 @@ class Plan:
     world: int
     seed: int
     order: str = "shuffled"
+    repeats: int = 1
     _epochs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise UserError(f"order {self.order} is unknown; choose from {', '.join(ORDERS)}")
-        unit = self.world * (2 if self.order == "class_pairs" else 1)
+        pair = 2 if self.order == "class_pairs" else 1
+        unit = lcm(self.world * pair, self.repeats * pair)
         if self.batch < 1 or self.batch % unit:
             low, high = self.batch // unit * unit, (self.batch // unit + 1) * unit
             near = f"{low} or {high}" if low else str(high)
-            pairs = " in pairs" if unit != self.world else ""
-            raise UserError(f"batch {self.batch} cannot be shared{pairs} among {self.world} ranks; use {near}")
+            how = (" in pairs" if pair > 1 else "") + (f" in {self.repeats} copies" if self.repeats > 1 else "")
+            raise UserError(f"batch {self.batch} cannot be shared{how} among {self.world} ranks; use {near}")
         if self.steps_per_epoch == 0:
             raise UserError(f"batch {self.batch} is larger than the data with its {len(self.labels)} samples")
 
@@ -124,10 +131,18 @@ class Plan:
         start = place * self.batch + rank * share
         return self._epoch(epoch)[start : start + share]
 
+    def copies(self, rank: int) -> Ints:
+        """[batch / world]: which copy of its sample, 0 to repeats - 1, each place of `rank` has; at every step."""
+        share = self.batch // self.world
+        return np.arange(rank * share, (rank + 1) * share) // (self.batch // self.repeats)
+
     def _epoch(self, epoch: int) -> Ints:
         if epoch not in self._epochs:
             self._epochs.clear()
-            self._epochs[epoch] = ORDERS[self.order](self.labels, self.seed, epoch, self.batch)
+            distinct = self.batch // self.repeats
+            order = ORDERS[self.order](self.labels, self.seed, epoch, distinct)
+            steps = len(order) // distinct // self.repeats
+            self._epochs[epoch] = np.tile(order[: steps * distinct].reshape(steps, distinct), self.repeats).reshape(-1)
         return self._epochs[epoch]
 
 

@@ -30,20 +30,31 @@ def probe(path: str | bytes) -> Probe:
     """Width and height in pixels and a place in FAULTS. Never raises for a bad file."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return 0, 0, MISSING
+    except OSError as error:
+        return 0, 0, absent(error)
+    try:
+        return measure(file, os.pread(file, HEAD, 0))
     except OSError:
         return 0, 0, UNREADABLE
+    finally:
+        os.close(file)
+
+
+def absent(error: OSError) -> int:
+    """The fault of a file that cannot be opened."""
+    return MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
+
+
+def measure(file: int, head: bytes) -> Probe:
+    """The same for an open file and its first HEAD bytes."""
     try:
-        return _probe(file, os.pread(file, HEAD, 0))
+        return _probe(file, head)
     except (struct.error, IndexError):
         return 0, 0, TRUNCATED
     except ValueError:
         return 0, 0, DAMAGED
     except OSError:
         return 0, 0, UNREADABLE
-    finally:
-        os.close(file)
 
 
 def _probe(file: int, head: bytes) -> Probe:

@@ -30,6 +30,12 @@ class Runner:
             self.close()
             self.position = position
 
+    def resize(self, size: int) -> None:
+        """Deliver size x size pixels from now on; free where that is so already."""
+        if size != self._spec.size:
+            self.close()
+            self._spec = replace(self._spec, size=size)
+
     def close(self) -> None:
         """Free threads and memory; the next run() starts them again."""
         self._pipe = None

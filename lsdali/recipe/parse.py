@@ -208,9 +208,12 @@ def models_at(path: Sequence[str | int], tree: Mapping[str, Any]) -> list[type[B
     models: list[type[BaseModel]] = [Recipe]
     node: Any = tree
     for part in path:
-        annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
-        node = node.get(part) if isinstance(node, Mapping) else None
-        models = [kind for a in annotations for kind in kinds_in(a)]
+        if isinstance(part, int):  # an item of a list can be what the list can hold
+            node = node[part] if isinstance(node, (list, tuple)) and part < len(node) else None
+        else:
+            annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+            node = node.get(part) if isinstance(node, Mapping) else None
+            models = [kind for a in annotations for kind in kinds_in(a)]
         tagged = [m for m in models if isinstance(node, Mapping) and has_tag(m, node)]
         models = tagged or models
     return models

@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lsdali.config import Config
 from lsdali.data.catalog import DATASETS, DataSet
@@ -82,6 +82,16 @@ class Recipe(Config):
     log: Log = Log()
     run_dir: str | None = None
     """The run folder; null: runs/<recipe name>."""
+
+    @model_validator(mode="after")
+    def _ramp_ends(self) -> "Recipe":
+        ramp = self.data.train.ramp
+        if ramp is not None and ramp.end >= self.epochs:
+            raise ValueError(
+                f"data.train.ramp.end {ramp.end} comes after the last epoch, {self.epochs - 1}: "
+                "no epoch would see the full size"
+            )
+        return self
 
 
 # Keys that change where and how a run is carried out, never its result: a run may be resumed with other values.

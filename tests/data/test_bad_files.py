@@ -1,5 +1,10 @@
 """Bad files: named once and replaced in training, refused in evaluation; whenever they turn bad."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -231,3 +236,122 @@ def test_stand_ins_are_marked(zoo):
             assert torch.equal(batch.stand_in, planned != batch.index)
             count += int(batch.stand_in.sum())
     assert count == 2 * len(DAMAGE)
+
+
+# ---- every kind at once, on one process and on two
+
+
+def odd_ones(root, texture):
+    """Good files of odd kinds under the numbers 20 (class bee) to 25; number -> its image as PIL sees it."""
+    folder = root / "train/bee"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    levels = np.random.default_rng(0).integers(0, 256, (40, 52)) * 257
+    Image.fromarray(levels.astype(np.uint16)).save(folder / "000.jpg", format="png")
+    texture(50, 40).convert("CMYK").save(folder / "001.jpg")
+    texture(60, 30).save(folder / "002.jpg", exif=exif)
+    texture(1, 1).save(folder / "003.jpg")
+    texture(40, 40).convert("L").save(folder / "004.jpg", progressive=True)
+    texture(40, 40).convert("RGBA").save(folder / "005.jpg", format="png")
+    return list(range(20, 26))
+
+
+def test_odd_files_are_good_and_upright_as_pil_has_them(zoo, texture):
+    config, _ = zoo
+    root = Path(config.root)
+    numbers = odd_ones(root, texture)
+    index = open_index(config, "train")
+    assert not len(index.bad())
+    assert [tuple(s) for s in index.size[numbers]] == [(52, 40), (50, 40), (60, 30), (1, 1), (40, 40), (40, 40)]
+    whole = RandomResizedCrop(size=32, scale=(1.0, 1.0), ratio=(0.01, 100.0), flip=0.0)
+    lines: list[str] = []
+    loader = train_loader(config.model_copy(update={"train": whole}), index, lines, batch=40)
+    (batch,) = loader.epoch(0)
+    assert lines == []
+    shown = dict(zip(batch.index.tolist(), batch.images))
+    turned = shown[22]
+    with Image.open(index.path(22)) as file:
+        ours = torch.from_numpy(np.array(file.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))) / 255
+    upright, sideways = ((turned - x.permute(2, 0, 1)).abs().mean() for x in (ours, ours.transpose(0, 1)))
+    assert upright < 0.01 < sideways
+    assert (shown[23] - shown[23][:, :1, :1]).abs().max() == 0  # one pixel fills the image
+
+
+ZOO = """
+import sys, torch
+from lsdali import dist
+from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
+from lsdali.data.index import open_index
+from lsdali.data.loader import TrainLoader
+from lsdali.errors import SharedError
+from tests.data.test_bad_files import DAMAGE
+from pathlib import Path
+
+root, cap = sys.argv[1], int(sys.argv[2])
+config = Folder(
+    root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1, max_bad=cap
+)
+with dist.session() as device:
+    index = open_index(config, "train")
+    assert not len(index.bad())
+    lines = []
+    loader = TrainLoader(index, config, batch=8, seed=3, device=device, half=False, say=lines.append)
+    dist.barrier()
+    if dist.is_main():
+        for k, hurt in enumerate(DAMAGE.values()):
+            hurt(Path(root) / f"train/ant/{3 * k + 1:03d}.jpg")
+    dist.barrier()
+    bad = {3 * k + 1 for k in range(len(DAMAGE))}
+    epochs = []
+    try:
+        for first in (0, 5, 10):
+            seen = [i for batch in loader.epoch(first) for i in batch.index.tolist()]
+            epochs.append(sorted(i for part in dist.gather_objects(seen) for i in part))
+        loader.close()
+    except SharedError as error:
+        print("STOPPED", error, flush=True)
+        sys.exit(3)
+    named = sorted(line for part in dist.gather_objects(lines) for line in part)
+    if dist.is_main():
+        expected = sorted([i for i in range(40) if i not in bad] + [i + 1 for i in bad])
+        assert epochs == [expected] * 3, epochs
+        assert len(named) == len(set(named)) == len(bad), named
+        for k, fault in enumerate(DAMAGE):
+            assert f"train/ant/{3 * k + 1:03d}.jpg ({fault}); a stand-in is used" in "".join(named)
+        print("PASSED")
+"""
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_real_processes_name_each_once_and_deliver_all_others(zoo, texture, tmp_path, ranks):
+    config, _ = zoo
+    odd_ones(Path(config.root), texture)
+    done = real(tmp_path, ranks, config.root, "6")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("PASSED") == 1
+
+
+@pytest.mark.ranks
+def test_ranks_stop_together_where_only_all_of_them_found_too_many(zoo, tmp_path):
+    config, _ = zoo
+    done = real(tmp_path, 2, config.root, "5")
+    assert done.returncode != 0
+    stops = [line for line in done.stdout.splitlines() if line.startswith("STOPPED")]
+    assert len(stops) == 2, done.stdout + done.stderr
+    assert len(set(stops)) == 1
+    assert stops[0].startswith("STOPPED 6 training files are bad, more than max_bad = 5: ")
+    assert "/ant/0" in stops[0]
+
+
+def real(folder, ranks, *arguments):
+    file = folder / "zoo.py"
+    file.write_text(ZOO)
+    launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return subprocess.run(
+        [sys.executable, *launch, str(file), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

@@ -1,0 +1,35 @@
+"""Image size as a function of the epoch."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from lsdali.config import Config
+
+
+class Ramp(Config):
+    """Image size that rises with the epoch (progressive resizing; Howard, 2018; the linear ramp of FFCV, 2022)."""
+
+    first: Annotated[int, Field(ge=1)]
+    """Side in pixels, up to and in epoch `start`."""
+    start: int = Field(0, ge=0)
+    """The last epoch with the first size; epochs count from 0."""
+    end: int = Field(ge=1)
+    """The first epoch with the full size; sizes in between lie on a line."""
+    multiple: int = Field(32, ge=1)
+    """Sizes in between are rounded to a multiple of this."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> "Ramp":
+        if self.end <= self.start:
+            raise ValueError(f"end {self.end} must come after start {self.start}")
+        return self
+
+    def size_at(self, epoch: int, last: int) -> int:
+        """Pixels a side in one epoch, where `last` is the full size."""
+        if epoch <= self.start:
+            return self.first
+        if epoch >= self.end:
+            return last
+        exact = self.first + (last - self.first) * (epoch - self.start) / (self.end - self.start)
+        return min(max(int(exact / self.multiple + 0.5) * self.multiple, self.first), last)

@@ -1,0 +1,117 @@
+"""Look at a data set before training: `python -m lsdali.scan ROOT [--full] [--json FILE] [--html FILE]`.
+
+Counts, sizes, formats, bad files, copies, and images that train and val share. It also renews the index that
+training reads. The exit status is 0 where nothing is to be mended, 1 where something is, 2 for bad input.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsdali.errors import UserError
+
+WNID = re.compile(r"n\d{8}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    try:
+        return scan(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lsdali.scan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", metavar="ROOT", help="folder of the data set, as in data.root")
+    parser.add_argument("--data", metavar="NAME", help="the recipe's data.name; guessed from the folder if left out")
+    parser.add_argument("--train-dir", metavar="DIR", help="as in data.train_dir")
+    parser.add_argument("--val-dir", metavar="DIR", help="as in data.val_dir")
+    parser.add_argument("--full", action="store_true", help="also decode every file, to find damaged bodies")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found to FILE")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a contact sheet to FILE")
+    return parser
+
+
+def scan(args: argparse.Namespace) -> int:
+    """Survey both splits, print what was found, write what was asked for."""
+    from lsdali.data.summary import as_html, as_text, contact_sheet, problems, summarize
+    from lsdali.data.survey import Survey, copies, rotten, survey
+
+    config = dataset(args)
+    parts: dict[Any, Survey] = {}
+    summary: dict[str, Any] = {"root": str(Path(args.root).expanduser().absolute()), "data": config.name, "splits": {}}
+    for split in ("train", "val"):
+        started = time.perf_counter()
+        parts[split] = survey(config, split)
+        part = summary["splits"][split] = summarize(parts[split])
+        part["seconds"] = round(time.perf_counter() - started, 3)
+        if args.full:
+            part["rotten"] = rotten(parts[split])
+    summary |= sorted_copies(copies(parts))
+    print(as_text(summary))
+    if args.json is not None:
+        write(args.json, json.dumps(summary, indent=1))
+    if args.html is not None:
+        write(args.html, as_html(summary, {split: contact_sheet(part) for split, part in parts.items()}))
+    return 1 if problems(summary) else 0
+
+
+def dataset(args: argparse.Namespace) -> Any:
+    """The data set's config, as a recipe that names it would have it."""
+    from lsdali.data.catalog import DATASETS, CenterCrop, RandomResizedCrop
+
+    name = args.data or guess(Path(args.root).expanduser(), args.train_dir or "train")
+    if name not in DATASETS:
+        raise UserError(f"--data {name} is unknown; choose from {', '.join(DATASETS)}")
+    kind = DATASETS[name]
+    given: dict[str, Any] = {"root": args.root}
+    for key in ("train_dir", "val_dir"):
+        if (value := getattr(args, key)) is not None:
+            if key not in kind.model_fields:
+                raise UserError(f"data set {name} has its own folders; leave --{key.replace('_', '-')} out")
+            given[key] = value
+    if kind.model_fields["train"].is_required():  # crops play no part in a scan
+        given |= {"train": RandomResizedCrop(size=224), "eval": CenterCrop(resize=256, size=224)}
+    return kind(**given)
+
+
+def guess(root: Path, train_dir: str) -> str:
+    """tinyimagenet by its wnids.txt, imagenet by its class names, else folder."""
+    if (root / "wnids.txt").is_file():
+        return "tinyimagenet"
+    train = root / train_dir
+    names = [p.name for p in train.iterdir() if p.is_dir()] if train.is_dir() else []
+    return "imagenet" if names and all(WNID.fullmatch(name) for name in names) else "folder"
+
+
+def sorted_copies(groups: list[list[dict[str, str]]]) -> dict[str, list[list[dict[str, str]]]]:
+    """Each group once: shared by train and val, else under several classes, else in one class."""
+    out: dict[str, list[list[dict[str, str]]]] = {"shared": [], "contradicting": [], "repeated": []}
+    for group in groups:
+        if len({f["split"] for f in group}) > 1:
+            out["shared"].append(group)
+        elif len({f["class"] for f in group}) > 1:
+            out["contradicting"].append(group)
+        else:
+            out["repeated"].append(group)
+    return out
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
