@@ -5,13 +5,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali import dist
 from lsdali.clock import Clock
-from lsdali.data.index import Index, open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.choose import eval_loader, open_data, train_loader
+from lsdali.data.index import Index
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
@@ -50,7 +51,7 @@ def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Check
 def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
-    train_index, val_index = open_index(recipe.data, "train"), open_index(recipe.data, "val")
+    train_index, val_index = (open_data(recipe.data, split, events.say) for split in ("train", "val"))
     classes = count_classes(recipe, train_index)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.model, classes)
@@ -58,7 +59,18 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     # The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     student = Student(network, method.probes()).to(device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(student, recipe.optimizer, device)
-    train, val = build_loaders(recipe, train_index, val_index, method.sampling, device, events)
+    half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
+    train = train_loader(
+        train_index,
+        recipe.data,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        device=device,
+        half=half,
+        order=method.sampling,
+        say=events.say,
+    )
+    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=half)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
     trainer = Trainer(
@@ -81,6 +93,7 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
         parts={},
         classes=classes,
         device=device,
+        data=describe(recipe, train_index, val_index),
     )
     trainer.parts = {
         "student": Weights(student),
@@ -95,23 +108,10 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     return trainer
 
 
-def build_loaders(
-    recipe: Recipe, train: Index, val: Index, order: str, device: torch.device, events: Events
-) -> tuple[TrainLoader, EvalLoader]:
-    half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
-    return (
-        TrainLoader(
-            train,
-            recipe.data,
-            batch=recipe.batch,
-            seed=recipe.seed,
-            device=device,
-            half=half,
-            order=order,
-            say=events.say,
-        ),
-        EvalLoader(val, recipe.data, batch=recipe.evaluate.batch, device=device, half=half),
-    )
+def describe(recipe: Recipe, train: Index, val: Index) -> dict[str, Any]:
+    """What a run tells of its data: numbers of samples, what it validates on, labels that noise has changed."""
+    changed = int((np.asarray(train.labels) != np.asarray(train.clean)).sum())
+    return {"train": len(train), "val": len(val), "validation": recipe.data.validation(), "wrong_labels": changed}
 
 
 def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> Method:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from lsdali.config import Config
-from lsdali.data.catalog import DATASETS, DataSet
+from lsdali.data import DATASETS
+from lsdali.data.catalog import DataSet
 from lsdali.methods import METHODS
 from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig
@@ -90,5 +91,7 @@ OPERATIONAL = (
     "data.threads",
     "data.prefetch",
     "data.max_bad",
+    "data.resident",
+    "data.resident_bytes",
     "evaluate.batch",
 )
