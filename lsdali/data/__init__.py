@@ -5,6 +5,7 @@ and which part of it) -> graph, runner (the DALI pipelines), loader and resident
 Only graph and loader import nvidia.dali.
 """
 
+from lsdali.data.arrays import ARRAYS
 from lsdali.data.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
 
 DATASETS: dict[str, type[DataSet]] = {
@@ -12,4 +13,5 @@ DATASETS: dict[str, type[DataSet]] = {
     "imagenet": ImageNet,
     "tinyimagenet": TinyImageNet,
     "digits": Digits,
+    **ARRAYS,
 }
