@@ -4,14 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lsdali.bench import loader, methods
+from lsdali.bench import loader, methods, resident
 from lsdali.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
-    commands = parser.add_subparsers(required=True, metavar="loader|methods")
-    for module in (loader, methods):
+    commands = parser.add_subparsers(required=True, metavar="loader|resident|methods")
+    for module in (loader, resident, methods):
         module.add_arguments(commands)
     options = parser.parse_args(arguments)
     try:

@@ -1,12 +1,14 @@
 """Data sets, from files on disk to batches on the device.
 
-catalog, arrays and lists (what a data set is) -> index (one cached scan) -> order and windows (who reads what when,
-and which part of it) -> graph, runner (the DALI pipelines), loader and resident (batches) -> choose (which of the two).
+catalog, arrays, lists and finegrained (what a data set is) -> index (one cached scan), splits (which samples and
+labels) -> order and windows (who reads what when, and which part of it) -> graph and runner (the DALI pipelines),
+loader and resident (batches) -> choose (which of the two).
 Only graph and loader import nvidia.dali.
 """
 
 from lsdali.data.arrays import ARRAYS
 from lsdali.data.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
+from lsdali.data.finegrained import LISTS
 
 DATASETS: dict[str, type[DataSet]] = {
     "folder": Folder,
@@ -14,4 +16,5 @@ DATASETS: dict[str, type[DataSet]] = {
     "tinyimagenet": TinyImageNet,
     "digits": Digits,
     **ARRAYS,
+    **LISTS,
 }

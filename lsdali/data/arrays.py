@@ -1,25 +1,21 @@
 """Data sets that come as arrays: CIFAR, MNIST, FashionMNIST, SVHN. Their images are never resized.
 
-Nothing that a file holds is executed: pickles are read with a table of the types that CIFAR's contain.
+Every file is read by formats.py, and nothing that one holds is executed.
 """
 
-import gzip
-import io
-import pickle
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsdali.data.catalog import CenterCrop, Channels, DataSet, PadCrop
 from lsdali.data.download import Download, obtain
+from lsdali.data.formats import Bytes, read_idx, read_mat, read_pickle
 from lsdali.data.listing import Listing, Split
 from lsdali.errors import UserError
 
-Bytes = NDArray[np.uint8]
 Content = tuple[Bytes, NDArray[np.int64], Sequence[str], tuple[str, ...]]  # pixels, labels, class names, files
 _DIGITS = tuple("0123456789")
 
@@ -189,10 +185,12 @@ def _cifar(base: Path, kind: str, files: tuple[str, ...], keys: tuple[str, str, 
         labels, flat = rows[:, coarse].astype(np.int64), rows[:, coarse + 1 :]
         names = text.read_text().split()
     else:
-        parts = [_field(base / file) for file in files]
+        parts = [read_pickle(base / file) for file in files]
         flat = np.concatenate([np.asarray(part["data"], np.uint8).reshape(-1, 3072) for part in parts])
         labels = np.concatenate([np.asarray(part[labels_key], np.int64) for part in parts])
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in _field(base / meta)[names_key]]
+        names = [
+            name.decode() if isinstance(name, bytes) else str(name) for name in read_pickle(base / meta)[names_key]
+        ]
     return np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels, names, files
 
 
@@ -201,53 +199,6 @@ def _records(file: Path, length: int) -> Bytes:
     if len(content) % length:
         raise UserError(f"{file} has {len(content)} bytes, no multiple of {length}: it is cut; get the data again")
     return content.reshape(-1, length)
-
-
-class _Known(pickle.Unpickler):
-    """Reads lists, dicts, text, numbers and NumPy arrays; refuses every other type before anything runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.zeros(1).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it holds a {module}.{name}, which CIFAR does not have")
-
-
-def _field(file: Path) -> dict[str, Any]:
-    """The dictionary of one of CIFAR's pickles, its keys as text."""
-    try:
-        content = _Known(io.BytesIO(file.read_bytes()), encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{file} is no CIFAR file ({error}); get the data again") from None
-
-
-def read_idx(file: Path) -> Bytes:
-    """An array in LeCun's idx format, plain or gzip; unsigned bytes only."""
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        zero, kind, dimensions = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-        if zero != 0 or kind != 8 or len(values) != np.prod(shape):
-            raise ValueError(f"its head tells of {shape} bytes, {len(values)} follow")
-        return values.reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise UserError(f"{file} is no whole idx file ({error}); get the data again") from None
-
-
-def read_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Variables of a MATLAB file of version 5."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise UserError(f"{file} is a MATLAB file; pip install scipy reads it") from None
-    try:
-        content = loadmat(file, squeeze_me=False)
-        return {name: content[name] for name in names}
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{file} is no MATLAB file with {' and '.join(names)} ({error}); get the data again") from None
 
 
 ARRAYS: dict[str, type[DataSet]] = {

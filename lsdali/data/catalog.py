@@ -15,6 +15,7 @@ from lsdali.data.digits import write_digits
 from lsdali.data.listing import Listing, Split, list_folders
 from lsdali.data.splits import Holdout, Noise
 from lsdali.data.tiny import list_tiny
+from lsdali.errors import UserError
 
 # YAML has lists where Python has tuples.
 Range = Annotated[tuple[float, float], Field(strict=False)]
@@ -24,6 +25,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
+IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 
 class RandomResizedCrop(Config):
@@ -155,7 +158,10 @@ class Folder(Files):
 
 
 class ImageNet(Files):
-    """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders."""
+    """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders.
+
+    Where all 1,000 classes are there, every image must be.
+    """
 
     name: Literal["imagenet"] = "imagenet"
     train: TrainCrop = RandomResizedCrop(size=224)
@@ -166,7 +172,14 @@ class ImageNet(Files):
     """Validation folder, relative to root."""
 
     def listing(self, split: Split) -> Listing:
-        return list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+        found = list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+        images, wanted = len(found.labels), IMAGENET_IMAGES[split]
+        if len(found.classes) == IMAGENET_CLASSES and images != wanted:
+            raise UserError(
+                f"{split} of {found.root} has {images:,} images in 1,000 classes; ImageNet-1k has {wanted:,}: unpack "
+                "it again, or use data.name: folder for a part of it"
+            )
+        return found
 
     def layout(self) -> tuple[str, ...]:
         return (self.train_dir, "" if self.split else self.val_dir)
@@ -180,7 +193,7 @@ class TinyImageNet(Files):
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 
     def listing(self, split: Split) -> Listing:
-        return list_tiny(self.root, split)
+        return list_folders(self.root, "train", None, "train") if self.split else list_tiny(self.root, split)
 
 
 class Digits(Files):
