@@ -5,13 +5,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali import dist
 from lsdali.clock import Clock
-from lsdali.data.index import Index, open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.choose import eval_loader, open_data, train_loader
+from lsdali.data.index import Index
 from lsdali.data.mixing import MixedBatches
 from lsdali.errors import UserError
 from lsdali.events import Events
@@ -55,14 +56,25 @@ def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Check
 def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
-    train_index, val_index = open_index(recipe.data, "train"), open_index(recipe.data, "val")
+    train_index, val_index = (open_data(recipe.data, split, events.say) for split in ("train", "val"))
     classes = count_classes(recipe, train_index)
     network = open_network(recipe, classes, events)
     method, teachers = build_method(recipe, network, len(train_index), device)
     check_shares(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    train, val = build_loaders(recipe, train_index, val_index, method.sampling, device, events)
+    half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
+    train = train_loader(
+        train_index,
+        recipe.data,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        device=device,
+        half=half,
+        order=method.sampling,
+        say=events.say,
+    )
+    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=half)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
     trainer = Trainer(
@@ -90,28 +102,16 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
         parts={},
         classes=classes,
         device=device,
+        data=describe(recipe, train_index, val_index),
     )
     trainer.parts = parts_of(trainer)
     return trainer
 
 
-def build_loaders(
-    recipe: Recipe, train: Index, val: Index, order: str, device: torch.device, events: Events
-) -> tuple[TrainLoader, EvalLoader]:
-    half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
-    return (
-        TrainLoader(
-            train,
-            recipe.data,
-            batch=recipe.batch,
-            seed=recipe.seed,
-            device=device,
-            half=half,
-            order=order,
-            say=events.say,
-        ),
-        EvalLoader(val, recipe.data, batch=recipe.evaluate.batch, device=device, half=half),
-    )
+def describe(recipe: Recipe, train: Index, val: Index) -> dict[str, Any]:
+    """What a run tells of its data: numbers of samples, what it validates on, labels that noise has changed."""
+    changed = int((np.asarray(train.labels) != np.asarray(train.clean)).sum())
+    return {"train": len(train), "val": len(val), "validation": recipe.data.validation(), "wrong_labels": changed}
 
 
 def parts_of(trainer: Trainer) -> dict[str, Stateful]:

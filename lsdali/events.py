@@ -31,6 +31,7 @@ class Begun:
     epochs: int
     parameters: int
     optimizer: str
+    data: Mapping[str, Any] = field(default_factory=dict)  # samples, and what is validated on
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,7 @@ def begun(trainer: "Trainer") -> "Begun":
         epochs=clock.epochs,
         parameters=sum(p.numel() for p in trainer.student.parameters()),
         optimizer=trainer.optimizer.describe(),
+        data=trainer.data,
     )
 
 

@@ -85,6 +85,7 @@ class Trainer:
     parts: Mapping[str, Stateful]
     classes: int
     device: torch.device
+    data: Mapping[str, Any]  # what is told of it
     record: dict[str, Any] = field(default_factory=dict)  # last and best evaluation, by weights
     seconds: dict[str, float] = field(default_factory=lambda: {"wall": 0.0, "training": 0.0})
 
@@ -218,6 +219,7 @@ class Trainer:
             "wall_seconds": round(self.seconds["wall"], 2),
             "world": dist.world(),
             "steps": self.clock.steps,
+            "data": self.data,
         }
         if dist.is_main():
             write_json(self.folder / "summary.json", summary)

@@ -22,6 +22,13 @@ def test_each_loader_delivers_whole_batches_without_end(
     assert [next(sizes) for _ in range(5)] == [30] * 5
 
 
+def test_small_images_are_measured_against_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resident", "--reps", "1", "--seconds", "0.05"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("lsdali,", "PIL,"))]
+    assert len(rows) == 3
+    assert rows[2].split()[-1] == "1.0"
+
+
 def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
     recipes = [str(ROOT / "recipes" / f"{name}.yaml") for name in ("digits_zls", "digits_kd")]
     assert main(["methods", *recipes, "--shape", "cifar", "--batch", "4", "--reps", "1", "--warmup", "0"]) == 0

@@ -74,7 +74,7 @@ def test_dali_is_imported_in_few_modules_of_the_data_room_only() -> None:
 
 
 def test_the_trainer_names_no_method_model_or_data_set() -> None:
-    from lsdali.data.catalog import DATASETS
+    from lsdali.data import DATASETS
     from lsdali.methods import METHODS
     from lsdali.models import MODELS
 

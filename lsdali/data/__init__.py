@@ -1,10 +1,20 @@
 """Data sets, from files on disk to batches on the device.
 
-catalog (what a data set is) -> index (one cached scan) -> order and windows (who reads what when, and which
-part of it) -> graph, runner (the DALI pipelines) -> loader (batches). Only graph and loader import
-nvidia.dali.
+catalog, arrays, lists and finegrained (what a data set is) -> index (one cached scan), splits (which samples and
+labels) -> order and windows (who reads what when, and which part of it) -> graph and runner (the DALI pipelines),
+loader and resident (batches) -> choose (which of the two).
+Only graph and loader import nvidia.dali.
 """
 
-from lsdali.data.catalog import DATASETS
+from lsdali.data.arrays import ARRAYS
+from lsdali.data.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
+from lsdali.data.finegrained import LISTS
 
-__all__ = ["DATASETS"]
+DATASETS: dict[str, type[DataSet]] = {
+    "folder": Folder,
+    "imagenet": ImageNet,
+    "tinyimagenet": TinyImageNet,
+    "digits": Digits,
+    **ARRAYS,
+    **LISTS,
+}

@@ -1,6 +1,7 @@
 """The data sets a recipe can name: where the files are, how images are cropped, and the defaults of each.
 
-A set with a layout of its own is one class here with a `listing` method, and one line in DATASETS.
+A set with a layout of its own is one class with a `listing` method, here or beside (arrays.py, lists.py), and one
+line in DATASETS of the package.
 """
 
 from abc import abstractmethod
@@ -13,7 +14,9 @@ from lsdali.data.augment import TrainImages
 from lsdali.data.cache import cache_dir
 from lsdali.data.digits import write_digits
 from lsdali.data.listing import Listing, Split, list_folders
+from lsdali.data.splits import Holdout, Noise
 from lsdali.data.tiny import list_tiny
+from lsdali.errors import UserError
 
 # YAML has lists where Python has tuples.
 Range = Annotated[tuple[float, float], Field(strict=False)]
@@ -22,6 +25,8 @@ Size = Annotated[int, Field(ge=1)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
+IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 
 class RandomResizedCrop(TrainImages):
@@ -82,6 +87,12 @@ class DataSet(Config):
     """Folder of the data set; ~ is the home folder."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Train on this many samples, always the same, in the classes' own proportions; null for all."""
+    split: Holdout | None = None
+    """Hold out a part of the training data to validate on; null: the official validation or test data."""
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
+    """Train and validate on these classes only, numbered in this order; null: all."""
+    noise: Noise | None = None
+    """Wrong labels in training, never in validation; null: none."""
     train: TrainCrop
     """Random crop and flip of training images."""
     eval: CenterCrop
@@ -105,14 +116,30 @@ class DataSet(Config):
 
     @abstractmethod
     def listing(self, split: Split) -> Listing:
-        """The files of one split; UserError where the layout is wrong."""
+        """The files of one split; UserError where the layout is wrong.
+
+        Where `self.split` is given, only train is asked for, and validation data need not be there.
+        """
 
     def layout(self) -> tuple[str, ...]:
         """What, beside root and split, decides the listing."""
         return ()
 
+    def validation(self) -> str:
+        """What is validated on, in words."""
+        return self.split.describe() if self.split else "the validation data"
 
-class Folder(DataSet):
+
+class Files(DataSet):
+    """Images in files."""
+
+    resident: Literal["auto", "never", "always"] = "auto"
+    """Decode the images once and hold them on the device: auto, where they fit and pixels stay the same to the bit."""
+    resident_bytes: int = Field(default=1_000_000_000, ge=0)
+    """The most that the decoded images of a split may take for auto, in bytes."""
+
+
+class Folder(Files):
     """Any images in <train_dir>/<class>/ and <val_dir>/<class>/."""
 
     name: Literal["folder"] = "folder"
@@ -122,14 +149,17 @@ class Folder(DataSet):
     """Validation folder, relative to root."""
 
     def listing(self, split: Split) -> Listing:
-        return list_folders(self.root, self.train_dir, self.val_dir, split)
+        return list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_dir, self.val_dir)
+        return (self.train_dir, "" if self.split else self.val_dir)
 
 
-class ImageNet(DataSet):
-    """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders."""
+class ImageNet(Files):
+    """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders.
+
+    Where all 1,000 classes are there, every image must be.
+    """
 
     name: Literal["imagenet"] = "imagenet"
     train: TrainCrop = RandomResizedCrop(size=224)
@@ -140,13 +170,20 @@ class ImageNet(DataSet):
     """Validation folder, relative to root."""
 
     def listing(self, split: Split) -> Listing:
-        return list_folders(self.root, self.train_dir, self.val_dir, split)
+        found = list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+        images, wanted = len(found.labels), IMAGENET_IMAGES[split]
+        if len(found.classes) == IMAGENET_CLASSES and images != wanted:
+            raise UserError(
+                f"{split} of {found.root} has {images:,} images in 1,000 classes; ImageNet-1k has {wanted:,}: unpack "
+                "it again, or use data.name: folder for a part of it"
+            )
+        return found
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_dir, self.val_dir)
+        return (self.train_dir, "" if self.split else self.val_dir)
 
 
-class TinyImageNet(DataSet):
+class TinyImageNet(Files):
     """Tiny ImageNet (Stanford CS231n), as it is distributed or with val sorted into class folders."""
 
     name: Literal["tinyimagenet"] = "tinyimagenet"
@@ -154,10 +191,10 @@ class TinyImageNet(DataSet):
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 
     def listing(self, split: Split) -> Listing:
-        return list_tiny(self.root, split)
+        return list_folders(self.root, "train", None, "train") if self.split else list_tiny(self.root, split)
 
 
-class Digits(DataSet):
+class Digits(Files):
     """1,797 handwritten digits, 8x8, bundled with scikit-learn (Alpaydin and Kaynak, 1998): no download."""
 
     name: Literal["digits"] = "digits"
@@ -171,11 +208,3 @@ class Digits(DataSet):
     def listing(self, split: Split) -> Listing:
         write_digits(self.root)
         return list_folders(self.root, "train", "val", split)
-
-
-DATASETS: dict[str, type[DataSet]] = {
-    "folder": Folder,
-    "imagenet": ImageNet,
-    "tinyimagenet": TinyImageNet,
-    "digits": Digits,
-}

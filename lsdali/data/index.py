@@ -18,10 +18,11 @@ from lsdali.data.cache import cache_dir, new_folder
 from lsdali.data.catalog import DataSet
 from lsdali.data.listing import Listing, Split
 from lsdali.data.order import Ints, stratified
-from lsdali.data.probe import FAULTS, probe
+from lsdali.data.probe import FAULTS, GOOD, probe
+from lsdali.data.splits import Chosen, held_out, noisy, of_classes, whole
 from lsdali.errors import UserError
 
-FORMAT = "1"  # of the cached files; raise it when they, or what probe() answers, change
+FORMAT = "2"  # of the cached files; raise it when they, or what probe() answers, change
 THREADS, CHUNK = 16, 512
 
 
@@ -31,11 +32,14 @@ class Index:
 
     root: Path
     paths: NDArray[np.uint8]  # [N, L] relative to root, NUL-padded, at least one NUL each
-    labels: Ints  # [N]
+    labels: Ints  # [N] in use
     size: NDArray[np.int32]  # [N, 2] width, height in pixels; 0 where unknown
     status: NDArray[np.uint8]  # [N] place in FAULTS; 0 is good
     classes: tuple[str, ...]
-    fingerprint: str  # sha256 of paths and labels
+    fingerprint: str  # sha256 of paths, of pixels that come as arrays, and of the labels in use
+    clean: Ints  # [N] labels before noise
+    numbers: Ints  # [N] places in the whole set
+    pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] where they are at hand; memory-mapped
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,30 +63,79 @@ class Index:
 
 
 def open_index(config: DataSet, split: Split) -> Index:
-    """The index of one split; scanned by one process of each node, and only where the folders changed.
+    """The index of what the recipe uses of one split.
+
+    Raises UserError for a wrong layout or choice, and where the ranks see different files. Collective.
+    """
+    return select(config, split, open_whole(config, split))
+
+
+def open_whole(config: DataSet, split: Split) -> Index:
+    """The index of a whole split; scanned by one process of each node, and only where the folders changed.
 
     Raises UserError for a wrong layout, and where the ranks see different files. Collective.
     """
+    index = _load(on_each_node(lambda: _cached(config, source(config, split))))
+    _refuse_different(index, split, dist.gather_objects(index.fingerprint))
+    return index
+
+
+def on_each_node(work: Callable[[], Path]) -> Path:
+    """What one process of this node found; UserError where that of any node failed. Collective."""
     folder, problem = None, None
     if dist.local_rank() == 0 or not dist.active():
         try:
-            folder = _cached(config, split)
+            folder = work()
         except UserError as error:
             problem = str(error)
     node = dist.rank() - dist.local_rank()
     answers = dist.gather_objects((node, folder, problem))
     if problems := [p for _, _, p in answers if p]:
         raise UserError(problems[0])
-    index = _load(next(f for n, f, _ in answers if n == node and f))
-    if split == "train" and config.limit is not None and config.limit < len(index):
-        index = _subset(index, stratified(index.labels, config.limit))
-    prints = dist.gather_objects(index.fingerprint)
+    return next(f for n, f, _ in answers if n == node and f)
+
+
+def source(config: DataSet, split: Split) -> Split:
+    """The split whose files are read: a held-out part comes from train."""
+    return "train" if config.split else split
+
+
+def select(config: DataSet, split: Split, index: Index) -> Index:
+    """The samples and labels that the recipe uses of a whole split.
+
+    Raises UserError for a choice that does not fit, and where the ranks see different files. Collective.
+    """
+    problem = ""
+    try:
+        index = _subset(index, _choose(config, split, index))
+    except UserError as error:
+        problem = str(error)
+    answers = dist.gather_objects((index.fingerprint, problem))
+    if problems := [p for _, p in answers if p]:
+        raise UserError(problems[0])
+    _refuse_different(index, split, [p for p, _ in answers])
+    return index
+
+
+def _refuse_different(index: Index, split: Split, prints: list[str]) -> None:
     if other := [r for r, p in enumerate(prints) if p != prints[0]]:
         raise UserError(
             f"rank {other[0]} sees other {split} files or labels in {index.root} than rank 0; "
             "copy the same data to every machine"
         )
-    return index
+
+
+def _choose(config: DataSet, split: Split, index: Index) -> Chosen:
+    part = whole(np.asarray(index.labels), index.classes)
+    if config.classes is not None:
+        part = of_classes(part, config.classes)
+    if config.split is not None:
+        part = held_out(part, split, config.split)
+    if split == "train" and config.limit is not None and config.limit < len(part.labels):
+        part = part.at(stratified(part.labels, config.limit))
+    if split == "train" and config.noise is not None:
+        part = noisy(part, config.noise)
+    return part
 
 
 def _cached(config: DataSet, split: Split) -> Path:
@@ -143,7 +196,7 @@ def _times(root: Path, watched: list[str]) -> Ints:
 
 def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target: Path) -> None:
     times = _times(listing.root, list(listing.watched))
-    measured = look(listing)
+    measured = look(listing) if listing.pixels is None else _measured(listing.pixels)
     with new_folder(target) as draft:
         arrays: dict[str, NDArray[Any]] = {
             "paths": listing.paths.view(np.uint8).reshape(len(listing.labels), -1),
@@ -154,8 +207,10 @@ def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target
             "root": np.array(str(listing.root)),
             "watched": np.array(listing.watched),
             "times": times,
-            "fingerprint": np.array(_fingerprint(listing.paths, listing.labels)),
+            "fingerprint": np.array(_fingerprint(listing)),
         }
+        if listing.pixels is not None:
+            arrays["pixels"] = listing.pixels
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array)
 
@@ -171,9 +226,16 @@ def each_file(listing: Listing, look: Callable[[bytes], tuple[int, ...]]) -> Int
         return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
 
 
-def _fingerprint(paths: NDArray[np.bytes_], labels: Ints) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(paths).view(np.uint8).data)
-    digest.update(np.ascontiguousarray(labels).data)
+def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """[N, H, W, C] -> [N, 3] width, height, status."""
+    return np.tile(np.array([pixels.shape[2], pixels.shape[1], GOOD], np.int32), (len(pixels), 1))
+
+
+def _fingerprint(listing: Listing) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(listing.paths).view(np.uint8).data)
+    digest.update(np.ascontiguousarray(listing.labels).data)
+    if listing.pixels is not None:
+        digest.update(np.ascontiguousarray(listing.pixels).data)
     return digest.hexdigest()
 
 
@@ -181,25 +243,35 @@ def _load(folder: Path) -> Index:
     def array(name: str) -> Any:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
+    labels = array("labels")
     return Index(
-        Path(str(np.load(folder / "root.npy"))),
-        array("paths"),
-        array("labels"),
-        array("size"),
-        array("status"),
-        tuple(np.load(folder / "classes.npy").tolist()),
-        str(np.load(folder / "fingerprint.npy")),
+        root=Path(str(np.load(folder / "root.npy"))),
+        paths=array("paths"),
+        labels=labels,
+        size=array("size"),
+        status=array("status"),
+        classes=tuple(np.load(folder / "classes.npy").tolist()),
+        fingerprint=str(np.load(folder / "fingerprint.npy")),
+        clean=labels,
+        numbers=np.arange(len(labels)),
+        pixels=array("pixels") if (folder / "pixels.npy").is_file() else None,
     )
 
 
-def _subset(index: Index, chosen: Ints) -> Index:
-    """The chosen samples under the numbers 0, 1, 2, ..."""
-    digest = hashlib.sha256(index.fingerprint.encode() + chosen.tobytes()).hexdigest()
+def _subset(index: Index, part: Chosen) -> Index:
+    """The chosen samples under the numbers 0, 1, 2, ..., with their labels."""
+    if len(part.numbers) == len(index) and np.array_equal(part.labels, index.labels) and part.classes == index.classes:
+        return index
+    rows = part.numbers
+    digest = hashlib.sha256(index.fingerprint.encode() + rows.tobytes() + part.labels.tobytes())
     return replace(
         index,
-        paths=index.paths[chosen],
-        labels=index.labels[chosen],
-        size=index.size[chosen],
-        status=index.status[chosen],
-        fingerprint=digest,
+        paths=index.paths[rows],
+        labels=part.labels,
+        size=index.size[rows],
+        status=index.status[rows],
+        classes=part.classes,
+        fingerprint=digest.hexdigest(),
+        clean=part.clean,
+        numbers=rows,
     )

@@ -24,6 +24,7 @@ class Listing:
     labels: NDArray[np.int64]  # [N]
     classes: tuple[str, ...]
     watched: tuple[str, ...]  # folders and files, relative to root, whose change makes this listing stale
+    pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,17 @@ class _Folder:
     walked: list[str]
 
 
-def list_folders(root: str, train_dir: str, val_dir: str, split: Split) -> Listing:
+def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -> Listing:
     """root/train_dir/<class>/** or root/val_dir/<class>/**; the classes are the folders of train_dir.
 
-    Raises UserError for a missing, empty, shared or foreign folder.
+    val_dir None: there need be no such folder, and the split is train. Raises UserError for a missing, empty,
+    shared or foreign folder.
     """
+    if val_dir is None:
+        base = require_root(root, f"{train_dir}/<class>/<images>")
+        require_folder(base, train_dir, train_dir)
+        classes = class_names(base, train_dir)
+        return collect(base, train_dir, {name: k for k, name in enumerate(classes)}, classes)
     base = require_root(root, f"{train_dir}/<class>/<images> and {val_dir}/<class>/<images>")
     require_apart(base, train_dir, val_dir)
     classes = class_names(base, train_dir)
@@ -68,6 +75,14 @@ def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str,
         classes,
         tuple(watched),
     )
+
+
+def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[str], sources: Sequence[str]) -> Listing:
+    """The listing of (path relative to base, label) pairs from the files `sources`; sorted by label, then path."""
+    rows = sorted((label, os.fsencode(path)) for path, label in pairs)
+    labels = np.array([label for label, _ in rows], np.int64)
+    parents = sorted({os.path.dirname(os.fsdecode(path)) or "." for _, path in rows})
+    return Listing(base, join([np.array([p for _, p in rows])]), labels, tuple(classes), (*sources, *parents))
 
 
 def join(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
@@ -104,11 +119,15 @@ def require_root(root: str, layout: str) -> Path:
     return base
 
 
+def require_folder(base: Path, name: str, expected: str) -> None:
+    if not (base / name).is_dir():
+        raise UserError(f"data root {base} has no folder {name}; expected {expected} in it")
+
+
 def require_apart(base: Path, train_dir: str, val_dir: str) -> None:
     """Both folders are there, and neither is, or lies in, the other."""
     for name in (train_dir, val_dir):
-        if not (base / name).is_dir():
-            raise UserError(f"data root {base} has no folder {name}; expected {train_dir} and {val_dir} in it")
+        require_folder(base, name, f"{train_dir} and {val_dir}")
     train, val = base / train_dir, base / val_dir
     if train.samefile(val):
         raise UserError(f"train folder {train} and val folder {val} are the same folder; validate on other data")

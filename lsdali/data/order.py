@@ -49,9 +49,9 @@ def epoch_permutation(seed: int, epoch: int, n: int, stream: int = _EPOCH_ORDER)
     return np.argsort(_hashes(seed, epoch, stream, np.arange(n)), kind="stable").astype(np.int64)
 
 
-def stratified(labels: Ints, n: int) -> Ints:
-    """`n` of the samples, in the classes' own proportions, always the same ones; their numbers, rising."""
-    shuffled = epoch_permutation(0, 0, len(labels), SUBSET)
+def stratified(labels: Ints, n: int, seed: int = 0) -> Ints:
+    """`n` of the samples, in the classes' own proportions, the same ones for a seed; their numbers, rising."""
+    shuffled = epoch_permutation(seed, 0, len(labels), SUBSET)
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
     place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)

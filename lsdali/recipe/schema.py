@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lsdali.config import Config
-from lsdali.data.catalog import DATASETS, DataSet
+from lsdali.data import DATASETS
+from lsdali.data.catalog import DataSet
 from lsdali.data.mixing import MixConfig
 from lsdali.methods import METHODS
 from lsdali.models import ModelConfig
@@ -103,5 +104,7 @@ OPERATIONAL = (
     "data.threads",
     "data.prefetch",
     "data.max_bad",
+    "data.resident",
+    "data.resident_bytes",
     "evaluate.batch",
 )

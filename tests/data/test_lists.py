@@ -1,0 +1,256 @@
+"""Data sets with lists of their own: small trees in the official formats, and what is said where they do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from lsdali.data import DATASETS, catalog
+from lsdali.data.finegrained import LISTS
+from lsdali.data.index import open_index
+from lsdali.data.lists import Listed
+from lsdali.errors import UserError
+
+OFFICIAL = {k: (dict(v.samples), getattr(v, "count", None)) for k, v in LISTS.items() if issubclass(v, Listed)}
+
+
+def test_official_counts():
+    assert OFFICIAL["inat21"] == ({"train": 2_686_843, "train_mini": 500_000, "val": 100_000}, 10_000)
+    assert OFFICIAL["cub"] == ({"train": 5_994, "val": 5_794}, 200)
+    assert OFFICIAL["cars"] == ({"train": 8_144, "val": 8_041}, 196)
+    assert OFFICIAL["aircraft"] == ({"train": 6_667, "val": 3_333}, None)
+    assert OFFICIAL["flowers"] == ({"train": 1_020, "trainval": 2_040, "val": 6_149}, 102)
+    assert OFFICIAL["dogs"] == ({"train": 12_000, "val": 8_580}, 120)
+
+
+@pytest.fixture
+def image(texture):
+    def make(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texture(24, 20).save(path)
+
+    return make
+
+
+@pytest.fixture
+def small(monkeypatch):
+    def make(name, count, **samples):
+        monkeypatch.setattr(DATASETS[name], "samples", samples)
+        monkeypatch.setattr(DATASETS[name], "count", count, raising=False)
+
+    return make
+
+
+def content(name, root, part="train", **more):
+    """Class names and (path below root, class) of every sample; every image must be readable."""
+    index = open_index(DATASETS[name].model_validate({"root": str(root), **more}), part)
+    assert not index.faults()
+    rows = [(index.path(i).removeprefix(f"{root}/"), index.classes[index.labels[i]]) for i in range(len(index))]
+    return index.classes, rows
+
+
+def refusal(name, root, **more):
+    with pytest.raises(UserError) as caught:
+        open_index(DATASETS[name].model_validate({"root": str(root), **more}), "train")
+    return str(caught.value)
+
+
+def test_inat21(tmp_path, image, small):
+    small("inat21", 2, train=3, train_mini=2, val=2)
+    classes = [{"id": 7, "name": "Apis mellifera"}, {"id": 3, "name": "Formica rufa"}]
+    for part, species in (("train", [7, 3, 7]), ("train_mini", [7, 3]), ("val", [3, 7])):
+        paths = [f"{part}/{c:05d}/{k}.jpg" for k, c in enumerate(species)]
+        for path in paths:
+            image(tmp_path / path)
+        whole = {
+            "categories": classes,
+            "images": [{"id": 10 + k, "file_name": p} for k, p in enumerate(paths)][::-1],
+            "annotations": [{"id": k, "image_id": 10 + k, "category_id": c} for k, c in enumerate(species)],
+        }
+        (tmp_path / f"{part}.json").write_text(json.dumps(whole))
+    names, rows = content("inat21", tmp_path)
+    assert names == ("Formica rufa", "Apis mellifera")
+    assert rows == [("train_mini/00003/1.jpg", "Formica rufa"), ("train_mini/00007/0.jpg", "Apis mellifera")]
+    assert len(content("inat21", tmp_path, subset="train")[1]) == 3
+    assert content("inat21", tmp_path, "val")[1][0] == ("val/00003/0.jpg", "Formica rufa")
+    (tmp_path / "train_mini.json").write_text('{"images": []}')
+    assert refusal("inat21", tmp_path) == (
+        f"{tmp_path}/train_mini.json is no list of iNaturalist (KeyError('categories')): expected categories (id, "
+        "name), images (id, file_name) and annotations (image_id, category_id)"
+    )
+
+
+def write_cub(root, image):
+    base = root / "CUB_200_2011"
+    names = ["001.Albatross", "002.Blackbird", "010.Crow"]
+    images = [(1, 0, 1), (2, 0, 0), (3, 1, 1), (4, 1, 0), (5, 2, 1), (6, 2, 0)]
+    for i, c, _ in images:
+        image(base / f"images/{names[c]}/{i}.jpg")
+    (base / "images.txt").write_text("".join(f"{i} {names[c]}/{i}.jpg\n" for i, c, _ in images))
+    (base / "image_class_labels.txt").write_text("".join(f"{i} {c + 1}\n" for i, c, _ in images))
+    (base / "train_test_split.txt").write_text("".join(f"{i} {t}\n" for i, _, t in images))
+    (base / "classes.txt").write_text("".join(f"{k + 1} {name}\n" for k, name in enumerate(names)))
+    return base, names
+
+
+def test_cub(tmp_path, image, small):
+    small("cub", 3, train=3, val=3)
+    base, names = write_cub(tmp_path, image)
+    classes, rows = content("cub", base)
+    assert classes == tuple(names)
+    assert rows == [(f"images/{n}/{i}.jpg", n) for n, i in zip(names, (1, 3, 5))]
+    assert content("cub", base, "val")[1] == [(f"images/{n}/{i}.jpg", n) for n, i in zip(names, (2, 4, 6))]
+    held = [content("cub", base, split, split={"fraction": 0.34})[1] for split in ("train", "val")]
+    assert sorted(held[0] + held[1]) == rows
+    assert len(held[1]) == 1
+    assert len(content("cub", tmp_path, "train")[1]) == 3  # one folder up
+    file = base / "train_test_split.txt"
+    file.write_text(file.read_text().replace("2 0", "2 1"))
+    assert refusal("cub", base) == (f"{base} lists 4 train images of 3 classes; cub has 3 of 3: get the lists again")
+    file.unlink()
+    assert f"; {base} lacks train_test_split.txt; expected CUB_200_2011/ with images.txt" in refusal("cub", tmp_path)
+
+
+def struct_rows(**columns):
+    names = list(columns)
+    out = np.zeros((1, len(columns[names[0]])), [(name, object) for name in names])
+    for name in names:
+        for k, value in enumerate(columns[name]):
+            out[0, k][name] = value
+    return out
+
+
+def cells(texts):
+    out = np.empty((1, len(texts)), object)
+    out[0, :] = texts
+    return out
+
+
+def test_cars_in_both_layouts(tmp_path, image, small):
+    small("cars", 2, train=2, val=1)
+    names = ["AM General Hummer 2000", "Audi TT/RS 2012"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for k in range(3):
+        image(one / f"car_ims/{k}.jpg")
+    rows = struct_rows(
+        relative_im_path=[f"car_ims/{k}.jpg" for k in range(3)], **{"class": [2, 1, 2], "test": [0, 0, 1]}
+    )
+    savemat(one / "cars_annos.mat", {"annotations": rows, "class_names": cells(names)})
+    classes, found = content("cars", one)
+    assert classes == tuple(names)
+    assert found == [("car_ims/1.jpg", names[0]), ("car_ims/0.jpg", names[1])]
+    assert content("cars", one, "val")[1] == [("car_ims/2.jpg", names[1])]
+    for path in ("cars_train/a.jpg", "cars_train/b.jpg", "cars_test/a.jpg"):
+        image(two / path)
+    (two / "devkit").mkdir()
+    savemat(two / "devkit/cars_meta.mat", {"class_names": cells(names)})
+    for file, files, labels in (
+        ("devkit/cars_train_annos.mat", ["a.jpg", "b.jpg"], [1, 2]),
+        ("cars_test_annos_withlabels.mat", ["a.jpg"], [2]),
+    ):
+        savemat(two / file, {"annotations": struct_rows(**{"fname": files, "class": labels})})
+    assert content("cars", two)[1] == [("cars_train/a.jpg", names[0]), ("cars_train/b.jpg", names[1])]
+    assert content("cars", two, "val")[1] == [("cars_test/a.jpg", names[1])]
+
+
+def test_aircraft_at_every_level(tmp_path, image, monkeypatch):
+    kind = DATASETS["aircraft"]
+    monkeypatch.setattr(kind, "samples", {"train": 2, "val": 1})
+    monkeypatch.setattr(kind, "counts", {"variant": 3, "family": 2, "manufacturer": 1})
+    data = tmp_path / "fgvc-aircraft-2013b/data"
+    lists = {
+        "variant": ["707-320", "727-200", "737-200"],
+        "family": ["Boeing 707", "Boeing 737"],
+        "manufacturer": ["Boeing"],
+    }
+    chosen = {"variant": [2, 0, 1], "family": [1, 0, 1], "manufacturer": [0, 0, 0]}
+    for k in range(3):
+        image(data / f"images/000{k}.jpg")
+    plural = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}
+    for level, names in lists.items():
+        (data / f"{plural[level]}.txt").write_text("\n".join(names) + "\n")
+        rows = [f"000{k} {names[c]}\n" for k, c in enumerate(chosen[level])]
+        (data / f"images_{level}_trainval.txt").write_text("".join(rows[:2]))
+        (data / f"images_{level}_test.txt").write_text(rows[2])
+    assert content("aircraft", data) == (
+        tuple(lists["variant"]),
+        [("images/0001.jpg", "707-320"), ("images/0000.jpg", "737-200")],
+    )
+    assert content("aircraft", data, "val", level="family")[1] == [("images/0002.jpg", "Boeing 737")]
+    assert content("aircraft", data, level="manufacturer")[0] == ("Boeing",)
+    (data / "images_family_trainval.txt").write_text("0000 Boeing 747\n0001 Boeing 737\n")
+    assert "families.txt lacks: Boeing 747" in refusal("aircraft", data, level="family")
+
+
+def test_flowers(tmp_path, image, small):
+    small("flowers", 3, train=2, trainval=3, val=2)
+    for k in range(5):
+        image(tmp_path / f"jpg/image_{k + 1:05d}.jpg")
+    savemat(tmp_path / "imagelabels.mat", {"labels": np.array([[2, 1, 3, 1, 2]], np.uint8)})
+    savemat(tmp_path / "setid.mat", {"trnid": [[2, 5]], "valid": [[3]], "tstid": [[4, 1]]})
+    assert content("flowers", tmp_path) == (
+        ("1", "2", "3"),
+        [("jpg/image_00002.jpg", "1"), ("jpg/image_00005.jpg", "2"), ("jpg/image_00003.jpg", "3")],
+    )
+    assert len(content("flowers", tmp_path, training="train")[1]) == 2
+    assert content("flowers", tmp_path, "val")[1] == [("jpg/image_00004.jpg", "1"), ("jpg/image_00001.jpg", "2")]
+    savemat(tmp_path / "setid.mat", {"trnid": [[2, 6]], "valid": [[3]], "tstid": [[4, 1]]})
+    assert "setid.mat names images that imagelabels.mat lacks" in refusal("flowers", tmp_path)
+
+
+def test_dogs(tmp_path, image, small):
+    small("dogs", 2, train=2, val=2)
+    breeds = ["n01-Chihuahua", "n02-Shih-Tzu"]
+    for file, numbers in (("train_list", (0, 1)), ("test_list", (2, 3))):
+        paths = [f"{breeds[n % 2]}/n_{n}.jpg" for n in numbers]
+        for path in paths:
+            image(tmp_path / "Images" / path)
+        savemat(tmp_path / f"{file}.mat", {"file_list": cells(paths).T, "labels": np.array([[1], [2]], np.uint8)})
+    assert content("dogs", tmp_path) == (
+        ("Chihuahua", "Shih-Tzu"),
+        [("Images/n01-Chihuahua/n_0.jpg", "Chihuahua"), ("Images/n02-Shih-Tzu/n_1.jpg", "Shih-Tzu")],
+    )
+    assert content("dogs", tmp_path, "val")[1][1] == ("Images/n02-Shih-Tzu/n_3.jpg", "Shih-Tzu")
+
+
+def test_lists_of_anybodys(tmp_path, image):
+    for name in ("a b.png", "c.png", "d.png"):
+        image(tmp_path / "pics" / name)
+    (tmp_path / "train.txt").write_text("a b.png 0\n\nc.png 02\n")
+    (tmp_path / "val.txt").write_text("d.png 2\n")
+    assert content("list", tmp_path, images="pics") == (("0", "1", "2"), [("pics/a b.png", "0"), ("pics/c.png", "2")])
+    assert content("list", tmp_path, "val", images="pics")[1] == [("pics/d.png", "2")]
+    (tmp_path / "train.txt").write_text("pics/a b.png wolf\npics/c.png fox\n")
+    (tmp_path / "val.txt").write_text("pics/d.png fox\n")
+    assert content("list", tmp_path) == (("fox", "wolf"), [("pics/c.png", "fox"), ("pics/a b.png", "wolf")])
+    (tmp_path / "val.txt").write_text("pics/d.png bear\n")
+    assert refusal("list", tmp_path) == f"{tmp_path}/val.txt has labels that train.txt lacks: bear"
+    (tmp_path / "val.txt").write_text("pics/c.png wolf\n")
+    assert refusal("list", tmp_path) == (
+        f"pics/c.png: in both {tmp_path}/train.txt and {tmp_path}/val.txt; validate on other images"
+    )
+    (tmp_path / "train.txt").write_text("pics/c.png\n")
+    assert refusal("list", tmp_path) == f"{tmp_path}/train.txt, line 1: expected a path, a space and a label"
+
+
+def test_a_complete_imagenet_is_counted(tree, monkeypatch):
+    root = tree(each=3)
+    assert len(content("imagenet", root)[1]) == 6
+    monkeypatch.setattr(catalog, "IMAGENET_CLASSES", 2)
+    (root / "train/ant/more.jpg").write_bytes((root / "train/ant/000.jpg").read_bytes())
+    said = refusal("imagenet", root)
+    assert said.startswith(f"train of {root} has 7 images in 1,000 classes; ImageNet-1k has 1,281,167: unpack it again")
+    monkeypatch.setitem(catalog.IMAGENET_IMAGES, "train", 7)
+    assert len(content("imagenet", root)[1]) == 7
+
+
+def test_what_lacks_is_named(tmp_path):
+    for name in LISTS:
+        said = refusal(name, tmp_path)
+        assert str(tmp_path) in said
+        assert "\n" not in said
+    assert refusal("dogs", tmp_path) == (
+        f"data root {tmp_path} does not hold the data; expected Images, train_list.mat, test_list.mat; get it from "
+        "http://vision.stanford.edu/aditya86/ImageNetDogs"
+    )
