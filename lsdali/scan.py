@@ -67,7 +67,8 @@ def scan(args: argparse.Namespace) -> int:
 
 def dataset(args: argparse.Namespace) -> Any:
     """The data set's config, as a recipe that names it would have it."""
-    from lsdali.data import DATASETS, CenterCrop, RandomResizedCrop
+    from lsdali.data import DATASETS
+    from lsdali.data.catalog import CenterCrop, RandomResizedCrop
 
     name = args.data or guess(Path(args.root).expanduser(), args.train_dir or "train")
     if name not in DATASETS:

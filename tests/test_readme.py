@@ -5,7 +5,7 @@ import re
 import torch
 from torch import nn
 
-from lsdali.data.catalog import DATASETS
+from lsdali.data import DATASETS
 from lsdali.methods import METHODS
 from tests.harness import ROOT
 
