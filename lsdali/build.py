@@ -135,6 +135,11 @@ def check_shares(recipe: Recipe, method: Method) -> None:
         raise UserError(
             f"micro_batch {recipe.micro_batch} is too small: the method '{name}' reads {method.unit} samples together"
         )
+    if recipe.data.train.repeats > 1 and (method.each_once or method.sampling != "shuffled"):
+        raise UserError(
+            f"data.train.repeats {recipe.data.train.repeats} and the method '{name}' do not go together: "
+            "it needs each sample once in an epoch; leave the key out"
+        )
     if recipe.mix is None:
         return
     if method.unmixable is not None:

@@ -53,7 +53,8 @@ class Meter:
 
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
+    waited: float = 0.0  # for data
+    aside: float = 0.0  # evaluating and saving
 
     def means(self) -> dict[str, float]:
         """The mean of every term over steps and ranks; the one place where training waits for the device."""
@@ -134,12 +135,13 @@ class Trainer:
             self.clock = self.clock.tick()
             if self.clock.at_epoch_end or self.clock.step % self.recipe.log.every_steps == 0:
                 meter = self.report(meter)
+            paused = time.perf_counter()
             better = self.clock.at_epoch_end and self.end_epoch()
             if better or self.save_due():
                 self.seconds["wall"] = time.perf_counter() - started
                 header = {**self.header, "step": self.clock.step, "steps": self.clock.steps}
                 self.checkpoints.save(self.parts, header, best=better)
-                meter.since = time.perf_counter()
+            meter.aside += time.perf_counter() - paused
 
     def next(self, batches: Iterator[Batch], meter: Meter) -> Batch | None:
         asked = time.perf_counter()
@@ -186,7 +188,7 @@ class Trainer:
         """
         means, steps = meter.means(), len(meter.terms)
         now = time.perf_counter()
-        spent = now - meter.since
+        spent = now - meter.since - meter.aside
         self.seconds["training"] += spent
         loss = means.pop("loss")
         lr = self.schedule(self.clock.step - 1)

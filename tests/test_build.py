@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lsdali.build import build
+from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.recipe import Recipe, load
 from lsdali.state.checkpoint import Checkpoints
@@ -73,3 +74,11 @@ def test_bf16_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
     trainer.run()
     assert trainer.record["student"]["last"]["n"] == 25
     assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
+
+
+@pytest.mark.parametrize("method", ["pskd", "cskd"])
+def test_repeated_samples_are_refused_where_each_must_come_once(method: str, base: Path, tmp_path: Path) -> None:
+    tree = tiny({"name": method}, base / "images", tmp_path)
+    tree["data"]["train"]["repeats"] = 2
+    with pytest.raises(UserError, match=f"data.train.repeats 2 and the method '{method}' do not go together"):
+        live(Recipe.model_validate(tree), tmp_path)

@@ -145,7 +145,7 @@ def test_another_teacher_is_refused_in_the_middle_of_a_run(recipe: Path, tmp_pat
 
 
 def test_the_run_folder(recipe: Path, tmp_path: Path) -> None:
-    done = train(2, str(recipe), f"run_dir={tmp_path}", "seed=3", "log.every_steps=5")
+    done = train(2, str(recipe), f"run_dir={tmp_path}", "seed=3", "log.every_steps=5", "save.every_steps=2")
     assert done.stdout.count("finished: top-1") == 1, "rank 0 alone talks"
     content = summary(tmp_path)
     for part in (content["last"], content["best"], content["ema"]["last"]):
@@ -159,9 +159,10 @@ def test_the_run_folder(recipe: Path, tmp_path: Path) -> None:
     steps = [line["step"] for line in events(tmp_path, "trained")]
     assert steps == [5, 10, 15, 20, 25, 30]
     assert {"ce", "zipf"} <= events(tmp_path, "trained")[0]["terms"].keys()
+    assert all(0 <= line["data_wait"] <= 1 for line in events(tmp_path, "trained"))
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["best.pt", "step-0000000020.pt", "step-0000000030.pt"]
+    assert kept == ["best.pt", "step-0000000028.pt", "step-0000000030.pt"]
 
 
 METRICS = """

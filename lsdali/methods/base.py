@@ -45,6 +45,9 @@ class Method(ABC):
     unit: ClassVar[int] = 1
     """How many neighbours in a batch belong together; a micro-batch is a multiple of it."""
 
+    each_once: ClassVar[bool] = False
+    """Whether a sample may come only once in an epoch, as methods with a row for each sample need it."""
+
     class Config(config.Config):
         """The method's own, typed part of the recipe."""
 
