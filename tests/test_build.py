@@ -1,5 +1,6 @@
 """Every recipe of the repository becomes live objects, on a data set cut down to a few files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.recipe import Recipe, load
 from lsdali.state.checkpoint import Checkpoints
+from lsdali.train import begun
 from lsdali.trainer import Trainer
 from tests.harness import ROOT, make_images, tiny
 
@@ -56,6 +58,20 @@ def test_every_recipe_builds(path: Path, base: Path, teacher: Path, tmp_path: Pa
     images = next(trainer.train.epoch(0)).images
     assert images.shape == (8, 3, whole.data.train.size, whole.data.train.size)
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_run_tells_what_it_validates_on(base: Path, tmp_path: Path) -> None:
+    tree = tiny({"name": "ce"}, base / "images", tmp_path, epochs=1)
+    crops = {"train": {"crop": "pad", "size": 32}, "eval": {"resize": 32, "size": 32}}
+    more = {"split": {"fraction": 0.25, "seed": 3}, "noise": {"kind": "symmetric", "rate": 1.0}, "resident": "always"}
+    tree["data"] |= {**crops, **more}
+    trainer = live(Recipe.model_validate(tree), tmp_path)
+    trainer.run()
+    told = json.loads((tmp_path / "summary.json").read_text())["data"]
+    validation = "25 % of the training files, held out with seed 3"
+    assert told == {"train": 30, "val": 10, "validation": validation, "wrong_labels": 30}
+    assert begun(trainer).data == told
+    assert trainer.record["student"]["last"]["n"] == 10
 
 
 def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path) -> None:

@@ -114,13 +114,13 @@ class ImageList(Files):
         numbers = all(label.isdecimal() for label in used)
         names = [str(k) for k in range(max(map(int, used)) + 1)] if numbers else sorted(used)
         place = {name: k for k, name in enumerate(names)}
-        rows, file = train, self.train_list
+        rows, lists = train, (self.train_list,) if self.split else (self.train_list, self.val_list)
         if self.split is None:
             val = self._rows(base, self.val_list)
             self._refuse(base, train, val)
-            rows, file = (train, self.train_list) if split == "train" else (val, self.val_list)
+            rows = train if split == "train" else val
         pairs = [(path, place[label]) for path, label in rows]
-        return from_pairs(base, pairs, names, (file, self.train_list))
+        return from_pairs(base, pairs, names, lists)
 
     def _rows(self, base: Path, file: str) -> list[tuple[str, str]]:
         rows = [line.rstrip().rpartition(" ") for line in lines(base / file)]
