@@ -99,6 +99,7 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
     )
     method: Method = cast(Any, METHODS[config.name])(config, needs)
     student = Student(student_network, method.probes()).to(device).to(memory_format=torch.channels_last).train()
+    method.begin(student)
     optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
     precision = Precision(precision_name, device)
     data = synthetic(shape, size, device)
