@@ -30,12 +30,14 @@ def test_small_images_are_measured_against_torchvision(capsys: pytest.CaptureFix
 
 
 def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
-    recipes = [str(ROOT / "recipes" / f"{name}.yaml") for name in ("digits_zls", "digits_kd", "digits_pskd", "digits_cskd")]
+    recipes = [
+        str(ROOT / "recipes" / f"{name}.yaml") for name in ("digits_zls", "digits_kd", "digits_pskd", "digits_cskd")
+    ]
     assert main(["methods", *recipes, "--shape", "cifar", "--batch", "4", "--reps", "1", "--warmup", "0"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    relative = {row[0]: float(row[-1]) for row in rows if row and row[0] in ("ce", "zls", "kd", "pskd", "cskd")}
+    relative = {row[0]: float(row[-1]) for row in rows if row and row[0] in ("ce", *names)}
     assert relative["ce"] == 1.0
-    assert relative.keys() == {"ce", "zls", "kd", "pskd", "cskd"}
+    assert relative.keys() == {"ce", *names}
 
 
 def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
