@@ -30,9 +30,8 @@ def test_small_images_are_measured_against_torchvision(capsys: pytest.CaptureFix
 
 
 def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
-    recipes = [
-        str(ROOT / "recipes" / f"{name}.yaml") for name in ("digits_zls", "digits_kd", "digits_pskd", "digits_cskd")
-    ]
+    names = ("zls", "kd", "pskd", "cskd")
+    recipes = [str(ROOT / f"recipes/digits_{name}.yaml") for name in names]
     assert main(["methods", *recipes, "--shape", "cifar", "--batch", "4", "--reps", "1", "--warmup", "0"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     relative = {row[0]: float(row[-1]) for row in rows if row and row[0] in ("ce", *names)}
