@@ -67,7 +67,7 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     train = train_loader(
         train_index,
         recipe.data,
-        batch=recipe.batch,
+        batch=recipe.batches,
         seed=recipe.seed,
         device=device,
         half=half,
@@ -144,11 +144,12 @@ def check_shares(recipe: Recipe, method: Method) -> None:
         return
     if method.unmixable is not None:
         raise UserError(f"mix: {recipe.mix.name} and the method '{name}' do not go together: {method.unmixable}")
-    if recipe.batch % (2 * dist.world()):
-        raise UserError(
-            f"mix: {recipe.mix.name} mixes neighbours, so each of {dist.world()} processes needs an even share; "
-            f"batch {recipe.batch} is no multiple of {2 * dist.world()}"
-        )
+    for _, batch in recipe.batches.spans:
+        if batch % (2 * dist.world()):
+            raise UserError(
+                f"mix: {recipe.mix.name} mixes neighbours, so each of {dist.world()} processes needs an even share; "
+                f"batch {batch} is no multiple of {2 * dist.world()}"
+            )
 
 
 def open_network(recipe: Recipe, classes: int, events: Events) -> Network:

@@ -4,31 +4,61 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
+class PerEpoch:
+    """A whole number above 0 for each epoch: `first`, until another takes over at the epoch of a change."""
+
+    first: int
+    changes: tuple[tuple[int, int], ...] = ()  # (epoch, number), epochs rising from 1 on
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(first epoch, number) of each stretch of epochs."""
+        return (0, self.first), *self.changes
+
+    def at(self, epoch: int) -> int:
+        """The number of one epoch."""
+        return next(number for first, number in reversed(self.spans) if first <= epoch)
+
+    def before(self, epoch: int) -> int:
+        """The sum over all earlier epochs."""
+        ends = [*(first for first, _ in self.changes), epoch]
+        return sum(n * max(min(end, epoch) - first, 0) for (first, n), end in zip(self.spans, ends, strict=True))
+
+    def locate(self, count: int) -> tuple[int, int]:
+        """The epoch that `count` falls into, where epochs are laid end to end, and its place there."""
+        first, number = next((e, n) for e, n in reversed(self.spans) if self.before(e) <= count)
+        epoch, place = divmod(count - self.before(first), number)
+        return first + epoch, place
+
+
+@dataclass(frozen=True, slots=True)
 class Clock:
-    """`step` optimizer steps are done, of `epochs` epochs with `steps_per_epoch` steps each."""
+    """`step` optimizer steps are done, of `epochs` epochs with so many steps each."""
 
     step: int
-    steps_per_epoch: int
+    steps_per_epoch: PerEpoch
     epochs: int
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
+        return self.steps_per_epoch.before(self.epochs)
 
     @property
     def epoch(self) -> int:
         """The epoch, from 0, that the next step belongs to; at a run's end, the number of epochs."""
-        return self.step // self.steps_per_epoch
+        return self.steps_per_epoch.locate(self.step)[0]
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
-        return self.step / self.steps
+        """Share of the run that is done, 0 to 1, in epochs."""
+        epoch, place = self.steps_per_epoch.locate(self.step)
+        length = self.steps_per_epoch.at(epoch)
+        return (epoch * length + place) / (self.epochs * length)
 
     @property
     def at_epoch_end(self) -> bool:
-        return self.step > 0 and self.step % self.steps_per_epoch == 0
+        return self.step > 0 and self.steps_per_epoch.locate(self.step)[1] == 0
 
     @property
     def done(self) -> bool:

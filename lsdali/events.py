@@ -27,7 +27,7 @@ class Begun:
     world: int
     step: int
     steps: int
-    steps_per_epoch: int
+    epoch: int
     epochs: int
     parameters: int
     optimizer: str
@@ -154,7 +154,7 @@ def sentence(event: Event) -> str:
     if isinstance(event, Begun):
         start = f"resumes at step {event.step}" if event.step else "starts"
         return (
-            f"{start}: {event.epochs} epochs of {event.steps_per_epoch} steps on {event.world} x {event.device}, "
+            f"{start}: {event.epochs} epochs, {event.steps} steps on {event.world} x {event.device}, "
             f"{event.parameters / 1e6:.2f} M parameters, {event.optimizer}"
         )
     if isinstance(event, Trained):
@@ -215,7 +215,7 @@ class Bar:
                 completed=event.step,
                 epochs=event.epochs,
                 visible=True,
-                epoch=min(event.step // event.steps_per_epoch + 1, event.epochs),
+                epoch=min(event.epoch + 1, event.epochs),
             )
             self.progress.start()
         elif isinstance(event, Trained):

@@ -193,7 +193,7 @@ def begun(trainer: "Trainer") -> "Begun":
         world=dist.world(),
         step=clock.step,
         steps=clock.steps,
-        steps_per_epoch=clock.steps_per_epoch,
+        epoch=clock.epoch,
         epochs=clock.epochs,
         parameters=sum(p.numel() for p in trainer.student.parameters()),
         optimizer=trainer.optimizer.describe(),

@@ -53,6 +53,7 @@ class Meter:
 
     terms: list[dict[str, Tensor]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
+    images: int = 0  # of all ranks
     waited: float = 0.0  # for data
     aside: float = 0.0  # evaluating and saving
 
@@ -132,6 +133,7 @@ class Trainer:
         meter, batches = Meter(), iter(self.train.epoch(self.clock.step))
         while (batch := self.next(batches, meter)) is not None:
             meter.terms.append(self.step(batch))
+            meter.images += len(batch) * dist.world()
             self.clock = self.clock.tick()
             if self.clock.at_epoch_end or self.clock.step % self.recipe.log.every_steps == 0:
                 meter = self.report(meter)
@@ -186,14 +188,14 @@ class Trainer:
         Raises:
             SharedError: the loss is not finite. Every rank sees the same mean, so all stop together.
         """
-        means, steps = meter.means(), len(meter.terms)
+        means = meter.means()
         now = time.perf_counter()
         spent = now - meter.since - meter.aside
         self.seconds["training"] += spent
         loss = means.pop("loss")
         lr = self.schedule(self.clock.step - 1)
-        epoch = (self.clock.step - 1) // self.clock.steps_per_epoch
-        rate = steps * self.recipe.batch / spent
+        epoch, _ = self.clock.steps_per_epoch.locate(self.clock.step - 1)
+        rate = meter.images / spent
         self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.waited / spent, means))
         if not math.isfinite(loss):
             raise SharedError(
@@ -212,7 +214,8 @@ class Trainer:
 
     def summarize(self) -> None:
         """Write summary.json: last and best metrics, speed, time, and the digest of the final weights."""
-        images = self.clock.steps * self.recipe.batch
+        batches, lengths = self.recipe.batches, self.clock.steps_per_epoch
+        images = sum(batches.at(epoch) * lengths.at(epoch) for epoch in range(self.clock.epochs))
         summary = {
             **self.record["student"],
             **{name: self.record[name] for name in self.followers},

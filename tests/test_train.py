@@ -48,11 +48,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LSDALI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.mark.parametrize("ranks", [0, 2, 3])
-def test_a_killed_run_ends_where_the_unbroken_one_does(recipe: Path, tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "changes"), [(0, []), (2, ["batch_schedule=[{epoch: 1, batch: 8}, {epoch: 2, batch: 24}]"]), (3, [])]
+)
+def test_a_killed_run_ends_where_the_unbroken_one_does(
+    recipe: Path, tmp_path: Path, ranks: int, changes: list[str]
+) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    train(ranks, str(recipe), f"run_dir={unbroken}")
-    again = (str(recipe), f"run_dir={broken}", "save.every_steps=4")
+    train(ranks, str(recipe), f"run_dir={unbroken}", *changes)
+    again = (str(recipe), f"run_dir={broken}", "save.every_steps=4", *changes)
     train_and_kill(ranks, "step-0000000016.pt", *again)
     assert not (broken / "summary.json").exists()
     train(ranks, *again)
@@ -61,6 +65,7 @@ def test_a_killed_run_ends_where_the_unbroken_one_does(recipe: Path, tmp_path: P
     assert begun[1]["step"] >= 16
     assert begun[1]["step"] % 10, "the run was to be killed in mid-epoch"
     first, second = summary(unbroken), summary(broken)
+    assert first["steps"] == (30 if not changes else 10 + 15 + 5)
     assert first["digest"] == second["digest"]
     assert first["last"] == second["last"]
     assert first["ema"] == second["ema"]

@@ -46,6 +46,7 @@ Loader = Callable[[LoaderRun], Iterator[int]]  # yields the number of images of 
 
 
 def dali(run: LoaderRun) -> Iterator[int]:
+    from lsdali.clock import PerEpoch
     from lsdali.data.catalog import ImageNet, RandomResizedCrop
     from lsdali.data.index import open_index
     from lsdali.data.loader import TrainLoader
@@ -53,7 +54,8 @@ def dali(run: LoaderRun) -> Iterator[int]:
     config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = open_index(config, "train")
-    loader = TrainLoader(index, config, batch=run.batch, seed=0, device=device, half=False, say=lambda line: None)
+    batch = PerEpoch(run.batch)
+    loader = TrainLoader(index, config, batch=batch, seed=0, device=device, half=False, say=lambda line: None)
     step = 0
     while True:
         for batch in loader.epoch(step):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsdali.batch import Batch
 from lsdali.bench.machine import hardware
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, Needs
@@ -103,7 +103,7 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
     optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
     precision = Precision(precision_name, device)
     data = synthetic(shape, size, device)
-    clock = Clock(SAMPLES // size, SAMPLES // size, 10)  # past the first epoch, in which some methods do less
+    clock = Clock(SAMPLES // size, PerEpoch(SAMPLES // size), 10)  # past the first epoch, in which some methods do less
 
     def step() -> None:
         with precision.autocast():

@@ -16,6 +16,7 @@ import torch
 
 from lsdali.bench.loader import Cost, cpu_seconds
 from lsdali.bench.machine import hardware, spread
+from lsdali.clock import PerEpoch
 from lsdali.data.arrays import Cifar10
 from lsdali.data.index import Index
 from lsdali.data.resident import ResidentTrain
@@ -54,10 +55,10 @@ def held(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.
     blank = np.zeros((n, 1), np.uint8)
     names = tuple("0123456789")
     index = Index(Path("/"), blank, labels, size, blank[:, 0], names, "", labels, np.arange(n), pixels)
-    loader = ResidentTrain(index, Cifar10(root=""), batch=BATCH, seed=0, device=device, half=False)
+    loader = ResidentTrain(index, Cifar10(root=""), batch=PerEpoch(BATCH), seed=0, device=device, half=False)
 
     def epoch(number: int) -> Iterator[int]:
-        return (len(batch) for batch in loader.epoch(number * loader.steps_per_epoch))
+        return (len(batch) for batch in loader.epoch(loader.steps_per_epoch.before(number)))
 
     return epoch
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from lsdali import dist
+from lsdali.clock import PerEpoch
 from lsdali.data.catalog import DataSet, Files
 from lsdali.data.decoded import decode, one_size
 from lsdali.data.index import Index, open_whole, select
@@ -51,14 +52,14 @@ def train_loader(
     index: Index,
     config: DataSet,
     *,
-    batch: int,
+    batch: PerEpoch,
     seed: int,
     device: torch.device,
     half: bool,
     order: str,
     say: Say,
 ) -> TrainLoader | ResidentTrain:
-    """Training batches; `batch` is the global batch."""
+    """Training batches; `batch` is the global batch of each epoch."""
     if index.pixels is not None:
         return ResidentTrain(index, config, batch=batch, seed=seed, device=device, half=half, order=order)
     return TrainLoader(index, config, batch=batch, seed=seed, device=device, half=half, order=order, say=say)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.batch import Batch
+from lsdali.clock import PerEpoch
 from lsdali.data.augment import draw
 from lsdali.data.catalog import DataSet, PadCrop
 from lsdali.data.graph import GraphSpec, padded_graph, resized_graph
@@ -29,7 +30,7 @@ from lsdali.errors import UserError
 
 
 class TrainLoader:
-    """Training batches of this rank; `batch` is the global batch.
+    """Training batches of this rank; `batch` is the global batch of each epoch.
 
     The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
     the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
@@ -45,7 +46,7 @@ class TrainLoader:
         index: Index,
         config: DataSet,
         *,
-        batch: int,
+        batch: PerEpoch,
         seed: int,
         device: torch.device,
         half: bool,
@@ -64,15 +65,15 @@ class TrainLoader:
                 self._name(i)
         if isinstance(config.train, PadCrop):
             _refuse_small(index, config.train)
-        share = batch // dist.world()
-        spec = _spec(index, config, batch=share, size=config.train.size, device=device, half=half)
+        most = max(number for _, number in batch.spans) // dist.world()
+        spec = _spec(index, config, batch=most, size=config.train.size, device=device, half=half)
         spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = Runner(index, graph, spec, self._arrays)
-        self._valid = torch.ones(share, dtype=torch.bool, device=device)
+        self._valid = torch.ones(most, dtype=torch.bool, device=device)
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> PerEpoch:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
@@ -80,9 +81,10 @@ class TrainLoader:
 
         Its end is a collective.
         """
-        stop = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        epoch, _ = self.steps_per_epoch.locate(step)
+        stop = self.steps_per_epoch.before(epoch + 1)
         self._runner.seek(step)
-        self._runner.resize(self._config.train.size_at(step // self.steps_per_epoch))
+        self._runner.resize(self._config.train.size_at(epoch))
         while self._runner.position < stop:
             try:
                 images, index = self._runner.run()
@@ -90,7 +92,7 @@ class TrainLoader:
                 self._recover(error)
                 continue
             stand_in = torch.from_numpy(self._stand_ins.pop(self._runner.position - 1))
-            yield replace(_batch(self.index, images, index, self._valid), stand_in=stand_in)
+            yield replace(_batch(self.index, images, index, self._valid[: len(index)]), stand_in=stand_in)
         self._share()
 
     def close(self) -> None:
@@ -102,9 +104,9 @@ class TrainLoader:
         planned = self._plan.indices(step, dist.rank())
         i = self._replaced(planned)
         self._stand_ins[step] = i != planned
-        epoch = step // self.steps_per_epoch
+        epoch, _ = self.steps_per_epoch.locate(step)
         crop, size = self._config.train, self.index.size[i]
-        key = i + len(self.index) * self._plan.copies(dist.rank())  # copies of a sample draw as samples beyond N
+        key = i + len(self.index) * self._plan.copies(epoch, dist.rank())  # copies of a sample draw as samples beyond N
         paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, key, crop.flip)
         u = crop_uniforms(self._seed, epoch, key)
         choices = draw(crop.augment, self._seed, epoch, key, crop.size_at(epoch))

@@ -12,6 +12,7 @@ from math import lcm
 import numpy as np
 from numpy.typing import NDArray
 
+from lsdali.clock import PerEpoch
 from lsdali.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -90,7 +91,7 @@ ORDERS: dict[str, Order] = {"shuffled": shuffled, "class_pairs": class_pairs}
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Training: which samples each rank reads at each step. `batch` is the global batch.
+    """Training: which samples each rank reads at each step. `batch` is the global batch of each epoch.
 
     Repeated augmentation (Hoffer et al., 2020; Berman et al., 2019): every global batch holds each of its samples
     `repeats` times, first all of them once, then all again. An epoch still reads N samples, N / repeats different
@@ -100,7 +101,7 @@ class Plan:
     """
 
     labels: Ints  # [N]
-    batch: int
+    batch: PerEpoch
     world: int
     seed: int
     order: str = "shuffled"
@@ -112,34 +113,39 @@ class Plan:
             raise UserError(f"order {self.order} is unknown; choose from {', '.join(ORDERS)}")
         pair = 2 if self.order == "class_pairs" else 1
         unit = lcm(self.world * pair, self.repeats * pair)
-        if self.batch < 1 or self.batch % unit:
-            low, high = self.batch // unit * unit, (self.batch // unit + 1) * unit
-            near = f"{low} or {high}" if low else str(high)
-            how = (" in pairs" if pair > 1 else "") + (f" in {self.repeats} copies" if self.repeats > 1 else "")
-            raise UserError(f"batch {self.batch} cannot be shared{how} among {self.world} ranks; use {near}")
-        if self.steps_per_epoch == 0:
-            raise UserError(f"batch {self.batch} is larger than the data with its {len(self.labels)} samples")
+        for _, batch in self.batch.spans:
+            if batch < 1 or batch % unit:
+                low, high = batch // unit * unit, (batch // unit + 1) * unit
+                near = f"{low} or {high}" if low else str(high)
+                how = (" in pairs" if pair > 1 else "") + (f" in {self.repeats} copies" if self.repeats > 1 else "")
+                raise UserError(f"batch {batch} cannot be shared{how} among {self.world} ranks; use {near}")
+        for epoch, batch in self.batch.spans:
+            if not len(self._epoch(epoch)):
+                raise UserError(f"batch {batch} is larger than the data with its {len(self.labels)} samples")
 
     @cached_property
-    def steps_per_epoch(self) -> int:
-        return len(self._epoch(0)) // self.batch
+    def steps_per_epoch(self) -> PerEpoch:
+        first, *changes = ((epoch, len(self._epoch(epoch)) // batch) for epoch, batch in self.batch.spans)
+        return PerEpoch(first[1], tuple(changes))
 
     def indices(self, step: int, rank: int) -> Ints:
         """[batch / world]: the samples that `rank` reads at global step `step`."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        share = self.batch // self.world
-        start = place * self.batch + rank * share
+        epoch, place = self.steps_per_epoch.locate(step)
+        batch = self.batch.at(epoch)
+        share = batch // self.world
+        start = place * batch + rank * share
         return self._epoch(epoch)[start : start + share]
 
-    def copies(self, rank: int) -> Ints:
-        """[batch / world]: which copy of its sample, 0 to repeats - 1, each place of `rank` has; at every step."""
-        share = self.batch // self.world
-        return np.arange(rank * share, (rank + 1) * share) // (self.batch // self.repeats)
+    def copies(self, epoch: int, rank: int) -> Ints:
+        """[batch / world]: which copy of its sample, 0 to repeats - 1, each place of `rank` has, at every step."""
+        batch = self.batch.at(epoch)
+        share = batch // self.world
+        return np.arange(rank * share, (rank + 1) * share) // (batch // self.repeats)
 
     def _epoch(self, epoch: int) -> Ints:
         if epoch not in self._epochs:
             self._epochs.clear()
-            distinct = self.batch // self.repeats
+            distinct = self.batch.at(epoch) // self.repeats
             order = ORDERS[self.order](self.labels, self.seed, epoch, distinct)
             steps = len(order) // distinct // self.repeats
             self._epochs[epoch] = np.tile(order[: steps * distinct].reshape(steps, distinct), self.repeats).reshape(-1)

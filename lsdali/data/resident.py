@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.batch import Batch
+from lsdali.clock import PerEpoch
 from lsdali.data.catalog import DataSet, PadCrop
 from lsdali.data.decoded import one_size
 from lsdali.data.index import Index
@@ -40,7 +41,7 @@ def obstacle(config: DataSet, split: Split, index: Index) -> str:
 
 
 class ResidentTrain:
-    """Training batches of this rank, as TrainLoader gives them; `batch` is the global batch.
+    """Training batches of this rank, as TrainLoader gives them; `batch` is the global batch of each epoch.
 
     Raises UserError where the batch does not fit ranks or data.
     """
@@ -50,7 +51,7 @@ class ResidentTrain:
         index: Index,
         config: DataSet,
         *,
-        batch: int,
+        batch: PerEpoch,
         seed: int,
         device: torch.device,
         half: bool,
@@ -65,16 +66,16 @@ class ResidentTrain:
         self._windows = images.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3)
         self._labels = torch.from_numpy(np.array(index.labels)).to(device)
         self._normalise = Normalise(config, side, device, half)
-        self._valid = torch.ones(batch // dist.world(), dtype=torch.bool, device=device)
+        self._valid = torch.ones(max(n for _, n in batch.spans) // dist.world(), dtype=torch.bool, device=device)
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> PerEpoch:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
         """Batches from global step `step` to its epoch's end."""
-        epoch = step // self.steps_per_epoch
-        for position in range(step, (epoch + 1) * self.steps_per_epoch):
+        epoch, _ = self.steps_per_epoch.locate(step)
+        for position in range(step, self.steps_per_epoch.before(epoch + 1)):
             yield self._batch(epoch, self._plan.indices(position, dist.rank()))
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ class ResidentTrain:
         if len(mirror):
             rows = _to(mirror, self._device)
             images[rows] = images[rows].flip(2)
-        return Batch(self._normalise(images), self._labels[places[:, 0]], torch.from_numpy(i), self._valid)
+        return Batch(self._normalise(images), self._labels[places[:, 0]], torch.from_numpy(i), self._valid[: len(i)])
 
 
 class ResidentEval:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from lsdali.clock import PerEpoch
 from lsdali.config import Config
 
 
@@ -75,18 +76,19 @@ SCHEDULES: dict[str, type[Step | Cosine | Linear | Constant]] = {
 }
 
 
-def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
+def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: PerEpoch, epochs: int) -> Callable[[int], float]:
     """The learning rate of optimizer step s, from 0: peak * min(1, (s + 1) / W) * share.
 
     The share of the peak is the schedule's own: of the step's epoch, and of what is done, 0 to 1, of the
-    steps after the warm-up.
+    steps after the warm-up. Where epochs differ in length, s counts as if all had that of the step's own epoch:
+    time runs in epochs.
     """
-    total = epochs * steps_per_epoch
-    warm = round(config.warmup_epochs * steps_per_epoch)
 
     def rate(step: int) -> float:
-        after = max(step - warm, 0) / max(total - warm, 1)
-        share = config.share(step // steps_per_epoch, after)
-        return peak * share * (step + 1) / warm if step < warm else peak * share
+        epoch, place = steps_per_epoch.locate(step)
+        length = steps_per_epoch.at(epoch)
+        s, total, warm = epoch * length + place, epochs * length, round(config.warmup_epochs * length)
+        share = config.share(epoch, max(s - warm, 0) / max(total - warm, 1))
+        return peak * share * (s + 1) / warm if s < warm else peak * share
 
     return rate

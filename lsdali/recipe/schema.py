@@ -1,11 +1,13 @@
 """The typed tree of a recipe. Each room's part is that room's own Config; this file only puts them together."""
 
 from functools import reduce
+from itertools import pairwise
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from lsdali.clock import PerEpoch
 from lsdali.config import Config
 from lsdali.data import DATASETS
 from lsdali.data.catalog import DataSet
@@ -56,6 +58,15 @@ class Log(Config):
     """Read losses back from the device, and report, every so many steps."""
 
 
+class BatchChange(Config):
+    """Another global batch from an epoch on."""
+
+    epoch: int = Field(ge=1)
+    """The first epoch with it; epochs count from 0."""
+    batch: int = Field(ge=1)
+    """Images per optimizer step, over all processes."""
+
+
 class Recipe(Config):
     """One experiment: everything that decides a run's result, and how the run is kept and reported."""
 
@@ -64,6 +75,8 @@ class Recipe(Config):
     epochs: int = Field(ge=1)
     batch: int = Field(ge=1)
     """The global batch: images per optimizer step, over all processes."""
+    batch_schedule: Annotated[tuple[BatchChange, ...], Field(strict=False)] = ()
+    """Later changes of `batch` (Smith et al., 2018). The learning rate stays what `schedule` says of the epoch."""
     micro_batch: int | None = Field(None, ge=1)
     """The most images per forward and process; null: the whole share. Gradients of a step's parts add up."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -83,6 +96,18 @@ class Recipe(Config):
     log: Log = Log()
     run_dir: str | None = None
     """The run folder; null: runs/<recipe name>."""
+
+    @property
+    def batches(self) -> PerEpoch:
+        """The global batch of each epoch."""
+        return PerEpoch(self.batch, tuple((change.epoch, change.batch) for change in self.batch_schedule))
+
+    @model_validator(mode="after")
+    def _batches_rise(self) -> "Recipe":
+        epochs = [0, *(change.epoch for change in self.batch_schedule)]
+        if not all(a < b for a, b in pairwise(epochs)):
+            raise ValueError(f"batch_schedule: its epochs must increase strictly; got {epochs[1:]}")
+        return self
 
     @model_validator(mode="after")
     def _ramp_ends(self) -> "Recipe":

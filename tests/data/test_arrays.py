@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from scipy.io import savemat
 from torchvision import datasets
 
+from lsdali.clock import PerEpoch
 from lsdali.data import DATASETS
 from lsdali.data.arrays import Arrays
 from lsdali.data.choose import eval_loader, open_data, train_loader
@@ -156,7 +157,14 @@ def test_every_format_gives_pixels_labels_and_names(tmp_path, name):
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     assert torch.equal((images * 255).round().byte(), expected)
     trainer = train_loader(
-        open_data(config, "train"), config, batch=5, seed=0, device=CPU, half=False, order="shuffled", say=print
+        open_data(config, "train"),
+        config,
+        batch=PerEpoch(5),
+        seed=0,
+        device=CPU,
+        half=False,
+        order="shuffled",
+        say=print,
     )
     batches = list(trainer.epoch(0))
     assert sorted(i for b in batches for i in b.index.tolist()) == list(range(20))
@@ -168,7 +176,9 @@ def test_crops_are_torchvisions(tmp_path):
     data, _ = WRITERS["cifar10"](tmp_path)
     config = DATASETS["cifar10"].model_validate({"root": str(tmp_path), "mean": [0, 0, 0], "std": [1, 1, 1]})
     index = open_data(config, "train")
-    loader = train_loader(index, config, batch=20, seed=0, device=CPU, half=False, order="shuffled", say=print)
+    loader = train_loader(
+        index, config, batch=PerEpoch(20), seed=0, device=CPU, half=False, order="shuffled", say=print
+    )
     padded = np.pad(data["train"][0], ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = set()
     for epoch in range(20):

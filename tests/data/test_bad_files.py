@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lsdali.clock import PerEpoch
 from lsdali.data.catalog import RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
@@ -60,7 +61,7 @@ def zoo(tree, plain, texture):
 
 def run(loader, epochs=2):
     out = []
-    for first in range(0, epochs * loader.steps_per_epoch, loader.steps_per_epoch):
+    for first in range(0, epochs * loader.steps_per_epoch.first, loader.steps_per_epoch.first):
         for batch in loader.epoch(first):
             assert torch.isfinite(batch.images).all()
             out += list(zip(batch.index.tolist(), batch.labels.tolist(), [x.clone() for x in batch.images]))
@@ -68,7 +69,8 @@ def run(loader, epochs=2):
 
 
 def train_loader(config, index, lines, **more):
-    return TrainLoader(index, config, seed=0, device=CPU, half=False, say=lines.append, **({"batch": 8} | more))
+    batch = PerEpoch(more.pop("batch", 8))
+    return TrainLoader(index, config, batch=batch, seed=0, device=CPU, half=False, say=lines.append, **more)
 
 
 def named(faults):
@@ -230,7 +232,7 @@ def test_stand_ins_are_marked(zoo):
     assert not any(batch.stand_in.any() for batch in loader.epoch(0))
     damage()
     count = 0
-    for start in (0, loader.steps_per_epoch):
+    for start in (0, loader.steps_per_epoch.first):
         for step, batch in enumerate(loader.epoch(start), start):
             planned = torch.from_numpy(loader._plan.indices(step, 0))
             assert torch.equal(batch.stand_in, planned != batch.index)
@@ -282,6 +284,7 @@ import os, sys, torch
 from lsdali import dist
 from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index import open_index
+from lsdali.clock import PerEpoch
 from lsdali.data.loader import TrainLoader
 from lsdali.errors import SharedError
 from tests.data.test_bad_files import DAMAGE
@@ -295,7 +298,7 @@ with dist.session() as device:
     index = open_index(config, "train")
     assert not len(index.bad())
     lines = []
-    loader = TrainLoader(index, config, batch=8, seed=3, device=device, half=False, say=lines.append)
+    loader = TrainLoader(index, config, batch=PerEpoch(8), seed=3, device=device, half=False, say=lines.append)
     dist.barrier()
     if dist.is_main():
         for k, hurt in enumerate(DAMAGE.values()):

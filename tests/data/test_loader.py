@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lsdali import dist
+from lsdali.clock import PerEpoch
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
@@ -29,7 +30,7 @@ def as_rank(monkeypatch):
 
 
 def loader(index, config, batch=12, **more):
-    return TrainLoader(index, config, batch=batch, seed=3, device=CPU, half=False, **more)
+    return TrainLoader(index, config, batch=PerEpoch(batch), seed=3, device=CPU, half=False, **more)
 
 
 def samples(batches) -> dict[int, torch.Tensor]:
@@ -69,7 +70,7 @@ def test_stop_and_seek_give_the_same_bits(tree, plain):
     config = plain(tree(each=20))
     index = open_index(config, "train")
     straight = loader(index, config)
-    steps = straight.steps_per_epoch
+    steps = straight.steps_per_epoch.first
     assert steps == 3
     stream = [b for first in range(0, 4 * steps, steps) for b in straight.epoch(first)]
     assert len(stream) == 4 * steps
@@ -121,7 +122,7 @@ def test_seeds_and_epochs_differ(tree, plain):
     config = plain(tree(each=20))
     index = open_index(config, "train")
     first, second = (samples(loader(index, config, batch=40).epoch(e)) for e in range(2))
-    other = TrainLoader(index, config, batch=40, seed=4, device=CPU, half=False)
+    other = TrainLoader(index, config, batch=PerEpoch(40), seed=4, device=CPU, half=False)
     for there in (second, samples(other.epoch(0))):
         assert first.keys() == there.keys()
         assert not any(torch.equal(first[i], there[i]) for i in first)
@@ -179,6 +180,7 @@ from lsdali import dist
 from lsdali.data import index as index_module
 from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index import open_index
+from lsdali.clock import PerEpoch
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.errors import UserError
 
@@ -189,7 +191,7 @@ root = sys.argv[1]
 config = Folder(root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1)
 with dist.session() as device:
     index, val = open_index(config, "train"), open_index(config, "val")
-    loader = TrainLoader(index, config, batch=12, seed=3, device=device, half=False)
+    loader = TrainLoader(index, config, batch=PerEpoch(12), seed=3, device=device, half=False)
     mine = {}
     for batch in loader.epoch(0):
         for i, x in zip(batch.index.tolist(), batch.images):

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from lsdali.clock import PerEpoch
 from lsdali.data.order import ORDERS, Plan, epoch_permutation, eval_slices, stratified, uniforms
 from lsdali.errors import UserError
 
@@ -51,26 +52,28 @@ def test_permutation_mixes_evenly():
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 def test_an_epoch_has_each_sample_at_most_once(order):
-    plan = Plan(LABELS, 12, 1, seed=7, order=order)
-    seen = np.concatenate([plan.indices(step, 0) for step in range(plan.steps_per_epoch)])
-    assert len(seen) == plan.steps_per_epoch * 12 == len(set(seen.tolist()))
+    plan = Plan(LABELS, PerEpoch(12), 1, seed=7, order=order)
+    seen = np.concatenate([plan.indices(step, 0) for step in range(plan.steps_per_epoch.first)])
+    assert len(seen) == plan.steps_per_epoch.first * 12 == len(set(seen.tolist()))
     assert len(seen) > len(LABELS) - 12 - len(set(LABELS.tolist()))
-    following = np.concatenate([plan.indices(plan.steps_per_epoch + s, 0) for s in range(plan.steps_per_epoch)])
+    following = np.concatenate(
+        [plan.indices(plan.steps_per_epoch.first + s, 0) for s in range(plan.steps_per_epoch.first)]
+    )
     assert seen.tolist() != following.tolist()
 
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_same_global_batches(order, world):
-    one, many = Plan(LABELS, 12, 1, 0, order), Plan(LABELS, 12, world, 0, order)
+    one, many = Plan(LABELS, PerEpoch(12), 1, 0, order), Plan(LABELS, PerEpoch(12), world, 0, order)
     for step in (0, 5, 11, 30, 2):
         parts = [many.indices(step, rank) for rank in range(world)]
         assert np.concatenate(parts).tolist() == one.indices(step, 0).tolist()
 
 
 def test_class_pairs_are_two_samples_of_one_class():
-    plan = Plan(LABELS, 12, 3, 0, "class_pairs")
-    for step in range(2 * plan.steps_per_epoch):
+    plan = Plan(LABELS, PerEpoch(12), 3, 0, "class_pairs")
+    for step in range(2 * plan.steps_per_epoch.first):
         for rank in range(3):
             pairs = plan.indices(step, rank).reshape(-1, 2)
             assert (LABELS[pairs[:, 0]] == LABELS[pairs[:, 1]]).all()
@@ -96,7 +99,7 @@ def test_class_pairs_leave_out_another_sample_each_epoch():
 )
 def test_refusals(batch, world, order, text):
     with pytest.raises(UserError) as caught:
-        Plan(LABELS, batch, world, 0, order)
+        Plan(LABELS, PerEpoch(batch), world, 0, order)
     assert str(caught.value) == text
 
 

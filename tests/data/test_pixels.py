@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
+from lsdali.clock import PerEpoch
 from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def train_loader(config, batch, **more):
     index = open_index(config, "train")
     settings = {"seed": 0, "device": CPU, "half": False} | more
-    return TrainLoader(index, config, batch=batch, **settings)
+    return TrainLoader(index, config, batch=PerEpoch(batch), **settings)
 
 
 def levels(images) -> np.ndarray:
@@ -53,7 +54,7 @@ def coloured(tmp_path):
 def test_index_label_and_pixels_belong_together(coloured, plain, crop):
     loader = train_loader(plain(coloured, train=crop), batch=18)
     seen = []
-    for step in range(0, 3 * loader.steps_per_epoch, loader.steps_per_epoch):
+    for step in range(0, 3 * loader.steps_per_epoch.first, loader.steps_per_epoch.first):
         for batch in loader.epoch(step):
             assert batch.valid.all()
             for i, label, image in zip(batch.index.tolist(), batch.labels.tolist(), levels(batch.images)):

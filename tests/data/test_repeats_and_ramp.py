@@ -1,10 +1,13 @@
 """Repeated augmentation, and image sizes that rise with the epoch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from lsdali import dist
+from lsdali.clock import PerEpoch
 from lsdali.data.augment import ColorJitter, RandomErasing
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
 from lsdali.data.index import open_index
@@ -24,22 +27,22 @@ def as_rank(monkeypatch):
 
 
 def loader(index, config, batch=12, **more):
-    return TrainLoader(index, config, batch=batch, seed=3, device=torch.device("cpu"), half=False, **more)
+    return TrainLoader(index, config, batch=PerEpoch(batch), seed=3, device=torch.device("cpu"), half=False, **more)
 
 
 def test_each_batch_holds_each_sample_so_often_and_an_epoch_reads_as_many():
     labels = np.arange(103) % 5
     for repeats in (1, 2, 3, 4):
-        plan = Plan(labels, 12, 1, 0, repeats=repeats)
-        assert plan.steps_per_epoch == 103 // 12
+        plan = Plan(labels, PerEpoch(12), 1, 0, repeats=repeats)
+        assert plan.steps_per_epoch.first == 103 // 12
         epochs = []
         for epoch in range(2):
             seen: list[int] = []
-            for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+            for step in range(epoch * plan.steps_per_epoch.first, (epoch + 1) * plan.steps_per_epoch.first):
                 read = plan.indices(step, 0)
                 numbers, counts = np.unique(read, return_counts=True)
                 assert (counts == repeats).all()
-                assert sorted(zip(read, plan.copies(0))) == [(n, c) for n in numbers for c in range(repeats)]
+                assert sorted(zip(read, plan.copies(0, 0))) == [(n, c) for n in numbers for c in range(repeats)]
                 seen += numbers.tolist()
             assert len(seen) == len(set(seen)) == 103 // 12 * 12 // repeats
             epochs.append(seen)
@@ -48,21 +51,21 @@ def test_each_batch_holds_each_sample_so_often_and_an_epoch_reads_as_many():
 
 def test_ranks_share_batches_with_copies():
     labels = np.arange(103) % 5
-    whole = Plan(labels, 12, 1, 0, repeats=3)
+    whole = Plan(labels, PerEpoch(12), 1, 0, repeats=3)
     for world in (2, 3):
-        parts = Plan(labels, 12, world, 0, repeats=3)
+        parts = Plan(labels, PerEpoch(12), world, 0, repeats=3)
         for step in (0, 5, 9):
             assert (
                 np.concatenate([parts.indices(step, r) for r in range(world)]).tolist()
                 == whole.indices(step, 0).tolist()
             )
-        assert np.concatenate([parts.copies(r) for r in range(world)]).tolist() == whole.copies(0).tolist()
-    assert [set(parts.copies(r).tolist()) for r in range(3)] == [{0}, {1}, {2}]  # each rank another copy
+        assert np.concatenate([parts.copies(0, r) for r in range(world)]).tolist() == whole.copies(0, 0).tolist()
+    assert [set(parts.copies(0, r).tolist()) for r in range(3)] == [{0}, {1}, {2}]  # each rank another copy
 
 
 def test_pairs_stay_pairs_in_copies():
     labels = np.arange(103) % 5
-    plan = Plan(labels, 12, 2, 0, "class_pairs", 3)
+    plan = Plan(labels, PerEpoch(12), 2, 0, "class_pairs", 3)
     for rank in range(2):
         pairs = plan.indices(4, rank).reshape(-1, 2)
         assert (labels[pairs[:, 0]] == labels[pairs[:, 1]]).all()
@@ -79,7 +82,7 @@ def test_pairs_stay_pairs_in_copies():
 )
 def test_batches_that_do_not_divide_are_refused(batch, world, order, repeats, said):
     with pytest.raises(UserError) as caught:
-        Plan(np.arange(100) // 10, batch, world, 0, order, repeats)
+        Plan(np.arange(100) // 10, PerEpoch(batch), world, 0, order, repeats)
     assert str(caught.value) == said
 
 
@@ -144,3 +147,29 @@ def test_ramps_that_cannot_be_are_refused():
         Ramp(first=8, start=2, end=2)
     with pytest.raises(ValueError, match="the crop pad does not resize images"):
         PadCrop(size=32, ramp=Ramp(first=8, end=2))
+
+
+def test_batches_follow_epochs_on_any_ranks_and_from_any_step(tree, plain, as_rank):
+    batches = PerEpoch(12, ((1, 30), (3, 6)))
+    config = plain(tree(each=20), train=RandomResizedCrop(size=24, augment=[ColorJitter()]))
+    index = open_index(config, "train")
+    make = partial(TrainLoader, index, config, batch=batches, seed=3, device=torch.device("cpu"), half=False)
+    whole = make()
+    assert whole.steps_per_epoch == PerEpoch(3, ((1, 1), (3, 6)))
+    stream = [batch for first in (0, 3, 4, 5) for batch in whole.epoch(first)]
+    assert [len(b) for b in stream] == [12] * 3 + [30] * 2 + [6] * 6
+    assert all(len(b.valid) == len(b.labels) == len(b.images) == len(b) and b.valid.all() for b in stream)
+    for step in (1, 4, 7):
+        assert torch.equal(next(make().epoch(step)).images, stream[step].images)
+    equal = TrainLoader(index, config, batch=PerEpoch(30), seed=3, device=torch.device("cpu"), half=False)
+    assert torch.equal(next(equal.epoch(2)).images, stream[4].images)  # an epoch's data are its own
+    parts = []
+    for rank in range(3):
+        as_rank(rank, 3)
+        parts.append([batch for first in (0, 3, 4, 5) for batch in make().epoch(first)])
+    for step, batch in enumerate(stream):
+        assert torch.equal(torch.cat([p[step].images for p in parts]), batch.images)
+    with pytest.raises(UserError, match="batch 32 cannot be shared among 3 ranks; use 30 or 33"):
+        make(batch=PerEpoch(30, ((2, 32),)))
+    with pytest.raises(UserError, match="batch 60 is larger than the data with its 40 samples"):
+        make(batch=PerEpoch(30, ((2, 60),)))

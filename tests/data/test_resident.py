@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from lsdali import dist
+from lsdali.clock import PerEpoch
 from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.loader import EvalLoader, TrainLoader
@@ -40,7 +41,10 @@ def settings(plain):
     return make
 
 
-def train(config, said=None, batch=6):
+SIX = PerEpoch(6)
+
+
+def train(config, said=None, batch=SIX):
     index = open_data(config, "train", (said if said is not None else []).append)
     return train_loader(index, config, batch=batch, seed=3, device=CPU, half=False, order="shuffled", say=print)
 
@@ -63,11 +67,16 @@ def test_both_roads_give_the_same_bits(same_size, settings):
     held, read = train(settings(same_size)), train(settings(same_size, resident="never"))
     assert isinstance(held, ResidentTrain)
     assert isinstance(read, TrainLoader)
-    assert held.steps_per_epoch == read.steps_per_epoch == 5
+    assert held.steps_per_epoch == read.steps_per_epoch == PerEpoch(5)
     for first in (0, 5, 10, 13, 2):
         pairs = list(zip(held.epoch(first), read.epoch(first), strict=True))
         assert len(pairs) == 5 - first % 5
         for ours, theirs in pairs:
+            same(ours, theirs)
+    held, read = (train(settings(same_size, resident=how), batch=PerEpoch(6, ((1, 12),))) for how in ("auto", "never"))
+    assert held.steps_per_epoch == read.steps_per_epoch == PerEpoch(5, ((1, 2),))
+    for first in (3, 5, 8):
+        for ours, theirs in zip(held.epoch(first), read.epoch(first), strict=True):
             same(ours, theirs)
     assert len({held.epoch(0).__next__().images.sum().item(), held.epoch(5).__next__().images.sum().item()}) == 2
 

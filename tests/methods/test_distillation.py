@@ -8,14 +8,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lsdali.batch import Batch
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
 from lsdali.models.student import Outputs
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference/distillation_vectors.json").read_text())
-CLOCK = Clock(0, 10, 2)
+CLOCK = Clock(0, PerEpoch(10), 2)
 TEACHER = {"source": "checkpoint", "path": "teacher.pt"}
 
 

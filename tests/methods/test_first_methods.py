@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from lsdali.batch import Batch
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.functional import competition_rank, off_label_kl, zipf_target
 from lsdali.methods import METHODS
@@ -16,7 +16,7 @@ from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Student
 from lsdali.models.teacher import Teacher
 
-CLOCK = Clock(0, 10, 2)
+CLOCK = Clock(0, PerEpoch(10), 2)
 K = 7
 
 

@@ -12,14 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from lsdali import functional as f
 from lsdali.batch import Batch
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
 from lsdali.models.student import Outputs
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "online_vectors.json").read_text())
-CLOCK = Clock(0, 10, 3)
+CLOCK = Clock(0, PerEpoch(10), 3)
 CLAMP = 1e-7
 
 
@@ -159,7 +159,7 @@ def test_noise_is_estimated_from_the_surest_samples(name):
     generator = torch.Generator().manual_seed(0)
     first, *batches = [torch.randn(8, 3, generator=generator) * 2 for _ in range(3)]
     method.observe(batch_of([0] * 8), first * 100)  # of an epoch that does not count
-    method.end_epoch(None, Clock(10, 10, 3))
+    method.end_epoch(None, Clock(10, PerEpoch(10), 3))
     assert torch.equal(method.matrix, torch.eye(3))
     for logits in batches:
         method.observe(batch_of([0] * 8), logits)
@@ -168,12 +168,12 @@ def test_noise_is_estimated_from_the_surest_samples(name):
     p = torch.cat(batches).softmax(1)
     expected = p[p.argmax(0)]
     for each in (method, resumed):
-        each.end_epoch(None, Clock(20, 10, 3))
+        each.end_epoch(None, Clock(20, PerEpoch(10), 3))
         torch.testing.assert_close(each.matrix, expected)
         assert each.matrix.diagonal().tolist() == p.amax(0).tolist()
         before = each.matrix.clone()
         each.observe(batch_of([0] * 8), first)
-        each.end_epoch(None, Clock(30, 10, 3))
+        each.end_epoch(None, Clock(30, PerEpoch(10), 3))
         assert torch.equal(each.matrix, before), "an estimate stays"
         assert list(each.state_dict()) == ["matrix"]
 
@@ -240,7 +240,7 @@ def test_disturbed_labels_are_functions_of_epoch_and_sample():
     index = list(range(64))
     new = method.disturbed(batch_of([3] * 64, index), CLOCK)
     assert torch.equal(new, method.disturbed(batch_of([3] * 64, index[::-1]), CLOCK).flip(0))
-    assert not torch.equal(new, method.disturbed(batch_of([3] * 64, index), Clock(10, 10, 3)))
+    assert not torch.equal(new, method.disturbed(batch_of([3] * 64, index), Clock(10, PerEpoch(10), 3)))
     logits = torch.randn(64, 10)
     out = Outputs(logits, logits, {})
     loss = method.loss(lambda images: out, batch_of([3] * 64, index), CLOCK)
@@ -271,7 +271,7 @@ def test_confusion_of_an_odd_batch_of_equal_samples_and_before_its_epoch():
     late = make(name="pairwise_confusion", from_epoch=1)
     ce = F.cross_entropy(other.logits, torch.zeros(4, dtype=torch.int64))
     assert late.loss(lambda images: other, batch_of([0] * 4), CLOCK).total == ce
-    assert late.loss(lambda images: other, batch_of([0] * 4), Clock(10, 10, 3)).total > ce
+    assert late.loss(lambda images: other, batch_of([0] * 4), Clock(10, PerEpoch(10), 3)).total > ce
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from lsdali import dist
 from lsdali import functional as f
 from lsdali.batch import Batch
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
@@ -23,7 +23,7 @@ from tests.harness import equal
 from tests.methods.test_contract import free_port
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "online_vectors.json").read_text())
-FIRST, LATER = Clock(0, 10, 2), Clock(10, 10, 2)
+FIRST, LATER = Clock(0, PerEpoch(10), 2), Clock(10, PerEpoch(10), 2)
 CHANNELS = {"stage1": 8, "stage2": 8, "stage3": 8}
 
 

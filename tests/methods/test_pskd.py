@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lsdali import functional as f
 from lsdali.batch import Batch
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
@@ -51,7 +51,7 @@ def test_P01_the_weight_of_the_past():
         method = make(2, 1, alpha=case["alpha_T"])
         one = batch(real([[0.0, 60.0]]), [0], [0])
         method.observe(one, one.images)
-        loss = method.loss(identity, one, Clock(case["epoch"], 1, case["end_epoch"])).total
+        loss = method.loss(identity, one, Clock(case["epoch"], PerEpoch(1), case["end_epoch"])).total
         assert 1 - loss.item() / 60 == pytest.approx(expected, abs=1e-6)
         checked += 1
     assert checked == 13
@@ -85,7 +85,7 @@ def test_P08_three_epochs_of_a_linear_network():
     x, y = real(v[0]["X"]), v[0]["y"]
     weight = real(v[0]["W"]).requires_grad_()
     optimizer = torch.optim.SGD([weight], v[0]["lr"], momentum=0.9, nesterov=True, weight_decay=5e-4)
-    method, clock = make(alpha=v[0]["alpha_T"]), Clock(0, 3, v[0]["E"])
+    method, clock = make(alpha=v[0]["alpha_T"]), Clock(0, PerEpoch(3), v[0]["E"])
 
     def student(images):
         return Outputs(images @ weight.T, images, {})
@@ -109,7 +109,7 @@ def test_P08_three_epochs_of_a_linear_network():
 def test_a_sample_that_was_never_read_keeps_its_label(history):
     method = make(history=history)
     whole = batch(torch.randn(4, 5), [0, 1, 2, 3], [0, 1, 2, 3])
-    clock = Clock(15, 10, 2)  # in the second epoch
+    clock = Clock(15, PerEpoch(10), 2)  # in the second epoch
     expected = f.cross_entropy(whole.images, whole.labels)
     torch.testing.assert_close(method.loss(identity, whole, clock).total, expected)
     method.observe(whole.part(0, 1), torch.randn(1, 5))
@@ -122,7 +122,7 @@ def test_a_sample_that_was_never_read_keeps_its_label(history):
 
 
 def test_a_stand_in_reads_and_writes_nothing():
-    method, clock = make(), Clock(15, 10, 2)
+    method, clock = make(), Clock(15, PerEpoch(10), 2)
     both = batch(torch.randn(2, 5), [1, 1], [3, 3])
     both = replace(both, stand_in=torch.tensor([False, True]))
     method.observe(both, both.images)
@@ -156,14 +156,14 @@ def test_the_network_of_the_epoch_before():
     method = make(student=learner, history="network", alpha=0.6)
     images = batch(torch.randn(4, 3, 16, 16), [0, 1, 2, 3], [0, 1, 2, 3])
     learner.eval()
-    first = method.loss(learner, images, Clock(0, 10, 2)).total
+    first = method.loss(learner, images, Clock(0, PerEpoch(10), 2)).total
     torch.testing.assert_close(first, f.cross_entropy(learner(images.images).logits, images.labels))
-    method.end_epoch(learner, Clock(10, 10, 2))
+    method.end_epoch(learner, Clock(10, PerEpoch(10), 2))
     past = learner(images.images).logits.detach().softmax(1)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.mul_(1.5)
-    second = method.loss(learner, images, Clock(10, 10, 2))
+    second = method.loss(learner, images, Clock(10, PerEpoch(10), 2))
     logits = learner(images.images).logits
     target = f.progressive_target(images.labels, past, torch.full((4,), 0.6))
     torch.testing.assert_close(second.total, f.soft_cross_entropy(logits, target))
@@ -174,7 +174,7 @@ def test_the_network_comes_back_from_a_checkpoint():
     learner = student()
     method = make(student=learner, history="network")
     assert method.state_dict() == {}
-    method.end_epoch(learner, Clock(10, 10, 2))
+    method.end_epoch(learner, Clock(10, PerEpoch(10), 2))
     saved = copy.deepcopy(method.state_dict())
     torch.manual_seed(1)
     other = make(student=student(), history="network")

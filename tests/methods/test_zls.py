@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lsdali import functional as f
 from lsdali.batch import Batch
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.data.order import uniforms
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
@@ -21,7 +21,7 @@ from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "zipf_vectors.json").read_text())
-CLOCK = Clock(0, 10, 2)
+CLOCK = Clock(0, PerEpoch(10), 2)
 CHANNELS = {f"stage{i + 1}": 16 * 2**i for i in range(4)}
 
 
@@ -213,7 +213,7 @@ def test_random_weights_are_functions_of_epoch_and_sample(name):
     out = outputs({"logits": [[0.3, 0.2, 0.1, 0.0, -0.1, -0.2]] * 4})
 
     def target(epoch, index):
-        return method.target(out, batch_of([1] * 4, index=index), Clock(10 * epoch, 10, 5))
+        return method.target(out, batch_of([1] * 4, index=index), Clock(10 * epoch, PerEpoch(10), 5))
 
     first = target(0, [5, 6, 7, 8])
     assert torch.equal(first, target(0, [5, 6, 7, 8]))

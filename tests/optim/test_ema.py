@@ -8,7 +8,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor, nn
 
-from lsdali.clock import Clock
+from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.optim import EMA, Average
 
@@ -30,7 +30,7 @@ def move(model: nn.Module, step: int) -> None:
 def run(model: nn.Module, average: Average, first: int, last: int) -> None:
     for step in range(first, last):
         move(model, step)
-        average.after_step(model, Clock(step, 10, 10))
+        average.after_step(model, Clock(step, PerEpoch(10), 10))
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def in_group(rank: int, world: int, folder: str) -> None:
         model = net()
         average = Average(EMA(decay=0.5), model)
         model(torch.randn(8, 4, generator=torch.Generator().manual_seed(rank)))  # buffers part ways
-        average.after_step(model, Clock(0, 1, 1))
+        average.after_step(model, Clock(0, PerEpoch(1), 1))
         mine = model[1].running_mean.clone()
         with average.swapped(model):
             inside = model[1].running_mean.clone()
