@@ -54,8 +54,8 @@ def dali(run: LoaderRun) -> Iterator[int]:
     config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = open_index(config, "train")
-    batch = PerEpoch(run.batch)
-    loader = TrainLoader(index, config, batch=batch, seed=0, device=device, half=False, say=lambda line: None)
+    size = PerEpoch(run.batch)
+    loader = TrainLoader(index, config, batch=size, seed=0, device=device, half=False, say=lambda line: None)
     step = 0
     while True:
         for batch in loader.epoch(step):

@@ -1,4 +1,4 @@
-"""Data sets that come as arrays: CIFAR, MNIST, FashionMNIST, SVHN. Their images are never resized.
+"""Data sets that come as arrays: CIFAR, MNIST, FashionMNIST, SVHN.
 
 Every file is read by formats.py, and nothing that one holds is executed.
 """
@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.catalog import CenterCrop, Channels, DataSet, PadCrop
+from lsdali.data.catalog import CenterCrop, Channels, DataSet, PadCrop, TrainCrop
 from lsdali.data.download import Download, obtain
 from lsdali.data.formats import Bytes, read_idx, read_mat, read_pickle
 from lsdali.data.listing import Listing, Split
@@ -25,7 +25,7 @@ class Arrays(DataSet):
 
     download: bool = False
     """Fetch the files with torchvision, which knows their checksums, where root does not exist yet."""
-    train: PadCrop = PadCrop(size=32)
+    train: TrainCrop = PadCrop(size=32)
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 
     source: ClassVar[Download]
@@ -131,7 +131,7 @@ class Mnist(Idx):
     """MNIST (LeCun et al., 1998): handwritten digits."""
 
     name: Literal["mnist"] = "mnist"
-    train: PadCrop = PadCrop(size=28, pad=2, flip=0.0)
+    train: TrainCrop = PadCrop(size=28, pad=2, flip=0.0)
     eval: CenterCrop = CenterCrop(resize=28, size=28)
     mean: Channels = (0.1307, 0.1307, 0.1307)
     std: Channels = (0.3081, 0.3081, 0.3081)
@@ -143,7 +143,7 @@ class FashionMnist(Idx):
     """FashionMNIST (Xiao et al., 2017): pictures of clothes."""
 
     name: Literal["fashionmnist"] = "fashionmnist"
-    train: PadCrop = PadCrop(size=28, pad=2)
+    train: TrainCrop = PadCrop(size=28, pad=2)
     eval: CenterCrop = CenterCrop(resize=28, size=28)
     mean: Channels = (0.2860, 0.2860, 0.2860)
     std: Channels = (0.3530, 0.3530, 0.3530)
@@ -158,7 +158,7 @@ class Svhn(Arrays):
     """SVHN (Netzer et al., 2011), cropped digits: 99,289 colour images of 32x32 pixels."""
 
     name: Literal["svhn"] = "svhn"
-    train: PadCrop = PadCrop(size=32, flip=0.0)
+    train: TrainCrop = PadCrop(size=32, flip=0.0)
     mean: Channels = (0.4377, 0.4438, 0.4728)
     std: Channels = (0.1980, 0.2010, 0.1970)
     source: ClassVar[Download] = Download(

@@ -20,14 +20,15 @@ Say = Callable[[str], None]
 def open_data(config: DataSet, split: Split, say: Say = print) -> Index:
     """The samples that the recipe uses of one split, with their pixels where they are to be held on the device.
 
-    Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine.
+    Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine. Arrays whose images
+    cannot be held go through DALI.
     Raises UserError for a wrong layout or choice, and where images must be held and cannot. Collective.
     """
     index = open_whole(config, split)
     if isinstance(config, Files):
         index = _held(config, split, index, say)
-    elif why := obstacle(config, split, index):
-        raise UserError(f"data: {config.name} comes as arrays, which are not resized here: {why}")
+    elif (why := obstacle(config, split, index)) and dist.is_main():
+        say(f"{split} images go through DALI: {why}")
     return select(config, split, index)
 
 
@@ -60,7 +61,7 @@ def train_loader(
     say: Say,
 ) -> TrainLoader | ResidentTrain:
     """Training batches; `batch` is the global batch of each epoch."""
-    if index.pixels is not None:
+    if _holdable(config, "train", index):
         return ResidentTrain(index, config, batch=batch, seed=seed, device=device, half=half, order=order)
     return TrainLoader(index, config, batch=batch, seed=seed, device=device, half=half, order=order, say=say)
 
@@ -69,5 +70,9 @@ def eval_loader(
     index: Index, config: DataSet, *, batch: int, device: torch.device, half: bool
 ) -> EvalLoader | ResidentEval:
     """Validation batches; `batch` is per process."""
-    kind = EvalLoader if index.pixels is None else ResidentEval
+    kind = ResidentEval if _holdable(config, "val", index) else EvalLoader
     return kind(index, config, batch=batch, device=device, half=half)
+
+
+def _holdable(config: DataSet, split: Split, index: Index) -> bool:
+    return index.pixels is not None and not obstacle(config, split, index)

@@ -1,4 +1,4 @@
-"""The DALI graphs. Nothing here is random: names, windows, flips and augmentations' choices come from Python.
+"""The DALI graphs. Nothing here is random: images, windows, flips and augmentations' choices come from Python.
 
 One word decides the device: decoding is "mixed" on a GPU and "cpu" elsewhere, and later operators follow.
 Against PIL, resized pixels agree within one grey level, except in the outermost row and column of a window
@@ -36,6 +36,7 @@ class GraphSpec:
     std: tuple[float, float, float]
     largest: tuple[int, int]  # width and height that no image exceeds
     augment: tuple[Augmentation, ...] = ()
+    pixels: bool = False  # images come as [H, W, 3] uint8, not as paths of files
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class GraphSpec:
 
 
 def resized_graph(source: Source, spec: GraphSpec) -> Any:
-    """From path, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
+    """From image, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
 
     [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
     high in x, the image is mirrored.
@@ -81,7 +82,7 @@ def resized_graph(source: Source, spec: GraphSpec) -> Any:
 
 
 def padded_graph(source: Source, spec: GraphSpec) -> Any:
-    """From path, index, start, mirror, choices to images [B, size, size, 3] and index.
+    """From image, index, start, mirror, choices to images [B, size, size, 3] and index.
 
     The window that begins at start (int32) may reach beyond the image; there it is black.
     """
@@ -90,16 +91,20 @@ def padded_graph(source: Source, spec: GraphSpec) -> Any:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _resized(source: Source, spec: GraphSpec) -> Any:
-    path, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
-    x = fn.decoders.image_slice(_bytes(path), start=start, shape=shape, axis_names="HW", **spec.decoder)
+    image, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
+    window = {"start": start, "shape": shape, "axis_names": "HW"}
+    if spec.pixels:
+        x = fn.slice(_placed(image, spec), **window)
+    else:
+        x = fn.decoders.image_slice(_bytes(image), **window, **spec.decoder)
     x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
     return _finished(x, spec, choices), index
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _padded(source: Source, spec: GraphSpec) -> Any:
-    path, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
-    x = fn.decoders.image(_bytes(path), **spec.decoder)
+    image, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
+    x = _placed(image, spec) if spec.pixels else fn.decoders.image(_bytes(image), **spec.decoder)
     x = fn.slice(
         x,
         start=start,
@@ -118,6 +123,12 @@ def _inputs(source: Source, outputs: int) -> Any:
 def _bytes(path: Any) -> Any:
     # Reading is as fast as mapping, and a mapped file that shrinks meanwhile kills the process (SIGBUS).
     return fn.io.file.read(path, dont_use_mmap=True)
+
+
+def _placed(pixels: Any, spec: GraphSpec) -> Any:
+    """Where the decoder would have put them."""
+    pixels = fn.reshape(pixels, layout="HWC")
+    return pixels if spec.device_id is None else pixels.gpu()
 
 
 def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) -> Any:

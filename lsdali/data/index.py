@@ -53,6 +53,13 @@ class Index:
         root = np.frombuffer(os.fsencode(self.root) + b"/", np.uint8)
         return np.hstack([np.broadcast_to(root, (len(i), len(root))), self.paths[i]])
 
+    def images(self, i: Ints) -> NDArray[np.uint8]:
+        """[n] -> pixels [n, H, W, 3] where they are at hand, else absolute paths [n, L'], NUL-padded."""
+        if self.pixels is None:
+            return self.full_paths(i)
+        pixels = self.pixels[self.numbers[i]]
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
+
     def bad(self) -> Ints:
         """Numbers of the samples with a fault."""
         return np.flatnonzero(self.status)

@@ -4,20 +4,26 @@ import gzip
 import os
 import pickle
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
+from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
 from lsdali.clock import PerEpoch
 from lsdali.data import DATASETS
 from lsdali.data.arrays import Arrays
+from lsdali.data.augment import ColorJitter, RandAugment, RandomErasing
+from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.index import open_index
+from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.resident import ResidentEval
 from lsdali.errors import UserError
+from tests.harness import make_images
 
 CPU = torch.device("cpu")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -171,6 +177,55 @@ def test_every_format_gives_pixels_labels_and_names(tmp_path, name):
     assert all(b.images.shape == (5, 3, config.train.size, config.train.size) for b in batches)
 
 
+@pytest.mark.parametrize(
+    "crop",
+    [
+        PadCrop(size=32, augment=[RandAugment(), RandomErasing(probability=0.5)]),
+        RandomResizedCrop(size=24, augment=[ColorJitter()], repeats=2),
+    ],
+    ids=["padded", "resized"],
+)
+def test_what_needs_dali_gives_the_bits_of_files(tmp_path, plain, crop):
+    """Arrays that are augmented or resized, against the same images as PNG files."""
+    config = plain(make_images(tmp_path / "images", size=32), train=crop, eval=CenterCrop(resize=40, size=36))
+    for split in ("train", "val"):
+        files = open_index(config, split)
+        pixels = np.stack([np.asarray(Image.open(files.path(i))) for i in range(len(files))])
+        ours, theirs = (list(loader_of(i, config, split)) for i in (replace(files, pixels=pixels), files))
+        assert len(ours) == len(theirs) > 1
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.index, b.index)
+            assert torch.equal(a.labels, b.labels)
+
+
+def loader_of(index, config, split):
+    if split == "val":
+        return EvalLoader(index, config, batch=4, device=CPU, half=False)
+    return TrainLoader(index, config, batch=PerEpoch(4), seed=3, device=CPU, half=False).epoch(7)
+
+
+def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
+    write_idx(tmp_path / "data")
+    resized = {"train": {"crop": "random_resized", "size": 40}, "eval": {"resize": 48, "size": 40}}
+    augmented = {"train": {"crop": "pad", "size": 28, "augment": [{"name": "rotation"}]}}
+    for tree, side, road in ((resized, 40, EvalLoader), (augmented, 28, ResidentEval)):
+        said: list[str] = []
+        config = DATASETS["mnist"].model_validate({"root": str(tmp_path / "data"), **tree})
+        index = open_data(config, "train", said.append)
+        loader = train_loader(
+            index, config, batch=PerEpoch(5), seed=0, device=CPU, half=False, order="shuffled", say=said.append
+        )
+        assert isinstance(loader, TrainLoader)
+        assert said[0].startswith("train images go through DALI: data.train.")
+        seen = list(loader.epoch(0))
+        assert sorted(i for b in seen for i in b.index.tolist()) == list(range(20))
+        assert all(b.images.shape == (5, 3, side, side) for b in seen)
+        level = 1.01 / 255 / config.std[0]  # gray stays gray but for DALI's rounding
+        assert all((b.images[:, 0] - b.images[:, 2]).abs().max() < level for b in seen)
+        assert isinstance(eval_loader(open_data(config, "val"), config, batch=4, device=CPU, half=False), road)
+
+
 def test_crops_are_torchvisions(tmp_path):
     """Every crop of a padded image, flipped or not, is one of RandomCrop's, and all places occur."""
     data, _ = WRITERS["cifar10"](tmp_path)
@@ -285,15 +340,6 @@ def test_changed_files_are_read_again_and_change_the_fingerprint(tmp_path):
     after = open_index(config, "train")
     assert after.fingerprint != before.fingerprint
     assert np.argwhere(np.asarray(after.pixels) != before.pixels).tolist() == [[3, 0, 0, 0]]
-
-
-def test_resizing_is_refused(tmp_path):
-    write_cifar100(tmp_path)
-    config = {"root": str(tmp_path), "eval": {"resize": 36, "size": 32}}
-    with pytest.raises(UserError, match="resize 36 resizes images of 32x32 pixels"):
-        open_data(DATASETS["cifar100"].model_validate(config), "val")
-    with pytest.raises(ValidationError, match="pad"):
-        DATASETS["cifar100"].model_validate({"root": "/x", "train": {"crop": "random_resized", "size": 32}})
 
 
 def test_download_once_and_whole(tmp_path, monkeypatch):
