@@ -61,6 +61,22 @@ class PadCrop(TrainImages):
         return self
 
 
+class SquaredCrop(TrainImages):
+    """torchvision's Resize((resize, resize)), RandomCrop(size) and a horizontal flip; the aspect ratio is lost."""
+
+    crop: Literal["squared"] = "squared"
+    resize: Size
+    """Both sides after resizing, in pixels."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> "SquaredCrop":
+        if self.size > self.resize:
+            raise ValueError(f"size {self.size} must not be larger than resize {self.resize}")
+        if self.ramp is not None:
+            raise ValueError("ramp needs the crop random_resized: the crop squared resizes images to `resize`")
+        return self
+
+
 class CenterCrop(Config):
     """torchvision's Resize(resize) and CenterCrop(size)."""
 
@@ -68,6 +84,8 @@ class CenterCrop(Config):
     """The shorter side after resizing, in pixels."""
     size: Size
     """Side of the central square that the network sees, in pixels."""
+    sides: Literal["shorter", "both"] = "shorter"
+    """Which sides become `resize`: the shorter, so that the aspect ratio stays, or both."""
 
     @model_validator(mode="after")
     def _inside(self) -> "CenterCrop":
@@ -76,7 +94,7 @@ class CenterCrop(Config):
         return self
 
 
-TrainCrop = Annotated[RandomResizedCrop | PadCrop, Field(discriminator="crop")]
+TrainCrop = Annotated[RandomResizedCrop | PadCrop | SquaredCrop, Field(discriminator="crop")]
 
 
 class DataSet(Config):

@@ -18,14 +18,14 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import PerEpoch
 from lsdali.data.augment import draw
-from lsdali.data.catalog import DataSet, PadCrop
+from lsdali.data.catalog import DataSet, PadCrop, SquaredCrop
 from lsdali.data.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.index import Index
 from lsdali.data.listing import few
 from lsdali.data.order import Ints, Plan, eval_slices
 from lsdali.data.probe import FAULTS, GOOD
 from lsdali.data.runner import Arrays, Runner
-from lsdali.data.windows import center_crop, crop_uniforms, flips, mirrored, pad_crop, random_resized_crop
+from lsdali.data.windows import center_crop, crop_uniforms, flips, mirrored, pad_crop, random_resized_crop, squared_crop
 from lsdali.errors import UserError
 
 
@@ -112,9 +112,11 @@ class TrainLoader:
         choices = draw(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
         if isinstance(crop, PadCrop):
             return images, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
+        if isinstance(crop, SquaredCrop):
+            w = squared_crop(u, size, crop.resize, crop.size)
+            return images, i, w.start, w.shape, *mirrored(w.low, w.high, mirror), *choices
         start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
-        low, high = mirrored(shape, mirror)
-        return images, i, start, shape, low, high, *choices
+        return images, i, start, shape, *mirrored(np.zeros(shape.shape), shape.astype(float), mirror), *choices
 
     def _replaced(self, index: Ints) -> Ints:
         """The samples, with a stand-in for each bad one: the next good one of its class, else of all."""
@@ -195,7 +197,8 @@ class EvalLoader:
 
     def _arrays(self, position: int) -> Arrays:
         i, _ = self._slices[position % len(self)]
-        w = center_crop(self.index.size[i], self._config.eval.resize, self._config.eval.size)
+        crop = self._config.eval
+        w = center_crop(self.index.size[i], crop.resize, crop.size, crop.sides)
         low, high = w.low.astype(np.float32), w.high.astype(np.float32)
         return self.index.images(i), i, w.start, w.shape, low, high
 

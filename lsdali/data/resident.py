@@ -27,7 +27,7 @@ def obstacle(config: DataSet, split: Split, index: Index) -> str:
     if size is None:
         return "the images have different sizes, or some are bad"
     if split == "val":
-        if config.eval.resize != min(size):
+        if config.eval.resize != min(size) or (config.eval.sides == "both" and size[0] != size[1]):
             return f"data.eval.resize {config.eval.resize} resizes images of {size[0]}x{size[1]} pixels"
         return ""
     if not isinstance(config.train, PadCrop):
@@ -101,7 +101,7 @@ class ResidentEval:
         self._slices = eval_slices(len(index), dist.rank(), dist.world(), batch)
         self._valid = [torch.from_numpy(valid).to(device) for _, valid in self._slices]
         side = config.eval.size
-        window = center_crop(index.size[:1], config.eval.resize, side)
+        window = center_crop(index.size[:1], config.eval.resize, side, config.eval.sides)
         y, x = np.rint(window.start + window.low)[0].astype(int).tolist()
         images = _on_device(index, device, 0)
         self._images = images[:, y : y + side, x : x + side].contiguous()

@@ -4,7 +4,7 @@ Sizes are (width, height), as the index has them; windows are (y, x) and (h, w),
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,11 +62,10 @@ def _central_shape(image: Window, ratio: tuple[float, float]) -> Window:
     )
 
 
-def mirrored(shape: Window, mirror: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """[n, 2] (h, w), [n] -> low and high [n, 2] (y, x) of the whole window, swapped in x where mirrored."""
-    low, high = np.zeros(shape.shape, np.float32), shape.astype(np.float32)
-    low[:, 1], high[:, 1] = high[:, 1] * mirror, high[:, 1] * (1 - mirror)
-    return low, high
+def mirrored(low: Floats, high: Floats, mirror: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Low and high [n, 2] (y, x) of a window, [n] -> the same, swapped in x where mirrored."""
+    flip = np.stack([np.zeros_like(mirror), mirror], 1) == 1
+    return np.where(flip, high, low).astype(np.float32), np.where(flip, low, high).astype(np.float32)
 
 
 def pad_crop(u: Floats, size: Sizes, side: int, pad: int) -> Window:
@@ -79,7 +78,7 @@ def pad_crop(u: Floats, size: Sizes, side: int, pad: int) -> Window:
 
 
 @dataclass(frozen=True, slots=True)
-class EvalWindow:
+class ResizedWindow:
     """Decode [start, start + shape) of the image; resize the part [low, high) of that."""
 
     start: Window  # [n, 2] y, x
@@ -88,15 +87,32 @@ class EvalWindow:
     high: Floats  # [n, 2]
 
 
-def center_crop(size: Sizes, resize: int, side: int) -> EvalWindow:
-    """[n, 2] -> torchvision's Resize(resize) and CenterCrop(side) as one window of the original image."""
+def center_crop(size: Sizes, resize: int, side: int, sides: Literal["shorter", "both"] = "shorter") -> ResizedWindow:
+    """[n, 2] -> torchvision's Resize and CenterCrop(side) as one window of the original image.
+
+    Resize(resize) for the shorter side, Resize((resize, resize)) for both.
+    """
     image = size[:, ::-1].astype(np.int64)
-    short, long = image.min(1, keepdims=True), image.max(1, keepdims=True)
-    resized = np.where(image == short, resize, (resize * long / short).astype(np.int64))
+    resized = np.full_like(image, resize)
+    if sides == "shorter":
+        short, long = image.min(1, keepdims=True), image.max(1, keepdims=True)
+        resized = np.where(image == short, resize, (resize * long / short).astype(np.int64))
     anchor = np.rint((resized - side) / 2)  # rint rounds halves to even, as Python's round does
+    return _resized_window(image, resized, anchor, side)
+
+
+def squared_crop(u: Floats, size: Sizes, resize: int, side: int) -> ResizedWindow:
+    """[n, CROP_COLUMNS], [n, 2] -> torchvision's Resize((resize, resize)) and RandomCrop(side), as center_crop."""
+    image = size[:, ::-1].astype(np.int64)
+    anchor = np.floor(u[:, 2 * TRIES :] * (resize - side + 1))
+    return _resized_window(image, np.full_like(image, resize), anchor, side)
+
+
+def _resized_window(image: Ints, resized: Ints, anchor: Floats, side: int) -> ResizedWindow:
+    """[n, 2] (h, w) before and after, [n, 2] (y, x) after."""
     step = image / resized
     low, high = anchor * step, (anchor + side) * step
     margin = np.maximum(step, 1) + 1  # the triangular filter reaches one output pixel, or one input pixel, beyond
     start = np.maximum(np.floor(low - margin), 0).astype(np.int32)
     stop = np.minimum(np.ceil(high + margin), image).astype(np.int32)
-    return EvalWindow(start, stop - start, low - start, high - start)
+    return ResizedWindow(start, stop - start, low - start, high - start)

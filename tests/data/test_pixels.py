@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from lsdali.clock import PerEpoch
-from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
+from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop, SquaredCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.windows import crop_uniforms, flips, pad_crop, random_resized_crop
@@ -167,11 +167,33 @@ def test_train_pixels_agree_with_torchvision(odd, plain, size):
     assert max(g[3] for g in gaps) < 16, gaps
 
 
-@pytest.mark.parametrize(("resize", "size"), [(36, 32), (32, 32), (160, 144), (91, 64)])
-def test_eval_pixels_agree_with_torchvision(odd, plain, resize, size):
-    config = plain(odd, eval=CenterCrop(resize=resize, size=size))
+def test_squared_pixels_agree_with_torchvision(odd, plain):
+    crop = SquaredCrop(resize=96, size=80)
+    loader = train_loader(plain(odd, train=crop), batch=24, seed=5)
+    places = []
+    for epoch in range(3):
+        batch = next(loader.epoch(epoch))
+        i = batch.index.numpy()
+        mirror = flips(5, epoch, i, 0.5)
+        anchor = np.floor(crop_uniforms(5, epoch, i)[:, -2:] * 17).astype(int)
+        places += anchor.tolist()
+        for k, ours in enumerate(levels(batch.images)):
+            whole = tvf.resize(pil(loader.index.path(int(i[k]))), [96, 96])
+            theirs = tvf.crop(whole, *anchor[k].tolist(), 80, 80)
+            theirs = np.asarray(tvf.horizontal_flip(theirs) if mirror[k] else theirs, float)
+            assert np.abs(ours - theirs)[2:-2, 2:-2].max() < 1.01, loader.index.path(int(i[k]))
+    assert min(min(p) for p in places) == 0
+    assert max(max(p) for p in places) == 16  # torchvision's RandomCrop.get_params draws from 0 to 96 - 80
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "sides"),
+    [(36, 32, "shorter"), (32, 32, "shorter"), (160, 144, "shorter"), (91, 64, "shorter"), (91, 64, "both")],
+)
+def test_eval_pixels_agree_with_torchvision(odd, plain, resize, size, sides):
+    config = plain(odd, eval=CenterCrop(resize=resize, size=size, sides=sides))
     index = open_index(config, "val")
-    theirs = v2.Compose([v2.Resize(resize), v2.CenterCrop(size)])
+    theirs = v2.Compose([v2.Resize(resize if sides == "shorter" else [resize, resize]), v2.CenterCrop(size)])
     gaps = []
     for batch in EvalLoader(index, config, batch=7, device=CPU, half=False):
         for i, ours in zip(batch.index.tolist(), levels(batch.images)):
