@@ -14,9 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lsdali.bench.machine import hardware, spread
@@ -106,11 +110,54 @@ def _data_loader(data: "torch.utils.data.Dataset[tuple[torch.Tensor, int]]", run
             yield len(images)
 
 
+def ffcv(run: LoaderRun) -> Iterator[int]:
+    """FFCV (Leclerc et al., 2022), its ImageNet pipeline; its file holds every image as a JPEG of quality 90."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+    from ffcv.writer import DatasetWriter
+    from torchvision import datasets
+
+    from lsdali.data.catalog import IMAGENET_MEAN, IMAGENET_STD
+
+    file = Path(run.root) / "images.beton"
+    if not file.exists():
+        fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
+        DatasetWriter(str(file), fields, num_workers=run.workers).from_indexed_dataset(
+            datasets.ImageFolder(f"{run.root}/train")
+        )
+    mean, std = (255 * np.array(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    window = [RandomResizedCropRGBImageDecoder((run.size, run.size)), RandomHorizontalFlip()]
+    crop = [*window, NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage(convert_back_int16=False)]
+    pipelines = {"image": crop, "label": None}
+    loader = Loader(str(file), run.batch, run.workers, order=OrderOption.RANDOM, drop_last=True, pipelines=pipelines)
+    while True:
+        for (images,) in loader:
+            yield len(images)
+
+
+def floor(run: LoaderRun) -> Iterator[int]:
+    """Decoding whole JPEGs with libjpeg-turbo, and nothing else."""
+    import simplejpeg
+
+    files = sorted(Path(run.root).glob("train/*/*"))
+
+    def decode(file: Path) -> int:
+        return len(simplejpeg.decode_jpeg(file.read_bytes())) > 0
+
+    with ThreadPoolExecutor(run.workers) as pool:
+        for start in count(step=run.batch):
+            yield sum(pool.map(decode, [files[(start + k) % len(files)] for k in range(run.batch)]))
+
+
 LOADERS: dict[str, Loader] = {
     "lsdali, float32": dali,
     "ImageFolder + PIL, float32": pil,
     "ImageFolder + PIL, transforms.v2, float32": pil_v2,
     "torchvision decode_jpeg, uint8": decode_jpeg,
+    "FFCV, float32": ffcv,
+    "libjpeg-turbo, decoding alone": floor,
 }
 REFERENCE = "ImageFolder + PIL, float32"
 
@@ -132,16 +179,16 @@ def measure(run: LoaderRun) -> Cost:
     sizes = LOADERS[run.contestant](run)
     _consume(sizes, run.warmup)
     clock, cpu = time.perf_counter(), cpu_seconds(os.getpid())
-    count = _consume(sizes, run.images)
+    images = _consume(sizes, run.images)
     clock, cpu = time.perf_counter() - clock, cpu_seconds(os.getpid()) - cpu
-    return Cost(count / clock, 1000 * cpu / count)
+    return Cost(images / clock, 1000 * cpu / images)
 
 
 def _consume(sizes: Iterator[int], images: int) -> int:
-    count = 0
-    while count < images:
-        count += next(sizes)
-    return count
+    seen = 0
+    while seen < images:
+        seen += next(sizes)
+    return seen
 
 
 def _fresh(run: LoaderRun, cache: str) -> Cost:
@@ -171,22 +218,23 @@ def link_images(root: Path, into: Path, most: int) -> int:
 
 def loader(options: argparse.Namespace) -> None:
     """Compare lsdali's training loader with torchvision's."""
-    costs: dict[str, list[Cost]] = {name: [] for name in LOADERS}
+    names = [name for name in LOADERS if name != "FFCV, float32" or find_spec("ffcv")]
+    costs: dict[str, list[Cost]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         files = link_images(Path(options.root), Path(folder), options.files)
         for _ in range(options.reps):
-            for name in LOADERS:
+            for name in names:
                 run = LoaderRun(name, folder, options.size, workers=options.workers)
                 costs[name].append(_fresh(run, f"{folder}/cache"))
     print(hardware(f"{options.workers} threads or workers"))
     print(f"{files} files, random resized crop {options.size}, batch {run.batch}, {run.images} images a run;")
     print(f"medians of {options.reps} runs, lowest to highest in brackets\n")
-    print(f"{'loader':32}{'images/s':>22}{'CPU-ms/image':>22}{'times cheaper than PIL':>24}")
+    print(f"{'loader':42}{'images/s':>22}{'CPU-ms/image':>22}{'times cheaper than PIL':>24}")
     base = statistics.median(c.cpu_ms for c in costs[REFERENCE])
     for name, runs in costs.items():
         cpu = [c.cpu_ms for c in runs]
         ratio = base / statistics.median(cpu)
-        print(f"{name:32}{spread([c.images_per_second for c in runs], 0)}{spread(cpu, 2)}{ratio:>24.2f}")
+        print(f"{name:42}{spread([c.images_per_second for c in runs], 0)}{spread(cpu, 2)}{ratio:>24.2f}")
 
 
 def once(options: argparse.Namespace) -> None:
