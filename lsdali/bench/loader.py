@@ -138,15 +138,16 @@ def ffcv(run: LoaderRun) -> Iterator[int]:
 
 
 def floor(run: LoaderRun) -> Iterator[int]:
-    """Decoding whole JPEGs with libjpeg-turbo, and nothing else."""
+    """Reading files and decoding whole JPEGs with libjpeg-turbo; other formats are read only."""
     import simplejpeg
 
     files = sorted(Path(run.root).glob("train/*/*"))
 
     def decode(file: Path) -> int:
-        return len(simplejpeg.decode_jpeg(file.read_bytes())) > 0
+        data = file.read_bytes()
+        return len(simplejpeg.decode_jpeg(data) if simplejpeg.is_jpeg(data) else data) > 0
 
-    with ThreadPoolExecutor(run.workers) as pool:
+    with ThreadPoolExecutor(max(run.workers, 1)) as pool:
         for start in count(step=run.batch):
             yield sum(pool.map(decode, [files[(start + k) % len(files)] for k in range(run.batch)]))
 
@@ -156,7 +157,7 @@ LOADERS: dict[str, Loader] = {
     "ImageFolder + PIL, float32": pil,
     "ImageFolder + PIL, transforms.v2, float32": pil_v2,
     "torchvision decode_jpeg, uint8": decode_jpeg,
-    "FFCV, float32": ffcv,
+    **({"FFCV, float32": ffcv} if find_spec("ffcv") else {}),
     "libjpeg-turbo, decoding alone": floor,
 }
 REFERENCE = "ImageFolder + PIL, float32"
@@ -218,12 +219,11 @@ def link_images(root: Path, into: Path, most: int) -> int:
 
 def loader(options: argparse.Namespace) -> None:
     """Compare lsdali's training loader with torchvision's."""
-    names = [name for name in LOADERS if name != "FFCV, float32" or find_spec("ffcv")]
-    costs: dict[str, list[Cost]] = {name: [] for name in names}
+    costs: dict[str, list[Cost]] = {name: [] for name in LOADERS}
     with tempfile.TemporaryDirectory() as folder:
         files = link_images(Path(options.root), Path(folder), options.files)
         for _ in range(options.reps):
-            for name in names:
+            for name in LOADERS:
                 run = LoaderRun(name, folder, options.size, workers=options.workers)
                 costs[name].append(_fresh(run, f"{folder}/cache"))
     print(hardware(f"{options.workers} threads or workers"))
