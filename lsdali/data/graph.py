@@ -18,7 +18,8 @@ from lsdali.data.augment import Augmentation
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
 
-Source = Callable[[Any], tuple[NDArray[Any], ...]]  # DALI's BatchInfo -> arrays of one batch, [B, ...] each
+# DALI's BatchInfo -> arrays of one batch, [B, ...] each; bytes are lists of B arrays.
+Source = Callable[[Any], tuple[NDArray[Any] | list[NDArray[Any]], ...]]
 Graph = Callable[[Source, "GraphSpec"], Any]  # -> a pipeline
 
 
@@ -36,6 +37,7 @@ class GraphSpec:
     std: tuple[float, float, float]
     largest: tuple[int, int]  # width and height that no image exceeds
     augment: tuple[Augmentation, ...] = ()
+    from_files: bool = True  # the first input is a path; False: the encoded bytes themselves
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class GraphSpec:
 
 
 def resized_graph(source: Source, spec: GraphSpec) -> Any:
-    """From path, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
+    """From path or bytes, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
 
     [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
     high in x, the image is mirrored.
@@ -81,7 +83,7 @@ def resized_graph(source: Source, spec: GraphSpec) -> Any:
 
 
 def padded_graph(source: Source, spec: GraphSpec) -> Any:
-    """From path, index, start, mirror, choices to images [B, size, size, 3] and index.
+    """From path or bytes, index, start, mirror, choices to images [B, size, size, 3] and index.
 
     The window that begins at start (int32) may reach beyond the image; there it is black.
     """
@@ -90,16 +92,16 @@ def padded_graph(source: Source, spec: GraphSpec) -> Any:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _resized(source: Source, spec: GraphSpec) -> Any:
-    path, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
-    x = fn.decoders.image_slice(_bytes(path), start=start, shape=shape, axis_names="HW", **spec.decoder)
+    data, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
+    x = fn.decoders.image_slice(_bytes(data, spec), start=start, shape=shape, axis_names="HW", **spec.decoder)
     x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
     return _finished(x, spec, choices), index
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _padded(source: Source, spec: GraphSpec) -> Any:
-    path, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
-    x = fn.decoders.image(_bytes(path), **spec.decoder)
+    data, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
+    x = fn.decoders.image(_bytes(data, spec), **spec.decoder)
     x = fn.slice(
         x,
         start=start,
@@ -115,9 +117,9 @@ def _inputs(source: Source, outputs: int) -> Any:
     return fn.external_source(source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False)
 
 
-def _bytes(path: Any) -> Any:
+def _bytes(data: Any, spec: GraphSpec) -> Any:
     # Reading is as fast as mapping, and a mapped file that shrinks meanwhile kills the process (SIGBUS).
-    return fn.io.file.read(path, dont_use_mmap=True)
+    return fn.io.file.read(data, dont_use_mmap=True) if spec.from_files else data
 
 
 def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) -> Any:

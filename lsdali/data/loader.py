@@ -105,14 +105,14 @@ class TrainLoader:
         epoch = step // self.steps_per_epoch
         crop, size = self._config.train, self.index.size[i]
         key = i + len(self.index) * self._plan.copies(dist.rank())  # copies of a sample draw as samples beyond N
-        paths, mirror = self.index.full_paths(i), flips(self._seed, epoch, key, crop.flip)
+        data, mirror = self.index.encoded(i), flips(self._seed, epoch, key, crop.flip)
         u = crop_uniforms(self._seed, epoch, key)
         choices = draw(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
         if isinstance(crop, PadCrop):
-            return paths, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
+            return data, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
         start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
         low, high = mirrored(shape, mirror)
-        return paths, i, start, shape, low, high, *choices
+        return data, i, start, shape, low, high, *choices
 
     def _replaced(self, index: Ints) -> Ints:
         """The samples, with a stand-in for each bad one: the next good one of its class, else of all."""
@@ -195,7 +195,7 @@ class EvalLoader:
         i, _ = self._slices[position % len(self)]
         w = center_crop(self.index.size[i], self._config.eval.resize, self._config.eval.size)
         low, high = w.low.astype(np.float32), w.high.astype(np.float32)
-        return self.index.full_paths(i), i, w.start, w.shape, low, high
+        return self.index.encoded(i), i, w.start, w.shape, low, high
 
 
 def _batch(index: Index, images: Tensor, i: Tensor, valid: Tensor) -> Batch:
@@ -220,6 +220,7 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
         config.mean,
         config.std,
         (largest[0], largest[1]),
+        from_files=index.ranges is None,
     )
 
 
