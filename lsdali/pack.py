@@ -40,8 +40,8 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise UserError(f"{out} is not empty; name a new folder")
-        for split in ("train", "val"):
-            listing = list_folders(root, "train", "val", split)
+        both = [list_folders(root, "train", "val", "train"), list_folders(root, "train", "val", "val")]
+        for split, listing in zip(("train", "val"), both):
             (out / split).mkdir()
             for number, samples in enumerate(cut(listing, shard_bytes)):
                 write(listing, samples, out / split / f"{number:06d}.tar")
@@ -53,10 +53,10 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
 
 def cut(listing: Listing, shard_bytes: float) -> list[range]:
     """The samples of each shard, by the bytes that come before each."""
-    sizes = [os.stat(listing.path(i)).st_size for i in range(len(listing.labels))]
+    sizes = (os.stat(listing.path(i)).st_size for i in range(len(listing.labels)))
     shard = [int(before // shard_bytes) for before in accumulate(sizes, initial=0)]
-    starts = [i for i in range(len(sizes)) if i == 0 or shard[i] != shard[i - 1]]
-    return [range(a, b) for a, b in pairwise([*starts, len(sizes)])]
+    n = len(listing.labels)
+    return [range(a, b) for a, b in pairwise([0, *(i for i in range(1, n) if shard[i] != shard[i - 1]), n])]
 
 
 def write(listing: Listing, samples: range, file: Path) -> None:
@@ -67,8 +67,8 @@ def write(listing: Listing, samples: range, file: Path) -> None:
             path = listing.path(i)
             ending = os.fsdecode(path.rpartition(b".")[2]).lower()
             label = str(int(listing.labels[i])).encode()
-            for name, content in ((f"{i:08d}.{ending}", Path(os.fsdecode(path)).read_bytes()), (f"{i:08d}.cls", label)):
-                member = tarfile.TarInfo(name)
+            for kind, content in ((ending, Path(os.fsdecode(path)).read_bytes()), ("cls", label)):
+                member = tarfile.TarInfo(f"{i:08d}.{kind}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     draft.rename(file)

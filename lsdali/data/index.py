@@ -230,13 +230,13 @@ def each_file(listing: Listing, look: Callable[..., tuple[int, ...]]) -> Ints:
 
     Threads hide the latency of disks and networks.
     """
-    n = len(listing.labels)
 
     def work(start: int) -> Ints:
-        return np.array([look(*listing.place(i)) for i in range(start, min(start + CHUNK, n))], np.int64)
+        stop = min(start + CHUNK, len(listing.labels))
+        return np.array([look(*place) for place in listing.places(start, stop)], np.int64)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, n, CHUNK))))
+        return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
 
 
 def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -34,7 +34,14 @@ class Listing:
 
     def place(self, i: int) -> Place:
         """Where the bytes of sample i lie."""
-        return Place(self.path(i)) if self.ranges is None else self.ranges.place(i)
+        return self.places(i, i + 1)[0]
+
+    def places(self, start: int, stop: int) -> list[Place]:
+        """The places of samples start to stop - 1."""
+        if self.ranges is not None:
+            return [self.ranges.place(i) for i in range(start, stop)]
+        root = os.fsencode(self.root) + b"/"
+        return [Place(root + path) for path in self.paths[start:stop].tolist()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,7 @@ class Place(NamedTuple):
             return file.read(-1 if self.length is None else self.length)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A place in an open file, read as if it were a file of its own."""
 
     file: int

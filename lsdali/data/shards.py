@@ -3,9 +3,10 @@
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ THREADS = 8
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 _IMAGES = {e.decode().removeprefix(".") for e in EXTENSIONS}
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, up to the first dot of the basename; ending
-_LABEL = re.compile(rb"\s*(\d{1,9})\s*")
+_LABEL = re.compile(rb"\s*(\d{1,6})\s*")
 _BLOCK, _LONGEST = 512, 64  # bytes of a tar block; of a label that is read
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
 
@@ -61,14 +62,14 @@ class Shards(Files):
         return assemble(base, shards, tuple(map(str, numbers)), (CLASSES, *files, *train))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """The samples of one tar file, in its order."""
 
     name: str  # relative to the root
-    members: list[str] = field(default_factory=list)  # names of the images
-    labels: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)  # first byte and length of each image
+    members: list[str]  # names of the images
+    labels: list[int]
+    spans: list[tuple[int, int]]  # first byte and length of each image
 
 
 def find(base: Path, pattern: str) -> list[str]:
@@ -97,7 +98,7 @@ def class_names(base: Path) -> tuple[str, ...] | None:
     names = [name.strip() for name in names]
     if "" in names:
         raise UserError(f"{file}, line {names.index('') + 1} is empty; expected the name of class {names.index('')}")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise UserError(f"{file} names a class twice: {few(twice)}")
     return tuple(names)
 
@@ -119,7 +120,7 @@ def walk(base: Path, name: str) -> Shard:
         if ending in _IMAGES:
             images[key] = member
         elif (number := _LABEL.fullmatch(text)) is None:
-            raise UserError(f"{base / name}:{member.name} holds {text!r}; expected a class number from 0 as text")
+            raise UserError(f"{base / name}:{member.name} holds {text!r}; expected a class number as text, 0 to 999999")
         else:
             labels[key] = int(number[1])
     _refuse_lone(base / name, "images without a label .cls", [k for k in images if k not in labels])
@@ -147,16 +148,16 @@ def _members(file: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Every member, and the content of labels. Raises UserError for a file that is damaged or compressed."""
     try:
         with open(file, "rb") as raw:
-            if raw.read(8).startswith(_MAGIC):
+            if os.pread(raw.fileno(), 8, 0).startswith(_MAGIC):
                 raise UserError(f"{file} is compressed; samples are read at any place: decompress it")
-        with open(file, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                label = member.name.lower().endswith(".cls")
-                yield member, os.pread(raw.fileno(), min(member.size, _LONGEST), member.offset_data) if label else b""
-                tar.members = []  # type: ignore[attr-defined]  # they would all stay in memory
-            # tarfile takes a damaged header for the end; a whole archive ends with blocks of zeros.
-            if os.pread(raw.fileno(), _BLOCK, tar.offset) != bytes(_BLOCK):
-                raise tarfile.ReadError(f"no member and no end at byte {tar.offset:,}")
+            with tarfile.open(fileobj=raw, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    size = min(member.size, _LONGEST) if member.name.lower().endswith(".cls") else 0
+                    yield member, os.pread(raw.fileno(), size, member.offset_data)
+                    tar.members = []  # type: ignore[attr-defined]  # they would all stay in memory
+                # tarfile takes a damaged header for the end; a whole archive ends with blocks of zeros.
+                if os.pread(raw.fileno(), _BLOCK, tar.offset) != bytes(_BLOCK):
+                    raise tarfile.ReadError(f"no member and no end at byte {tar.offset:,}")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"{file} is no whole tar file ({error}); get or pack it again") from None
 

@@ -227,8 +227,8 @@ WRONG = {
     "has labels without an image: 2; every sample needs both": (*GOOD, ("2.cls", b"0")),
     "has two images with the key 1; every sample needs a key of its own": (*GOOD, ("1.png", JPEG)),
     "has two labels with the key 1; every sample needs a key of its own": (*GOOD, ("1.cls", b"1")),
-    ":2.cls holds b'cat'; expected a class number from 0 as text": (*GOOD, ("2.jpg", JPEG), ("2.cls", b"cat")),
-    ":2.cls holds b'-1'; expected a class number from 0 as text": (*GOOD, ("2.jpg", JPEG), ("2.cls", b"-1")),
+    ":2.cls holds b'cat'; expected a class number as text, 0 to 999999": (*GOOD, ("2.jpg", JPEG), ("2.cls", b"cat")),
+    ":2.cls holds b'-1'; expected a class number as text, 0 to 999999": (*GOOD, ("2.jpg", JPEG), ("2.cls", b"-1")),
     ":2.jpg has the label 7; classes.txt has 2 classes, counted from 0": (*GOOD, ("2.jpg", JPEG), ("2.cls", b"7")),
     "holds no image; expected members <key>.jpg and <key>.cls": (("readme.txt", b"soon"),),
 }
