@@ -16,7 +16,9 @@ from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.choose import open_data, train_loader
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.probe import FAULTS, probe
 from lsdali.data.shards import Shards
+from lsdali.data.survey import examine
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
 
@@ -126,7 +128,7 @@ def hurt(folder: Path):
     return {1: "truncated", 3: "empty", 5: "text or HTML", 7: "GIF is not supported"}
 
 
-def test_bad_members_are_replaced_and_named(tree, tmp_path, plain):
+def test_bad_members_are_replaced_and_named(tree, tmp_path, plain, monkeypatch):
     root, out = tree(), tmp_path / "shards"
     faults = hurt(root / "train/ant")
     pack([str(root), str(out), "--shard-bytes", "20000"])
@@ -139,6 +141,7 @@ def test_bad_members_are_replaced_and_named(tree, tmp_path, plain):
     ]
     assert all(f":{i:08d}.jpg" in ours.index.path(i) for i in range(24))
     assert scan.main([str(out), "--full"]) == 1
+    monkeypatch.setattr(shards_module, "walk", lambda *a: pytest.fail("walked again"))
     with pytest.raises(UserError, match=r"4 training files are bad, .* max_bad = 3: .*0.tar:00000001.jpg \(truncated"):
         loader(packed(out, max_bad=3))
 
@@ -190,15 +193,42 @@ def test_members_pair_by_the_first_dot_of_their_basename(tmp_path, form):
         (f"{deep}.jpeg", JPEG[:40]),
         format=form,
     )
-    tar(tmp_path / "val/a.tar", ("0.png", JPEG), ("0.cls", b"0"))
+    tar(tmp_path / "val/a.tar", *GOOD)
     index = open_index(packed(tmp_path), "train")
     base = f"{tmp_path}/train/a.tar"
     assert [index.path(i) for i in range(len(index))] == [f"{base}:0.JPG", f"{base}:{deep}.jpeg"]
     assert index.labels.tolist() == [1, 0]
     assert [index.place(i).content() for i in range(2)] == [JPEG, JPEG[:40]]
-    assert index.classes == open_index(packed(tmp_path), "val").classes == ("0", "1")
+
+
+def test_classes_are_as_many_as_training_has_or_as_the_list_names(tmp_path):
+    def classes(split="val"):
+        return open_index(packed(tmp_path), split).classes
+
+    for split, label in (("train", b"1"), ("val", b"0")):
+        tar(tmp_path / f"{split}/a.tar", ("0.png", JPEG), ("0.cls", label))
+    assert classes() == classes("train") == ("0", "1")
+    tar(tmp_path / "train/a.tar", ("0.png", JPEG), ("0.cls", b"2"))  # changes no folder
+    assert classes() == ("0", "1", "2")
     (tmp_path / "classes.txt").write_text("ant\nbee\ncow\n")
-    assert open_index(packed(tmp_path), "val").classes == ("ant", "bee", "cow")
+    assert classes() == classes("train") == ("ant", "bee", "cow")
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncow\ndog\n")
+    assert classes() == ("ant", "bee", "cow", "dog")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "ppm"])
+def test_a_range_is_probed_like_a_file(tmp_path, texture, suffix):
+    file = tmp_path / f"image.{suffix}"
+    texture(60, 45).save(file)
+    data = file.read_bytes()
+    for part in (data, data[: len(data) * 2 // 3], data[:20]):
+        file.write_bytes(part)
+        alone = probe(file), examine(bytes(file))
+        file.write_bytes(data + part + data)
+        span = (bytes(file), len(data), len(part))
+        assert (probe(*span), examine(*span)) == alone
+    file.write_bytes(data + data[:-100])  # the larger file ends within the range
+    assert (FAULTS[probe(file, len(data), len(data))[2]] == "truncated") == (suffix != "bmp")
 
 
 def test_the_index_is_kept_until_a_shard_changes(both, monkeypatch):
