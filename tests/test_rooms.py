@@ -20,7 +20,7 @@ LEVELS = [
     {"recipe"},
     {"trainer"},
     {"build"},
-    {"train", "report", "bench", "export", "scan"},
+    {"train", "report", "bench", "export", "scan", "pack"},
 ]
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 

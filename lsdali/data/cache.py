@@ -1,12 +1,13 @@
-"""The cache folder, and folders that appear there whole or not at all."""
+"""The cache folder, folders that appear there whole or not at all, and work that is done once on each node."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lsdali import dist
 from lsdali.errors import UserError
 
 
@@ -42,3 +43,18 @@ def new_folder(target: Path) -> Iterator[Path]:
             raise UserError(f"{target} could not be made; set LSDALI_CACHE to a folder that can be written")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def on_each_node(work: Callable[[], Path]) -> Path:
+    """What one process of this node found; UserError where that of any node failed. Collective."""
+    folder, problem = None, None
+    if dist.local_rank() == 0 or not dist.active():
+        try:
+            folder = work()
+        except UserError as error:
+            problem = str(error)
+    node = dist.rank() - dist.local_rank()
+    answers = dist.gather_objects((node, folder, problem))
+    if problems := [p for _, _, p in answers if p]:
+        raise UserError(problems[0])
+    return next(f for n, f, _ in answers if n == node and f)

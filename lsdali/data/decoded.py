@@ -1,6 +1,7 @@
 """Image files decoded once into one uint8 array on disk, memory-mapped by every process of a node."""
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lsdali import dist
-from lsdali.data.cache import cache_dir, new_folder
-from lsdali.data.index import Index, on_each_node
+from lsdali.data.cache import cache_dir, new_folder, on_each_node
+from lsdali.data.index import Index
 from lsdali.data.order import Ints
+from lsdali.data.place import Place
 from lsdali.errors import UserError
 
 FORMAT = "1"  # of the cached array; raise it when its content changes
@@ -69,7 +71,7 @@ def _stats(index: Index, start: int) -> Ints:
     rows = []
     for i in range(start, min(start + CHUNK, len(index))):
         try:
-            found = os.stat(index.path(i))
+            found = os.stat(index.place(i).path)
             rows.append((found.st_size, found.st_mtime_ns))
         except OSError:
             rows.append((-1, -1))
@@ -83,7 +85,7 @@ def _write(index: Index, file: Path) -> None:
 
     def work(start: int) -> None:
         for i in range(start, min(start + CHUNK, len(index))):
-            out[i] = _read(index.path(i), (width, height))
+            out[i] = _read(index.path(i), index.place(i), (width, height))
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -97,10 +99,10 @@ def _write(index: Index, file: Path) -> None:
         ) from error
 
 
-def _read(path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read(path: str, place: Place, size: tuple[int, int]) -> NDArray[np.uint8]:
     """[H, W, 3]."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(place.content())) as image:
             if image.mode not in ("RGB", "L"):
                 raise Unlike(f"{path} is neither gray nor RGB but {image.mode}")
             pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"))

@@ -14,11 +14,13 @@ from nvidia.dali import fn, pipeline_def, types
 
 from lsdali.data import effects
 from lsdali.data.augment import Augmentation
+from lsdali.data.index import Form
 
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
 
-Source = Callable[[Any], tuple[NDArray[Any], ...]]  # DALI's BatchInfo -> arrays of one batch, [B, ...] each
+# DALI's BatchInfo -> arrays of one batch, [B, ...] each; bytes are lists of B arrays.
+Source = Callable[[Any], tuple[NDArray[Any] | list[NDArray[Any]], ...]]
 Graph = Callable[[Source, "GraphSpec"], Any]  # -> a pipeline
 
 
@@ -36,7 +38,7 @@ class GraphSpec:
     std: tuple[float, float, float]
     largest: tuple[int, int]  # width and height that no image exceeds
     augment: tuple[Augmentation, ...] = ()
-    pixels: bool = False  # images come as [H, W, 3] uint8, not as paths of files
+    images: Form = "paths"
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -93,10 +95,10 @@ def padded_graph(source: Source, spec: GraphSpec) -> Any:
 def _resized(source: Source, spec: GraphSpec) -> Any:
     image, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
     window = {"start": start, "shape": shape, "axis_names": "HW"}
-    if spec.pixels:
+    if spec.images == "pixels":
         x = fn.slice(_placed(image, spec), **window)
     else:
-        x = fn.decoders.image_slice(_bytes(image), **window, **spec.decoder)
+        x = fn.decoders.image_slice(_bytes(image, spec), **window, **spec.decoder)
     x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
     return _finished(x, spec, choices), index
 
@@ -104,7 +106,7 @@ def _resized(source: Source, spec: GraphSpec) -> Any:
 @pipeline_def  # type: ignore[untyped-decorator]
 def _padded(source: Source, spec: GraphSpec) -> Any:
     image, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
-    x = _placed(image, spec) if spec.pixels else fn.decoders.image(_bytes(image), **spec.decoder)
+    x = _placed(image, spec) if spec.images == "pixels" else fn.decoders.image(_bytes(image, spec), **spec.decoder)
     x = fn.slice(
         x,
         start=start,
@@ -120,9 +122,9 @@ def _inputs(source: Source, outputs: int) -> Any:
     return fn.external_source(source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False)
 
 
-def _bytes(path: Any) -> Any:
+def _bytes(image: Any, spec: GraphSpec) -> Any:
     # Reading is as fast as mapping, and a mapped file that shrinks meanwhile kills the process (SIGBUS).
-    return fn.io.file.read(path, dont_use_mmap=True)
+    return fn.io.file.read(image, dont_use_mmap=True) if spec.images == "paths" else image
 
 
 def _placed(pixels: Any, spec: GraphSpec) -> Any:

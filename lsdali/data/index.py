@@ -8,20 +8,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsdali import dist
-from lsdali.data.cache import cache_dir, new_folder
+from lsdali.data.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.catalog import DataSet
 from lsdali.data.listing import Listing, Split
 from lsdali.data.order import Ints, stratified
+from lsdali.data.place import Place, Ranges
 from lsdali.data.probe import FAULTS, GOOD, probe
 from lsdali.data.splits import Chosen, held_out, noisy, of_classes, whole
 from lsdali.errors import UserError
 
+Form = Literal["paths", "encoded", "pixels"]
 FORMAT = "2"  # of the cached files; raise it when they, or what probe() answers, change
 THREADS, CHUNK = 16, 512
 
@@ -36,10 +38,11 @@ class Index:
     size: NDArray[np.int32]  # [N, 2] width, height in pixels; 0 where unknown
     status: NDArray[np.uint8]  # [N] place in FAULTS; 0 is good
     classes: tuple[str, ...]
-    fingerprint: str  # sha256 of paths, of pixels that come as arrays, and of the labels in use
+    fingerprint: str  # sha256 of paths, pixels that come as arrays, lengths of ranges, and the labels in use
     clean: Ints  # [N] labels before noise
     numbers: Ints  # [N] places in the whole set
     pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] where they are at hand; memory-mapped
+    ranges: Ranges | None = None  # of samples that are parts of larger files; paths then only name them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,17 +51,26 @@ class Index:
         """Absolute path of sample i."""
         return os.path.join(self.root, os.fsdecode(self.paths[i].tobytes().rstrip(b"\0")))
 
-    def full_paths(self, i: Ints) -> NDArray[np.uint8]:
-        """[n] -> [n, L'] absolute paths, NUL-padded."""
+    def place(self, i: int) -> Place:
+        """Where the bytes of sample i lie."""
+        return Place(self.path(i)) if self.ranges is None else self.ranges.place(i)
+
+    @property
+    def form(self) -> Form:
+        """What images() gives."""
+        if self.pixels is not None:
+            return "pixels"
+        return "paths" if self.ranges is None else "encoded"
+
+    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """[n] -> pixels [n, H, W, 3], or absolute paths [n, L'], NUL-padded, or each one's bytes, of parts of files."""
+        if self.pixels is not None:
+            pixels = self.pixels[self.numbers[i]]
+            return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
+        if self.ranges is not None:
+            return self.ranges.read(i)
         root = np.frombuffer(os.fsencode(self.root) + b"/", np.uint8)
         return np.hstack([np.broadcast_to(root, (len(i), len(root))), self.paths[i]])
-
-    def images(self, i: Ints) -> NDArray[np.uint8]:
-        """[n] -> pixels [n, H, W, 3] where they are at hand, else absolute paths [n, L'], NUL-padded."""
-        if self.pixels is None:
-            return self.full_paths(i)
-        pixels = self.pixels[self.numbers[i]]
-        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
 
     def bad(self) -> Ints:
         """Numbers of the samples with a fault."""
@@ -85,21 +97,6 @@ def open_whole(config: DataSet, split: Split) -> Index:
     index = _load(on_each_node(lambda: _cached(config, source(config, split))))
     _refuse_different(index, split, dist.gather_objects(index.fingerprint))
     return index
-
-
-def on_each_node(work: Callable[[], Path]) -> Path:
-    """What one process of this node found; UserError where that of any node failed. Collective."""
-    folder, problem = None, None
-    if dist.local_rank() == 0 or not dist.active():
-        try:
-            folder = work()
-        except UserError as error:
-            problem = str(error)
-    node = dist.rank() - dist.local_rank()
-    answers = dist.gather_objects((node, folder, problem))
-    if problems := [p for _, _, p in answers if p]:
-        raise UserError(problems[0])
-    return next(f for n, f, _ in answers if n == node and f)
 
 
 def source(config: DataSet, split: Split) -> Split:
@@ -185,7 +182,7 @@ def _fresh(folder: Path) -> bool:
         if not np.array_equal(_times(root, watched.tolist()), np.load(folder / "times.npy")):
             return False
         index = _load(folder)
-        return all(probe(index.path(int(i)))[2] == index.status[i] for i in index.bad())
+        return all(probe(*index.place(int(i)))[2] == index.status[i] for i in index.bad())
     except (OSError, ValueError, EOFError):
         return False
 
@@ -218,16 +215,21 @@ def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target
         }
         if listing.pixels is not None:
             arrays["pixels"] = listing.pixels
+        if listing.ranges is not None:
+            arrays |= {"files": listing.ranges.files, "spans": listing.ranges.spans}
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array)
 
 
-def each_file(listing: Listing, look: Callable[[bytes], tuple[int, ...]]) -> Ints:
-    """`look` at the path of every sample: [N, what it answers]. Threads hide the latency of disks and networks."""
-    root = os.fsencode(listing.root) + b"/"
+def each_file(listing: Listing, look: Callable[..., tuple[int, ...]]) -> Ints:
+    """`look(path, start, length)` at the place of every sample: [N, what it answers].
+
+    Threads hide the latency of disks and networks.
+    """
 
     def work(start: int) -> Ints:
-        return np.array([look(root + path) for path in listing.paths[start : start + CHUNK].tolist()], np.int64)
+        stop = min(start + CHUNK, len(listing.labels))
+        return np.array([look(*place) for place in listing.places(start, stop)], np.int64)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
@@ -243,6 +245,8 @@ def _fingerprint(listing: Listing) -> str:
     digest.update(np.ascontiguousarray(listing.labels).data)
     if listing.pixels is not None:
         digest.update(np.ascontiguousarray(listing.pixels).data)
+    if listing.ranges is not None:
+        digest.update(np.ascontiguousarray(listing.ranges.spans[:, 2]).data)
     return digest.hexdigest()
 
 
@@ -250,9 +254,9 @@ def _load(folder: Path) -> Index:
     def array(name: str) -> Any:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-    labels = array("labels")
+    root, labels = Path(str(np.load(folder / "root.npy"))), array("labels")
     return Index(
-        root=Path(str(np.load(folder / "root.npy"))),
+        root=root,
         paths=array("paths"),
         labels=labels,
         size=array("size"),
@@ -262,6 +266,7 @@ def _load(folder: Path) -> Index:
         clean=labels,
         numbers=np.arange(len(labels)),
         pixels=array("pixels") if (folder / "pixels.npy").is_file() else None,
+        ranges=Ranges(root, array("files"), array("spans")) if (folder / "spans.npy").is_file() else None,
     )
 
 
@@ -281,4 +286,5 @@ def _subset(index: Index, part: Chosen) -> Index:
         fingerprint=digest.hexdigest(),
         clean=part.clean,
         numbers=rows,
+        ranges=None if index.ranges is None else index.ranges.at(rows),
     )

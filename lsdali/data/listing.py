@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lsdali.data.place import Place, Ranges
 from lsdali.errors import UserError
 
 Split = Literal["train", "val"]
@@ -25,6 +26,22 @@ class Listing:
     classes: tuple[str, ...]
     watched: tuple[str, ...]  # folders and files, relative to root, whose change makes this listing stale
     pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
+    ranges: Ranges | None = None  # of samples that are parts of larger files; paths then only name them
+
+    def path(self, i: int) -> bytes:
+        """Absolute path of sample i."""
+        return os.path.join(os.fsencode(self.root), bytes(self.paths[i]))
+
+    def place(self, i: int) -> Place:
+        """Where the bytes of sample i lie."""
+        return self.places(i, i + 1)[0]
+
+    def places(self, start: int, stop: int) -> list[Place]:
+        """The places of samples start to stop - 1."""
+        if self.ranges is not None:
+            return [self.ranges.place(i) for i in range(start, stop)]
+        root = os.fsencode(self.root) + b"/"
+        return [Place(root + path) for path in self.paths[start:stop].tolist()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
         config.mean,
         config.std,
         (largest[0], largest[1]),
-        pixels=index.pixels is not None,
+        images=index.form,
     )
 
 

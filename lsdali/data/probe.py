@@ -7,6 +7,8 @@ import os
 import struct
 from collections.abc import Callable
 
+from lsdali.data.place import Span
+
 # The place in this table is the status that the index stores; 0 is good.
 FAULTS = (
     "good",
@@ -26,14 +28,15 @@ HEAD, TAIL = 4096, 1024
 Probe = tuple[int, int, int]  # width, height, status
 
 
-def probe(path: str | bytes) -> Probe:
-    """Width and height in pixels and a place in FAULTS. Never raises for a bad file."""
+def probe(path: str | bytes, start: int = 0, length: int | None = None) -> Probe:
+    """Width and height in pixels and a place in FAULTS, of a file or a range of it. Never raises for a bad file."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return 0, 0, absent(error)
     try:
-        return measure(file, os.pread(file, HEAD, 0))
+        span = Span(file, start, length)
+        return measure(span, span.read(HEAD, 0))
     except OSError:
         return 0, 0, UNREADABLE
     finally:
@@ -45,7 +48,7 @@ def absent(error: OSError) -> int:
     return MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
 
 
-def measure(file: int, head: bytes) -> Probe:
+def measure(file: Span, head: bytes) -> Probe:
     """The same for an open file and its first HEAD bytes."""
     try:
         return _probe(file, head)
@@ -57,7 +60,7 @@ def measure(file: int, head: bytes) -> Probe:
         return 0, 0, UNREADABLE
 
 
-def _probe(file: int, head: bytes) -> Probe:
+def _probe(file: Span, head: bytes) -> Probe:
     if not head:
         return 0, 0, EMPTY
     for magic, measure in _FORMATS:
@@ -77,24 +80,24 @@ def _probe(file: int, head: bytes) -> Probe:
 Measured = tuple[int, int, bool]  # width, height, whether the end is there
 
 
-def _tail(file: int, head: bytes, mark: bytes, start: int) -> bool:
+def _tail(file: Span, head: bytes, mark: bytes, start: int) -> bool:
     """Whether `mark` stands anywhere from `start` to the end; junk after it is common and harmless."""
-    size = os.fstat(file).st_size
+    size = file.size
     if size <= len(head):
         return head.find(mark, start) >= 0
     near = max(start, size - TAIL)
-    if mark in os.pread(file, size - near, near):
+    if mark in file.read(size - near, near):
         return True
-    return near > start and mark in os.pread(file, size - start, start)
+    return near > start and mark in file.read(size - start, start)
 
 
-def _jpeg(file: int, head: bytes) -> Measured:
+def _jpeg(file: Span, head: bytes) -> Measured:
     """Walk the segments to the frame header (SOFn) and the scan (SOS), past any embedded thumbnail."""
     base, at = 0, 2
     width = height = 0
     while True:
         if at - base + 9 > len(head):
-            base, head = at, os.pread(file, HEAD, at)
+            base, head = at, file.read(HEAD, at)
         here = at - base
         if head[here] != 0xFF:
             raise ValueError
@@ -110,23 +113,23 @@ def _jpeg(file: int, head: bytes) -> Measured:
     return width, height, _tail(file, head if base == 0 else b"", b"\xff\xd9", at)
 
 
-def _png(file: int, head: bytes) -> Measured:
+def _png(file: Span, head: bytes) -> Measured:
     if head[12:16] != b"IHDR":
         raise ValueError
     width, height = struct.unpack_from(">II", head, 16)
     return width, height, _tail(file, head, b"IEND\xaeB`\x82", 33)
 
 
-def _bmp(file: int, head: bytes) -> Measured:
+def _bmp(file: Span, head: bytes) -> Measured:
     (start,) = struct.unpack_from("<I", head, 10)
     width, height = struct.unpack_from("<ii", head, 18)
-    return width, abs(height), os.fstat(file).st_size > start
+    return width, abs(height), file.size > start
 
 
-def _webp(file: int, head: bytes) -> Measured:
+def _webp(file: Span, head: bytes) -> Measured:
     if head[8:12] != b"WEBP":
         raise ValueError
-    whole = os.fstat(file).st_size >= struct.unpack_from("<I", head, 4)[0] + 8
+    whole = file.size >= struct.unpack_from("<I", head, 4)[0] + 8
     kind = head[12:16]
     if kind == b"VP8X":
         wide, high = head[24:27], head[27:30]
@@ -138,18 +141,18 @@ def _webp(file: int, head: bytes) -> Measured:
     return width & 0x3FFF, height & 0x3FFF, whole
 
 
-def _pnm(file: int, head: bytes) -> Measured:
+def _pnm(file: Span, head: bytes) -> Measured:
     words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
     width, height, depth = (int(w) for w in words[1:])
     channels = 3 if words[0] == b"P6" else 1
     pixels = width * height * channels * (2 if depth > 255 else 1)
-    return width, height, os.fstat(file).st_size >= pixels
+    return width, height, file.size >= pixels
 
 
-def _tiff(file: int, head: bytes) -> Measured:
+def _tiff(file: Span, head: bytes) -> Measured:
     order = "<" if head[:2] == b"II" else ">"
     (place,) = struct.unpack_from(order + "I", head, 4)
-    table = os.pread(file, HEAD, place)
+    table = file.read(HEAD, place)
     found = {}
     for k in range(struct.unpack_from(order + "H", table)[0]):
         tag, kind = struct.unpack_from(order + "HH", table, 2 + 12 * k)
@@ -160,7 +163,7 @@ def _tiff(file: int, head: bytes) -> Measured:
     return found.get(256, 0), found.get(257, 0), True
 
 
-_FORMATS: tuple[tuple[bytes, Callable[[int, bytes], Measured]], ...] = (
+_FORMATS: tuple[tuple[bytes, Callable[[Span, bytes], Measured]], ...] = (
     (b"\xff\xd8\xff", _jpeg),
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"BM", _bmp),

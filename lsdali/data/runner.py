@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -13,7 +12,7 @@ from lsdali.data.graph import Graph, GraphSpec
 from lsdali.data.index import Index
 from lsdali.data.probe import FAULTS, GOOD, probe
 
-Arrays = tuple[NDArray[Any], ...]
+Arrays = tuple[Any, ...]  # as in graph.Source
 
 
 class Runner:
@@ -97,7 +96,7 @@ class Runner:
 
     def _reason(self, i: int) -> str:
         """What the file's header says now; empty where it looks as it did at the scan."""
-        width, height, status = probe(self._index.path(i))
+        width, height, status = probe(*self._index.place(i))
         if status != GOOD:
             return FAULTS[status]
         same = (width, height) == tuple(self._index.size[i].tolist())

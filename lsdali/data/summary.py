@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lsdali.data.place import Place
 from lsdali.data.probe import GOOD
 from lsdali.data.survey import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, Survey, bad
 
@@ -101,7 +102,7 @@ def contact_sheet(part: Survey) -> str:
     good = np.flatnonzero(part.facts[:, STATUS] == GOOD)
     _, first = np.unique(part.listing.labels[good], return_index=True)
     chosen = good[first][np.unique(np.linspace(0, len(first) - 1, min(TILES, len(first))).astype(int))]
-    tiles = [tile for i in chosen.tolist() if (tile := _tile(part.path(i))) is not None]
+    tiles = [tile for i in chosen.tolist() if (tile := _tile(part.place(i))) is not None]
     if not tiles:
         return ""
     sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(tiles) // COLUMNS) * TILE), "white")
@@ -112,9 +113,9 @@ def contact_sheet(part: Survey) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _tile(path: bytes) -> Image.Image | None:
+def _tile(place: Place) -> Image.Image | None:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(place.content())) as image:
             image.draft("RGB", (2 * TILE, 2 * TILE))
             tile: Image.Image = image.convert("RGB")
     except Exception:  # a body that cannot be decoded has no picture

@@ -5,6 +5,7 @@ and in a checksum of their start are read whole, to find copies.
 """
 
 import hashlib
+import io
 import os
 import struct
 import zlib
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from lsdali.data.catalog import DataSet
 from lsdali.data.index import each_file, rescan
 from lsdali.data.listing import Listing, Split
+from lsdali.data.place import Place, Span
 from lsdali.data.probe import FAULTS, GOOD, HEAD, absent, measure
 from lsdali.errors import UserError
 
@@ -48,7 +50,11 @@ class Survey:
 
     def path(self, i: int) -> bytes:
         """Absolute path of file i."""
-        return os.path.join(os.fsencode(self.listing.root), bytes(self.listing.paths[i]))
+        return self.listing.path(i)
+
+    def place(self, i: int) -> Place:
+        """Where its bytes lie."""
+        return self.listing.place(i)
 
     def class_of(self, i: int) -> str:
         return self.listing.classes[int(self.listing.labels[i])]
@@ -75,17 +81,18 @@ def survey(config: DataSet, split: Split) -> Survey:
     return found[0]
 
 
-def examine(path: bytes) -> Facts:
-    """What a file's first and last bytes say. Never raises for a bad file."""
+def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts:
+    """What the first and last bytes of a file, or of a range of it, say. Never raises for a bad file."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return 0, 0, absent(error), 0, 0, 0, 0
     try:
-        head = os.pread(file, HEAD, 0)
-        length = len(head) if len(head) < HEAD else os.fstat(file).st_size
+        span = Span(file, start, size)
+        head = span.read(HEAD, 0)
+        length = len(head) if len(head) < HEAD else span.size
         kind = next((k for magic, k in _MAGIC if head.startswith(magic)), 0)
-        return *measure(file, head), kind, orientation(head), length, zlib.crc32(head)
+        return *measure(span, head), kind, orientation(head), length, zlib.crc32(head)
     except OSError:
         return 0, 0, FAULTS.index("not readable"), 0, 0, 0, 0
     finally:
@@ -126,7 +133,7 @@ def copies(parts: dict[Split, Survey]) -> list[list[dict[str, str]]]:
     same: dict[bytes, list[dict[str, str]]] = defaultdict(list)
     for group in (g for g in alike.values() if len(g) > 1):
         for split, i in group:
-            same[_digest(parts[split].path(i))].append(_named(parts[split], i) | {"split": split})
+            same[_digest(parts[split].place(i))].append(_named(parts[split], i) | {"split": split})
     return [group for group in same.values() if len(group) > 1]
 
 
@@ -134,15 +141,11 @@ def _named(part: Survey, i: int) -> dict[str, str]:
     return {"path": os.fsdecode(part.path(i)), "class": part.class_of(i)}
 
 
-def _digest(path: bytes) -> bytes:
-    digest = hashlib.blake2b()
+def _digest(place: Place) -> bytes:
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return hashlib.blake2b(place.content()).digest()
     except OSError:
         return os.urandom(64)  # gone meanwhile: a copy of nothing
-    return digest.digest()
 
 
 # ---- every byte
@@ -158,33 +161,30 @@ def rotten(part: Survey) -> list[dict[str, str]]:
     except ImportError:
         raise UserError("a full scan needs the package simplejpeg: pip install simplejpeg") from None
 
-    faults: dict[bytes, str] = {}
+    faults: dict[Place, str] = {}
 
-    def look(path: bytes) -> tuple[int]:
-        if said := _decode(path, simplejpeg):
-            faults[path] = said
+    def look(*place: Any) -> tuple[int]:
+        if said := _decode(Place(*place), simplejpeg):
+            faults[Place(*place)] = said
         return (bool(said),)
 
     damaged = each_file(part.listing, look)[:, 0] > 0
     good = part.facts[:, STATUS] == GOOD
-    return [_named(part, int(i)) | {"fault": faults[part.path(int(i))]} for i in np.flatnonzero(damaged & good)]
+    return [_named(part, int(i)) | {"fault": faults[part.place(int(i))]} for i in np.flatnonzero(damaged & good)]
 
 
-def _decode(path: bytes, simplejpeg: Any) -> str:
+def _decode(place: Place, simplejpeg: Any) -> str:
     """What is wrong with the body; empty where nothing is."""
     from PIL import Image
 
     try:
-        with open(path, "rb") as file:
-            if file.read(2) == b"\xff\xd8":
-                file.seek(0)
-                data = file.read()
-                space = "CMYK" if _components(data) == 4 else "RGB"
-                simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
-            else:
-                file.seek(0)
-                with Image.open(file) as image:
-                    image.load()
+        data = place.content()
+        if data.startswith(b"\xff\xd8"):
+            space = "CMYK" if _components(data) == 4 else "RGB"
+            simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
     except Exception as error:
         return f"the body is damaged: {' '.join(str(error).split())}"
     return ""

@@ -1,0 +1,107 @@
+"""Place: where the encoded bytes of a sample lie: a whole file, or a range of a larger one."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+OPEN = 256  # files that stay open between reads: processes are often allowed 1,024
+
+
+class Place(NamedTuple):
+    """`length` bytes from `start` on; None: to the end."""
+
+    path: str | bytes
+    start: int = 0
+    length: int | None = None
+
+    def content(self) -> bytes:
+        """Every byte; fewer where the file ends before. Raises OSError."""
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(-1 if self.length is None else self.length)
+
+
+class Span(NamedTuple):
+    """A place in an open file, read as if it were a file of its own."""
+
+    file: int
+    start: int = 0
+    length: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there."""
+        there = os.fstat(self.file).st_size - self.start
+        return there if self.length is None else min(there, self.length)
+
+    def read(self, count: int, at: int) -> bytes:
+        if self.length is not None:
+            count = max(min(count, self.length - at), 0)
+        return os.pread(self.file, count, self.start + at)
+
+
+class _Opened:
+    """Files by their path; the one opened first is closed for a new one."""
+
+    def __init__(self) -> None:
+        self._files: dict[bytes, int] = {}
+
+    def __call__(self, path: bytes) -> int:
+        if path not in self._files:
+            if len(self._files) >= OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[path]
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranges:
+    """Where the bytes of N samples lie in S larger files."""
+
+    root: Path
+    files: NDArray[np.bytes_]  # [S] relative to root
+    spans: NDArray[np.int64]  # [N, 3] number of the file, first byte, bytes
+    _opened: _Opened = field(default_factory=_Opened)
+
+    def place(self, i: int) -> Place:
+        file, start, length = self.spans[i].tolist()
+        return Place(self._path(file), start, length)
+
+    def at(self, rows: NDArray[np.int64]) -> "Ranges":
+        """The samples `rows`."""
+        return Ranges(self.root, self.files, self.spans[rows], self._opened)
+
+    def read(self, rows: NDArray[np.int64]) -> list[Bytes]:
+        """The bytes of each; what cannot be read is short or empty, and left to the decoder to complain about.
+
+        Read, not mapped: a mapped file that shrinks meanwhile kills the process (SIGBUS).
+        """
+        spans = [(self._path(file), start, length) for file, start, length in self.spans[rows].tolist()]
+        for span in spans:
+            self._announce(*span)
+        return [self._read(*span) for span in spans]
+
+    def _path(self, file: int) -> bytes:
+        return os.path.join(os.fsencode(self.root), bytes(self.files[file]))
+
+    def _announce(self, path: bytes, start: int, length: int) -> None:
+        """Let the system fetch it while others are read: a disk or network then has a batch's requests at once."""
+        with suppress(OSError):
+            os.posix_fadvise(self._opened(path), start, length, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, path: bytes, start: int, length: int) -> Bytes:
+        out = np.empty(length, np.uint8)
+        try:
+            return out[: os.preadv(self._opened(path), [out.data], start)]
+        except OSError:
+            return out[:0]
