@@ -1,13 +1,17 @@
 """The benchmarks measure what they say they measure; how fast it is, no test says."""
 
+import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lsdali.bench import stream
 from lsdali.bench.__main__ import main
 from lsdali.bench.loader import LOADERS, LoaderRun, link_images
 from lsdali.bench.models import image_size
-from tests.harness import ROOT, make_images
+from tests.harness import ROOT, make_images, tiny
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -27,6 +31,27 @@ def test_small_images_are_measured_against_torchvision(capsys: pytest.CaptureFix
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("lsdali,", "PIL,"))]
     assert len(rows) == 3
     assert rows[2].split()[-1] == "1.0"
+
+
+@pytest.mark.ranks
+def test_streams_of_several_ranks_are_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    images = make_images(tmp_path / "images")
+    recipe.write_text(yaml.safe_dump(tiny({"name": "ce"}, images, tmp_path / "run")))
+    options = Namespace(recipe=str(recipe), overrides=["batch=6"], folder=str(tmp_path), start=0, stop=8)
+    stream.stream_part(options)  # 6 steps an epoch
+    alone = json.loads((tmp_path / "0.json").read_text())
+    assert [len(step) for step in alone] == [6] * 8
+    assert len({digest for step in alone for digest in step}) == 48
+    assert stream.read(options, 2, 0, 8) == alone
+    for digest, code in ((lambda world: "same", 0), (str, 2)):  # streams that agree, and such that do not
+        monkeypatch.setattr(stream, "read", lambda o, world, start, stop, d=digest: [[d(world)] * 6] * (stop - start))
+        assert main(["stream", str(recipe), "--steps", "8", "--worlds", "1", "2"]) == code
+        rows = [line.split() for line in capsys.readouterr().out.splitlines() if "rank" in line][-3:]
+        assert [row[-2] for row in rows] == ["48"] * 3
+        assert len({row[-1] for row in rows}) == (3 if code else 1)
 
 
 def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,1 +1,1 @@
-"""What things cost on this machine: `python -m lsdali.bench loader|resident|methods|models`."""
+"""What things cost on this machine: `python -m lsdali.bench loader|resident|stream|methods|models`."""

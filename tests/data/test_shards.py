@@ -86,7 +86,7 @@ def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatc
     a, b = loader(files), loader(shards)
     assert a.index.classes == b.index.classes
     for epoch in range(2):
-        start = epoch * a.steps_per_epoch
+        start = epoch * a.steps_per_epoch.first
         assert same(b.epoch(start), a.epoch(start))
     whole = list(a.epoch(0))
     assert same(b.epoch(1), whole[1:])  # a jump back
@@ -114,7 +114,7 @@ def test_images_of_one_size_are_held_with_the_same_bits(tmp_path, texture):
         config = packed(tmp_path, train=PadCrop(size=20), eval=CenterCrop(resize=20, size=20), resident=resident)
         index = open_data(config, "train", say=lambda line: None)
         assert (index.pixels is not None) == (resident == "always")
-        more = {"batch": 6, "seed": 0, "device": CPU, "half": False, "order": "shuffled", "say": print}
+        more = {"batch": PerEpoch(6), "seed": 0, "device": CPU, "half": False, "order": "shuffled", "say": print}
         streams.append(list(train_loader(index, config, **more).epoch(0)))
     assert same(*streams)
 
@@ -152,7 +152,7 @@ def test_shards_that_change_in_mid_run(both, plain):
     root, out = both()
     config, lines = packed(out), []
     ours, theirs = loader(config, lines=lines), loader(plain(root))
-    steps = ours.steps_per_epoch
+    steps = ours.steps_per_epoch.first
     assert same(ours.epoch(0), theirs.epoch(0))
     path, start, length = ours.index.place(4)
     with open(path, "r+b") as file:
