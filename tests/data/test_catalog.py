@@ -1,6 +1,7 @@
 """Catalog: settings are checked, digits are always the same, Tiny ImageNet comes in two layouts."""
 
 import hashlib
+import re
 import shutil
 
 import numpy as np
@@ -10,9 +11,10 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from lsdali.data import DATASETS
-from lsdali.data.catalog import Digits, ImageNet, PadCrop, TinyImageNet
+from lsdali.data.catalog import IMAGENET_IMAGES, Digits, ImageNet, PadCrop, TinyImageNet
 from lsdali.data.index import open_index
 from lsdali.errors import UserError
+from tests.harness import ROOT
 
 PINNED_DIGITS = "eccaff83f21f55b0"
 
@@ -158,3 +160,13 @@ def test_an_annotated_file_that_is_missing_is_a_fault(tiny):
     (tiny / "val/images/val_2.JPEG").unlink()
     index = open_index(TinyImageNet(root=str(tiny)), "val")
     assert index.faults() == [(f"{tiny}/val/images/val_2.JPEG", "missing")]
+
+
+def test_the_table_of_data_sets_is_whole_and_has_the_counts_that_are_checked():
+    lines = (ROOT / "benchmarks/datasets.md").read_text().splitlines()
+    rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in lines) if len(cells) == 8}
+    assert rows.keys() - {"name", "---"} == DATASETS.keys()
+    counts = {"imagenet": IMAGENET_IMAGES, **{k: d.samples for k, d in DATASETS.items() if hasattr(d, "samples")}}
+    for name, samples in counts.items():
+        found = {int(n.replace(",", "")) for n in re.findall(r"[0-9][0-9,]+", f"{rows[name][3]} {rows[name][4]}")}
+        assert found == set(samples.values()), name
