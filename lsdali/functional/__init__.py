@@ -63,9 +63,11 @@ from lsdali.functional.ranks import (
     tie_size,
     unbiased_zipf_weights,
     vote_rank,
+    vote_target,
     zipf_target,
     zipf_weights,
 )
+from lsdali.functional.soft import falling_fit, soft_rank
 
 __all__ = [
     "Mass",
@@ -85,6 +87,7 @@ __all__ = [
     "entropy",
     "even_target",
     "exponential_weights",
+    "falling_fit",
     "forward_correction",
     "generalised_cross_entropy",
     "hard_bootstrap",
@@ -108,6 +111,7 @@ __all__ = [
     "soft_bootstrap",
     "soft_cross_entropy",
     "soft_kl",
+    "soft_rank",
     "sorted_weights",
     "symmetric_cross_entropy",
     "teacher_spread",
@@ -116,6 +120,7 @@ __all__ = [
     "unbiased_zipf_weights",
     "virtual_teacher",
     "vote_rank",
+    "vote_target",
     "zipf_target",
     "zipf_weights",
 ]

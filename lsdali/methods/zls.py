@@ -1,5 +1,6 @@
 """Zipf's label smoothing."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -23,17 +24,22 @@ from lsdali.functional import (
     off_label_kl,
     off_label_target,
     soft_cross_entropy,
+    soft_rank,
     sorted_weights,
+    tie_size,
     vote_rank,
+    vote_target,
 )
 from lsdali.methods.base import Loss, Method, Needs
 from lsdali.methods.distributions import (
+    SOFT,
     UNRANKED,
     Constant,
     Distribution,
     Random,
     RankZipf,
     SortedPareto,
+    UnbiasedZipf,
     check,
     random_numbers,
     rank_weights,
@@ -70,6 +76,18 @@ class SmoothedByRank(Part):
 Criterion = Annotated[HardLabel | Smoothed | SmoothedByRank, Field(discriminator="name")]
 
 
+class SoftRanks(Part):
+    """Ranks that follow the distances between scores (Blondel et al. 2020); the published `rank soft` cannot run.
+
+    `strength` is a distance of scores: those further apart have plain ranks, nearer ones ranks on a line with slope
+    1 / strength. With the published strength, votes or logits of many classes are all near to each other beside K
+    ranks, and the target is almost even; a far smaller one tells classes apart. Equal scores share the mean of their
+    ranks. The target is without gradient here as with plain ranks, as everywhere in the published code.
+    """
+
+    strength: float = Field(0.5, gt=0)
+
+
 class DeepVotes(Part):
     """Earlier stages with heads of their own; the places of each vote by its head, beside those of the last stage."""
 
@@ -93,6 +111,8 @@ class ZipfLabelSmoothing(Method):
         ranking: Literal["dense", "pooled", "friends"] = "dense"
         """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
         the sample of this process's batch whose features are nearest."""
+        soft: SoftRanks | None = None
+        """Soft ranks of what `ranking` names; null: whole ranks, equal scores sharing the smallest."""
         upsample: Upsample | None = None
         """How maps are interpolated to twice their size before they vote; null: not at all."""
         samples: Literal["all", "correct"] = "all"
@@ -109,6 +129,12 @@ class ZipfLabelSmoothing(Method):
             if not ranked and (self.upsample is not None or self.ranking != "dense"):
                 raise ValueError(
                     f"the distribution {self.distribution.name} reads no ranks; leave out `ranking` and `upsample`"
+                )
+            if self.soft is not None and not isinstance(self.distribution, SOFT):
+                names = ", ".join(kind.model_fields["name"].default for kind in SOFT)
+                raise ValueError(
+                    f"the distribution {self.distribution.name} reads no soft ranks; "
+                    f"leave out `soft`, or use one of {names}"
                 )
             if self.ranking != "dense" and self.upsample is not None:
                 raise ValueError(f"the ranking '{self.ranking}' reads no votes; leave out `upsample`")
@@ -165,30 +191,42 @@ class ZipfLabelSmoothing(Method):
 
     def target(self, out: Outputs, batch: Batch, clock: Clock) -> Tensor:
         """[B, K] with 0 on the label, rows summing to 1; without gradient."""
-        distribution = self.config.distribution
+        distribution, classes = self.config.distribution, out.logits.shape[1]
         if isinstance(distribution, Constant):
             weights = torch.ones_like(out.logits.detach(), dtype=torch.float32)
         elif isinstance(distribution, Random):
-            numbers = random_numbers(
-                distribution, lambda k: draws(self.seed, clock, batch, k * out.logits.shape[1], ZIPF_WEIGHTS)
-            )
+            numbers = random_numbers(distribution, lambda k: draws(self.seed, clock, batch, k * classes, ZIPF_WEIGHTS))
             weights = to_device(numbers, out.logits.device)
             if isinstance(distribution, SortedPareto):
                 weights = sorted_weights(self.rank(out), weights)
         else:
+            weigh = partial(rank_weights, distribution, classes=classes)
+            if self.dense and self.config.soft is None:
+                return vote_target(self.votes(out), batch.labels, classes, weigh)
             rank = self.rank(out)
-            weights = rank_weights(distribution, rank)
+            # Ties count for one distribution only; the others are spared them.
+            weights = weigh(rank, tie_size(rank) if isinstance(distribution, UnbiasedZipf) else rank)
         return off_label_target(weights, batch.labels)
 
     def rank(self, out: Outputs) -> Tensor:
-        """[B, K] int64, from 1."""
+        """[B, K] from 1; int64, or float32 where ranks are soft."""
+        scores = self.scores(out)
+        if self.config.soft is not None:
+            return soft_rank(scores, self.config.soft.strength)
+        return vote_rank(scores, self.votes(out).shape[1]) if self.dense else competition_rank(scores)
+
+    def scores(self, out: Outputs) -> Tensor:
+        """[B, K] what classes are ranked by, the greatest first."""
         logits = out.logits.detach()
         match self.config.ranking:
             case "pooled":
-                return competition_rank(logits)
+                return logits
             case "friends":
-                return competition_rank(logits[nearest(out.features.detach())])
+                return logits[nearest(out.features.detach())]
             case "dense":
-                names = ["votes", *(f"votes_{name}" for name, _ in self.exits)]
-                votes = torch.cat([out.probes[name] for name in names], 1)
-                return vote_rank(count_votes(votes, logits.shape[1]), votes.shape[1])
+                return count_votes(self.votes(out), logits.shape[1])
+
+    def votes(self, out: Outputs) -> Tensor:
+        """[B, L] int64: of the last stage and of those with exits."""
+        names = ["votes", *(f"votes_{name}" for name, _ in self.exits)]
+        return torch.cat([out.probes[name] for name in names], 1)

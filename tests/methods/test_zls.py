@@ -88,7 +88,7 @@ def test_Z06_linear_decay(smallest):
     method = make(distribution={"name": "linear_decay", "smallest_prob": float(smallest)})
     out = outputs({"logits": [[0.0] * 6] * 3}, votes=v["inputs"]["votes"])
     check_target(v, method, out, labels, expected)
-    weights = f.linear_weights(method.rank(out).double(), float(smallest))
+    weights = f.linear_weights(method.rank(out).double(), 6, float(smallest))
     close(v, without_label(f.off_label_target(weights, torch.tensor(labels)), labels), expected)
 
 
@@ -181,6 +181,21 @@ def test_Z14_friends():
     close(v, terms["zipf"], v["expected"]["loss"], FLOAT32)
     terms["zipf"].backward()
     close(v, out.logits.grad, v["expected"]["grad_logits"], FLOAT32)
+
+
+@pytest.mark.parametrize("ranking", ["dense", "pooled", "friends"])
+def test_soft_ranks_rank_what_whole_ranks_do(ranking):
+    """With a strength less than any distance of scores they are the whole ranks, but ties share their mean."""
+    v = VECTORS["Z14"]["inputs"]
+    out, labels = outputs(v, votes=VECTORS["Z12"]["inputs"]["votes_final"]), v["labels"]
+    soft = make(ranking=ranking, soft={"strength": 1e-3})
+    whole = make(ranking=ranking).rank(out)
+    tied = f.tie_size(whole)
+    torch.testing.assert_close(soft.rank(out).double(), (whole + (tied - 1) / 2).double(), rtol=0, atol=1e-5)
+    expected = f.zipf_target(whole + (tied - 1) / 2, torch.tensor(labels))
+    target = soft.target(out, batch_of(labels), CLOCK)
+    torch.testing.assert_close(target.double(), expected.double(), rtol=0, atol=1e-6)
+    assert not target.requires_grad
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -290,6 +305,8 @@ def test_votes_of_exits_are_those_of_their_own_heads():
         {"criterion": {"name": "ls_zipf", "smoothing": 1.0}},
         {"criterion": {"name": "ce", "smoothing": 0.1}},
         {"ranking": "soft"},
+        {"soft": {"strength": 0.0}},
+        {"distribution": {"name": "rank_zipf", "power": 0.0}},
     ],
 )
 def test_wrong_values_are_refused(tree):
@@ -312,6 +329,14 @@ def test_wrong_values_are_refused(tree):
         (
             {"distribution": {"name": "unbiased_zipf", "left_bound": 2.0}},
             "left_bound 2.0 must be less than right_bound 1.0",
+        ),
+        *(
+            (
+                {"distribution": {"name": name}, "soft": {}},
+                f"the distribution {name} reads no soft ranks; leave out `soft`, or use one of "
+                "rank_zipf, linear_decay, exponential_decay",
+            )
+            for name in ("constant", "sorted_pareto", "unbiased_zipf")
         ),
     ],
 )
