@@ -39,6 +39,14 @@ def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixtur
     assert relative.keys() == {"ce", *names}
 
 
+def test_the_target_of_zipf_is_measured_against_the_published_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which compares the targets, too."""
+    assert main(["zls", "--batch", "8", "--classes", "10", "300", "--reps", "1", "--calls", "1"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-6:]]
+    assert [row[0] for row in rows] == ["10"] * 3 + ["300"] * 3
+    assert rows[0][-1] == rows[3][-1] == "1.0"
+
+
 def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["methods", "recipes/none.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: no recipe recipes/none.yaml: name YAML files")
