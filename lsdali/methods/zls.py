@@ -98,7 +98,12 @@ class DeepVotes(Part):
 
 
 class ZipfLabelSmoothing(Method):
-    """Liang et al. 2022: the places of the last map vote for classes; rank r earns a mass like 1/r."""
+    """Liang et al. 2022: the places of the last map vote for classes; rank r earns a mass like 1/r.
+
+    Mixed images (mixup, CutMix), which the paper does not train on: the votes are those of the mixed image, and the
+    loss is the whole loss for either label, weighted as the images are. Each label's Zipf target is 0 on that label
+    alone, so that the partner's class earns its mass there by its rank.
+    """
 
     class Config(Method.Config):
         """Criterion + weight KL(target by rank || softmax without the label)."""
@@ -141,6 +146,7 @@ class ZipfLabelSmoothing(Method):
             return self
 
     config: Config
+    unmixable = None
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
@@ -167,18 +173,25 @@ class ZipfLabelSmoothing(Method):
 
     def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss [], and what to log of it."""
-        target = self.target(out, batch, clock)
-        hard = self.criterion(out.logits, batch.labels, target)
-        kl = off_label_kl(out.logits, target, batch.labels)
-        right = out.logits.argmax(1) == batch.labels
-        zipf = kl.mean() if self.config.samples == "all" else masked_mean(kl, right)
-        terms = {self.config.criterion.name: hard, "zipf": zipf}
-        total = hard + self.config.weight * zipf
+        names = [self.config.criterion.name, "zipf", *(["exits"] if self.config.deep is not None else [])]
+        values = batch.per_label(lambda labels: torch.stack(self.terms(out, batch, labels, clock)))
+        terms = dict(zip(names, values.unbind(), strict=True))
+        weights = [1.0, self.config.weight, *([self.config.deep.weight] if self.config.deep is not None else [])]
+        return torch.stack([w * term for w, term in zip(weights, terms.values(), strict=True)]).sum(), terms
+
+    def terms(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> list[Tensor]:
+        """[] each: the criterion, the Zipf term, and with exits the sum of the criterion on them."""
+        target = self.target(out, batch, labels, clock)
+        kl = off_label_kl(out.logits, target, labels)
+        right = out.logits.argmax(1) == labels
+        found = [
+            self.criterion(out.logits, labels, target),
+            kl.mean() if self.config.samples == "all" else masked_mean(kl, right),
+        ]
         if self.config.deep is not None:
-            exits = [self.criterion(out.probes[f"exit_{name}"], batch.labels, target) for name, _ in self.exits]
-            terms["exits"] = torch.stack(exits).sum()
-            total = total + self.config.deep.weight * terms["exits"]
-        return total, terms
+            exits = [self.criterion(out.probes[f"exit_{name}"], labels, target) for name, _ in self.exits]
+            found.append(torch.stack(exits).sum())
+        return found
 
     def criterion(self, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
         match self.config.criterion:
@@ -189,7 +202,7 @@ class ZipfLabelSmoothing(Method):
             case SmoothedByRank(smoothing=smoothing):
                 return soft_cross_entropy(logits, label_and_others(target, labels, smoothing))
 
-    def target(self, out: Outputs, batch: Batch, clock: Clock) -> Tensor:
+    def target(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> Tensor:
         """[B, K] with 0 on the label, rows summing to 1; without gradient."""
         distribution, classes = self.config.distribution, out.logits.shape[1]
         if isinstance(distribution, Constant):
@@ -202,11 +215,11 @@ class ZipfLabelSmoothing(Method):
         else:
             weigh = partial(rank_weights, distribution, classes=classes)
             if self.dense and self.config.soft is None:
-                return vote_target(self.votes(out), batch.labels, classes, weigh)
+                return vote_target(self.votes(out), labels, classes, weigh)
             rank = self.rank(out)
             # Ties count for one distribution only; the others are spared them.
             weights = weigh(rank, tie_size(rank) if isinstance(distribution, UnbiasedZipf) else rank)
-        return off_label_target(weights, batch.labels)
+        return off_label_target(weights, labels)
 
     def rank(self, out: Outputs) -> Tensor:
         """[B, K] from 1; int64, or float32 where ranks are soft."""
