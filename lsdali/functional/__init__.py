@@ -19,6 +19,7 @@ from lsdali.functional.distil import (
     soft_kl,
     teacher_spread,
     top_row,
+    unlike_target,
     virtual_teacher,
 )
 from lsdali.functional.labels import (
@@ -120,6 +121,7 @@ __all__ = [
     "tie_size",
     "top_row",
     "unbiased_zipf_weights",
+    "unlike_target",
     "virtual_teacher",
     "vote_rank",
     "vote_target",

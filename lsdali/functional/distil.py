@@ -104,6 +104,17 @@ def alone_target(strength: Tensor, spread: Tensor, labels: Tensor) -> Tensor:
     return (strength[:, None] * spread).scatter(1, labels[:, None], 1 - strength[:, None])
 
 
+def unlike_target(teacher: Tensor, labels: Tensor, smoothing: float, temperature: float) -> Tensor:
+    """[B, K] logits, [B] int64 -> [B, K]: a (1 - q) / (1 - q[label]) off the label and 1 - a on it; q: softmax at T.
+
+    The class-based smoothing of IBLS's code (utils/loss.py): the more alike a class is, the less it gets, and rows sum
+    to 1 + a (K - 3 + 2 q[label]) / (1 - q[label]).
+    """
+    label = labels[:, None]
+    q = F.softmax(lift(teacher) / temperature, 1)
+    return (smoothing * (1 - q) / (1 - q.gather(1, label))).scatter(1, label, 1 - smoothing)
+
+
 def logit_target(teacher: Tensor, labels: Tensor, smoothing: float, shift: Literal["always", "negative"]) -> Tensor:
     """[B, K] logits, [B] int64 -> [B, K], rows summing to 1: smoothing in proportion to shifted logits.
 
