@@ -4,14 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lsdali.bench import loader, methods, models, resident, zls
+from lsdali.bench import loader, methods, models, pskd, resident, zls
 from lsdali.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
-    commands = parser.add_subparsers(required=True, metavar="loader|resident|methods|zls|models")
-    for module in (loader, resident, methods, zls, models):
+    commands = parser.add_subparsers(required=True, metavar="loader|resident|methods|zls|pskd|models")
+    for module in (loader, resident, methods, zls, pskd, models):
         module.add_arguments(commands)
     options = parser.parse_args(arguments)
     try:
