@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """A frozen sub-tree of a recipe. Unknown keys and wrong types are errors; nothing is converted silently."""
+    """A frozen sub-tree of a recipe. Unknown keys, wrong types, inf and nan are errors; nothing is converted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

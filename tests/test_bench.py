@@ -64,6 +64,26 @@ def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixtur
     assert relative.keys() == {"ce", *names}
 
 
+def test_the_target_of_zipf_is_measured_against_the_published_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which compares the targets, too."""
+    assert main(["zls", "--batch", "8", "--classes", "10", "300", "--reps", "1", "--calls", "1"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-6:]]
+    assert [row[0] for row in rows] == ["10"] * 3 + ["300"] * 3
+    assert rows[0][-1] == rows[3][-1] == "1.0"
+
+
+def test_the_memory_of_the_past_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--samples", "5000", "--classes", "20", "--keep", "4", "20", "--spread", "2"]
+    assert main(["pskd", *small, "--share", "0.5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("dense", "topk", "made up"))]
+    sizes, errors = lines[:4], [line.split() for line in lines[4:]]
+    for line in sizes:
+        assert float(line.split()[-1]) == pytest.approx(float(line.split()[-2]), abs=2e-4)
+    by_form = {" ".join(row[4:-3]): (float(row[-2]), float(row[-1])) for row in errors}
+    assert by_form["dense32"] == (0.0, 0.0)
+    assert by_form["topk, 4"][1] > 10 * by_form["topk, 20"][1], "all 20 of 20 kept is dense16"
+
+
 def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["methods", "recipes/none.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: no recipe recipes/none.yaml: name YAML files")

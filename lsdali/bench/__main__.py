@@ -4,14 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lsdali.bench import loader, methods, models, resident, stream
+from lsdali.bench import loader, methods, models, pskd, resident, stream, zls
 from lsdali.errors import UserError
+
+COMMANDS = (loader, resident, stream, methods, zls, pskd, models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
-    commands = parser.add_subparsers(required=True, metavar="loader|resident|stream|methods|models")
-    for module in (loader, resident, stream, methods, models):
+    names = "|".join(module.__name__.rpartition(".")[2] for module in COMMANDS)
+    commands = parser.add_subparsers(required=True, metavar=names)
+    for module in COMMANDS:
         module.add_arguments(commands)
     options = parser.parse_args(arguments)
     try:

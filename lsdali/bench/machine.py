@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "pillow", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+PACKAGES = ("torch", "torchvision", "pillow", "numpy", "scipy", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
 def hardware(note: str) -> str:

@@ -14,10 +14,12 @@ from lsdali.functional.distil import (
     instance_strength,
     logit_target,
     progressive_target,
+    quadratic_strength,
     rest_row,
     soft_kl,
     teacher_spread,
     top_row,
+    unlike_target,
     virtual_teacher,
 )
 from lsdali.functional.labels import (
@@ -63,9 +65,11 @@ from lsdali.functional.ranks import (
     tie_size,
     unbiased_zipf_weights,
     vote_rank,
+    vote_target,
     zipf_target,
     zipf_weights,
 )
+from lsdali.functional.soft import falling_fit, soft_rank
 
 __all__ = [
     "Mass",
@@ -85,6 +89,7 @@ __all__ = [
     "entropy",
     "even_target",
     "exponential_weights",
+    "falling_fit",
     "forward_correction",
     "generalised_cross_entropy",
     "hard_bootstrap",
@@ -102,20 +107,24 @@ __all__ = [
     "off_label_target",
     "prior_term",
     "progressive_target",
+    "quadratic_strength",
     "rest_row",
     "smooth_targets",
     "smoothing_share",
     "soft_bootstrap",
     "soft_cross_entropy",
     "soft_kl",
+    "soft_rank",
     "sorted_weights",
     "symmetric_cross_entropy",
     "teacher_spread",
     "tie_size",
     "top_row",
     "unbiased_zipf_weights",
+    "unlike_target",
     "virtual_teacher",
     "vote_rank",
+    "vote_target",
     "zipf_target",
     "zipf_weights",
 ]

@@ -1,5 +1,7 @@
 """From votes to ranks, from ranks to targets, and the loss off the label (Liang et al. 2022, arXiv 2207.12980)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +42,7 @@ def tie_size(rank: Tensor) -> Tensor:
     return holders.gather(1, place)
 
 
-# ---- weights of ranks (Liang et al. 2022; `zipf_utils.py` of its code): [B, K] ranks from 1 -> [B, K] weights
+# ---- weights of ranks (Liang et al. 2022; `zipf_utils.py` of its code): [B, n] ranks from 1 -> [B, n] weights
 
 
 def zipf_weights(rank: Tensor, power: float = 1.0) -> Tensor:
@@ -48,12 +50,11 @@ def zipf_weights(rank: Tensor, power: float = 1.0) -> Tensor:
     return lift(rank).pow(-power)
 
 
-def linear_weights(rank: Tensor, smallest: float) -> Tensor:
+def linear_weights(rank: Tensor, classes: int, smallest: float) -> Tensor:
     """(K - r) g + s with g = 2 (1 - K s) / (K (K - 1)): from s + (K - 1) g at rank 1 down to s at rank K.
 
     With `smallest` s at most 1/K and no ties, the K weights sum to 1; s = 1/K makes them equal.
     """
-    classes = rank.shape[1]
     slope = 2 * (1 - classes * smallest) / (classes * (classes - 1))
     return (classes - lift(rank)) * slope + smallest
 
@@ -63,14 +64,14 @@ def exponential_weights(rank: Tensor, rate: float) -> Tensor:
     return torch.exp(-rate * (lift(rank) - 1))
 
 
-def unbiased_zipf_weights(rank: Tensor, power: float, left: float, right: float) -> Tensor:
-    """[B, K] int64: the mean of x^-power over the cells of the classes that share a rank.
+def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float, left: float, right: float) -> Tensor:
+    """[B, n] ranks, [B, n] how many classes share each: the mean of x^-power over the cells of those classes.
 
     [left, right] is cut into K equal cells; t classes tied at rank r own the cells r to r + t - 1. The published code
     averages over ties for votes alone, and gives each class the cell r elsewhere; without ties that is the same.
     """
-    cell = (right - left) / rank.shape[1]
-    tied = lift(tie_size(rank))
+    cell = (right - left) / classes
+    tied = lift(tied)
     start = left + (lift(rank) - 1) * cell
     stop = start + tied * cell
     if power == 1:
@@ -87,6 +88,35 @@ def sorted_weights(rank: Tensor, draws: Tensor) -> Tensor:
 
 
 # ---- targets
+
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""[B, n] ranks, [B, n] how many classes share each -> [B, n] weights of at least 0."""
+
+
+def vote_target(
+    votes: Tensor, labels: Tensor, classes: int, weigh: Weigh, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[B, L] int64, [B] int64 -> [B, K]: `off_label_target(weigh(vote_rank, tie_size), labels)`, much cheaper.
+
+    A count is one of 0 .. L, and with it go rank, ties and weight; at most L classes have one above 0. So all is worked
+    out for the counts, [B, L + 1], the sum of the weights too; [B, K] is filled once with the weight of no vote, and
+    the voted classes are overwritten. Whole numbers in `dtype` are exact up to 2^24 classes.
+    """
+    label = labels[:, None]
+    target = torch.zeros(len(votes), classes, dtype=dtype, device=votes.device)  # counts, at first
+    counts = target.scatter_add_(1, votes, torch.ones_like(votes, dtype=dtype)).gather(1, votes)
+    at = counts.long()
+    holders = target.new_zeros(len(votes), votes.shape[1] + 1)  # [B, L + 1]: classes that have this many votes
+    holders = holders.scatter_add_(1, at, 1 / counts).round()  # of the n votes of a class, each adds 1/n
+    holders[:, 0] = classes - holders.sum(1)
+    rank = 1 + classes - holders.cumsum(1)
+    weights = weigh(rank, holders.clamp(min=1))
+    others = holders.scatter_add(1, target.gather(1, label).long(), -torch.ones_like(label, dtype=dtype))
+    total = (others * weights).sum(1, keepdim=True)
+    share = torch.where(total > 0, weights / total, 1 / max(classes - 1, 1))
+    target.copy_(share[:, :1].expand_as(target))
+    return target.scatter_(1, votes, share.gather(1, at)).scatter_(1, label, 0.0)
 
 
 def off_label_target(weights: Tensor, labels: Tensor) -> Tensor:

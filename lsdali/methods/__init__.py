@@ -9,6 +9,7 @@ from lsdali.methods.cskd import ClassWiseDistillation
 from lsdali.methods.disturb import DisturbLabel
 from lsdali.methods.exits import DeepSupervision
 from lsdali.methods.ibls import InstanceSmoothing
+from lsdali.methods.ibls_cls import ClassSmoothing
 from lsdali.methods.kd import KnowledgeDistillation
 from lsdali.methods.ls import LabelSmoothing
 from lsdali.methods.noisy import (
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "disturb": DisturbLabel,
     "pairwise_confusion": PairwiseConfusion,
     "ibls": InstanceSmoothing,
+    "ibls_cls": ClassSmoothing,
     "pskd": ProgressiveDistillation,
     "tfkd": TeacherFreeDistillation,
     "cskd": ClassWiseDistillation,

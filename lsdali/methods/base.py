@@ -21,7 +21,7 @@ class Loss:
     """What one step gives."""
 
     total: Tensor  # [] to differentiate
-    logits: Tensor  # [b, K] detached, of the first b samples of the batch
+    logits: Tensor  # [b, K] detached, of the first b samples of the batch; `observe` is given them
     terms: dict[str, Tensor] = field(default_factory=dict)  # [] each, detached, to log
 
 
@@ -45,7 +45,7 @@ class Method(ABC):
     unit: ClassVar[int] = 1
     """How many neighbours in a batch belong together; a micro-batch is a multiple of it."""
 
-    each_once: ClassVar[bool] = False
+    each_once: bool = False
     """Whether a sample may come only once in an epoch, as methods with a row for each sample need it."""
 
     class Config(config.Config):

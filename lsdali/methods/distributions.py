@@ -113,17 +113,21 @@ def check(distribution: Distribution, classes: int) -> None:
         )
 
 
-def rank_weights(distribution: Distribution, rank: Tensor) -> Tensor:
-    """[B, K] int64 ranks -> [B, K] weights, for the distributions that are functions of the rank."""
+SOFT = (RankZipf, LinearDecay, ExponentialDecay)
+"""Distributions that read ranks which are no whole numbers."""
+
+
+def rank_weights(distribution: Distribution, rank: Tensor, tied: Tensor, classes: int) -> Tensor:
+    """[B, n] ranks, [B, n] how many classes share each -> [B, n] weights, where they depend on the rank alone."""
     match distribution:
         case RankZipf(power=power):
             return zipf_weights(rank, power)
         case LinearDecay(smallest_prob=smallest):
-            return linear_weights(rank, smallest)
+            return linear_weights(rank, classes, smallest)
         case ExponentialDecay(exp_lambda=rate):
             return exponential_weights(rank, rate)
         case UnbiasedZipf(power=power, left_bound=left, right_bound=right):
-            return unbiased_zipf_weights(rank, power, left, right)
+            return unbiased_zipf_weights(rank, tied, classes, power, left, right)
         case _:
             raise AssertionError(distribution.name)
 

@@ -1,27 +1,46 @@
 """Instance-based label smoothing."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
+from lsdali.config import Config as Part
 from lsdali.functional import (
     Strength,
     alone_target,
     even_target,
     instance_strength,
     logit_target,
+    quadratic_strength,
     soft_cross_entropy,
     teacher_spread,
 )
 from lsdali.methods.base import Loss, Method, Needs, matching_teacher
-from lsdali.models.student import Forward
+from lsdali.methods.draws import to_device
+from lsdali.methods.pskd import genuine
+from lsdali.models.student import Forward, Student
 from lsdali.models.teacher import TeacherConfig
+from lsdali.state.memory import Layout, SampleMemory
 
-Rule = Literal["logits", "logits_code", "ils1", "ils11", "ils2", "ils12", "ils112", "ils12_code", "ils112_code"]
+Rule = Literal[
+    "logits",
+    "logits_code",
+    "ils1",
+    "ils11",
+    "ils2",
+    "ils12",
+    "ils112",
+    "ils12_code",
+    "ils112_code",
+    "paper_ils1",
+    "paper_ils",
+]
+CURVED = ("paper_ils1", "paper_ils")
 
 STRENGTHS: dict[str, Strength] = {
     "ils1": "sure",
@@ -32,6 +51,15 @@ STRENGTHS: dict[str, Strength] = {
     "ils12_code": "sure",
     "ils112_code": "unsure",
 }
+
+
+class Quadratic(Part):
+    """What the label loses, P2 (p - P1)^2: least where the teacher's probability of it is P1, more on both sides."""
+
+    shift: float = Field(0.8, ge=0, le=1)
+    """P1; the paper's appendix tries 0.75 to 0.85 (made-up data) and 0.85 to 0.975 (images)."""
+    coefficient: float = Field(2.0, ge=0)
+    """P2; the paper's appendix tries 0.75 to 2."""
 
 
 class InstanceSmoothing(Method):
@@ -45,12 +73,20 @@ class InstanceSmoothing(Method):
     | ils1, ils11 | a p[label]; a (1 - p[label]) | evenly |
     | ils2 | a | in proportion to p |
     | ils12, ils112 | a p[label]; a (1 - p[label]) | in proportion to p |
+    | paper_ils1 | P2 (p[label] - P1)^2, at most a | evenly |
+    | paper_ils | P2 (p[label] - P1)^2, at most a | in proportion to p |
 
     logits is the figure of the README of mmaher22/Instance-based-smoothing; logits_code is that repository's
     Instance-based-smoothing.py, which subtracts the minimum only where it is negative (its mul_factor cancels out). The
     others are utils/loss.py of mmaher22/Instance-based-label-smoothing, for as many classes as there are (there: 10).
     ils12_code and ils112_code are what it does: all of a goes to the other classes, whatever the label lost, so that
-    rows do not sum to 1. The paper's ILS2 is ils2; its ILS1 and ILS rest on an equation that its code does not have.
+    rows do not sum to 1. The paper's ILS2 is ils2; its ILS1 and ILS are not in its code. paper_ils1 and paper_ils are
+    inferred from the text and figure 6 of its appendix, and not checked against its Equation 3.
+
+    In all published code the teacher reads the student's own images, once more in every step. With `memory` it reads
+    each sample once, as the sample's first epoch crops it, and the answer is used for all later crops of it: a step
+    costs no pass of the teacher after the first epoch, but the target no longer knows what the student sees. A sample
+    without a row (a stand-in for a bad file, or the tail of the first epoch) is read by the teacher as before.
     """
 
     class Config(Method.Config):
@@ -65,27 +101,92 @@ class InstanceSmoothing(Method):
         """a, the most that a label loses."""
         temperature: float = Field(1.0, gt=0)
         """T, which divides the teacher's logits; the rules logits and logits_code do not depend on it."""
+        quadratic: Quadratic = Quadratic()
+        """P1 and P2 of the rules paper_ils1 and paper_ils."""
+        memory: Literal["dense32", "dense16"] | None = None
+        """How the teacher's logits of every sample are kept (ImageNet: 5.1 or 2.6 GB per node and checkpoint); null:
+        not at all, and the teacher reads the images of every step."""
+
+        @model_validator(mode="after")
+        def curve_belongs_to_the_paper(self) -> Self:
+            if self.rule not in CURVED and self.quadratic != Quadratic():
+                raise ValueError(
+                    f"the rule {self.rule} has no curve; leave out `quadratic`, or use one of {', '.join(CURVED)}"
+                )
+            return self
 
     config: Config
-    unmixable = None
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
         self.teacher = matching_teacher(config.teacher, needs)
+        self.memory: SampleMemory | None = None
+        if config.memory is not None:
+            self.memory = SampleMemory(needs.samples, Layout(config.memory, needs.classes), needs.device)
+            self.each_once = True
+
+    @property
+    def unmixable(self) -> str | None:
+        if self.memory is None:
+            return None
+        return "the teacher's answers to mixed images are none to whole ones to remember; leave out `memory`"
+
+    def begin(self, student: Student) -> None:
+        if self.memory is not None:
+            self.memory.open()
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        taught = self.teacher(batch.images)
+        taught = self.taught(batch)
         logits = student(batch.images).logits
         total = batch.per_label(lambda labels: soft_cross_entropy(logits, self.target(taught, labels)))
-        return Loss(total, logits.detach())
+        return Loss(total, logits.detach() if self.memory is None else taught)
+
+    def taught(self, batch: Batch) -> Tensor:
+        """[B, K] logits of the teacher: remembered where they are known, else its answer to the batch's images."""
+        if self.memory is None:
+            return self.teacher(batch.images)
+        new = (~self.memory.known(batch.index, genuine(batch))).nonzero().flatten()  # on the host
+        if len(new) == len(batch):
+            return self.teacher(batch.images).float()
+        rows, _ = self.memory.read(batch.index)
+        if len(new) == 0:
+            return rows
+        place = to_device(new.numpy(), rows.device)
+        return rows.index_copy(0, place, self.teacher(batch.images[place]).float())
+
+    def observe(self, batch: Batch, logits: Tensor) -> None:
+        """`logits` are the teacher's, where there is a memory."""
+        if self.memory is None:
+            return
+        kept = genuine(batch)
+        new = ~self.memory.known(batch.index) if kept is None else ~self.memory.known(batch.index) & kept
+        if new.any():
+            self.memory.write(batch.index, logits, new)
+
+    def end_epoch(self, student: Student, clock: Clock) -> None:
+        if self.memory is not None:
+            self.memory.share()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.memory is None else {**self.memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.memory is None:
+            super().load_state_dict(state)
+        else:
+            self.memory.load_state_dict(state)
 
     def target(self, taught: Tensor, labels: Tensor) -> Tensor:
         """[B, K] logits of the teacher, [B] int64 -> [B, K]."""
         rule, a, t = self.config.rule, self.config.smoothing, self.config.temperature
         if rule in ("logits", "logits_code"):
             return logit_target(taught, labels, a, "always" if rule == "logits" else "negative")
-        strength = instance_strength(taught, labels, a, t, STRENGTHS[rule])
-        if rule in ("ils1", "ils11"):
+        if rule in CURVED:
+            curve = self.config.quadratic
+            strength = quadratic_strength(taught, labels, t, curve.shift, curve.coefficient, a)
+        else:
+            strength = instance_strength(taught, labels, a, t, STRENGTHS[rule])
+        if rule in ("ils1", "ils11", "paper_ils1"):
             return even_target(strength, labels, taught.shape[1])
         spread = teacher_spread(taught, labels, t)
         target = alone_target(strength, spread, labels)

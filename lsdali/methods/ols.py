@@ -1,21 +1,19 @@
 """Online label smoothing."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.errors import UserError
 from lsdali.functional import add_right, class_means, cross_entropy, keep_sharp_rows, soft_cross_entropy
 from lsdali.methods.base import Loss, Method, Needs
+from lsdali.methods.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 
 
-class OnlineLabelSmoothing(Method):
+class OnlineLabelSmoothing(ClassMatrix):
     """Zhang et al. 2021: the mean prediction of a class's right samples in one epoch is its soft label in the next.
 
     The published code holds two variants. The defaults are those of its CIFAR and ImageNet script; its fine-grained
@@ -38,13 +36,7 @@ class OnlineLabelSmoothing(Method):
     config: Config
 
     def __init__(self, config: Config, needs: Needs) -> None:
-        super().__init__(config, needs)
-        shape = (needs.classes, needs.classes)
-        fill = 0.0 if config.start == "zeros" else 1 / needs.classes
-        self.matrix = torch.full(shape, fill, device=needs.device)  # row: true class
-        self.sums = torch.zeros(shape, device=needs.device)
-        self.counts = torch.zeros(needs.classes, device=needs.device)
-        self.empty = True  # whether the sums are those of no batch; the same on every rank
+        super().__init__(config, needs, 0.0 if config.start == "zeros" else 1 / needs.classes)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
@@ -62,37 +54,8 @@ class OnlineLabelSmoothing(Method):
         self.empty = False
 
     def end_epoch(self, student: Student, clock: Clock) -> None:
-        sums, counts = dist.all_sum(self.sums), dist.all_sum(self.counts)
+        sums, counts = self.collected()
         new = class_means(sums, counts)
         if self.config.freeze is not None:
             new = keep_sharp_rows(new, self.matrix, counts, self.config.freeze)
         self.matrix.copy_(new)  # in place: graphs may hold it
-        self.sums.zero_()
-        self.counts.zero_()
-        self.empty = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """The matrix, and inside an epoch each rank's sums and counts.
-
-        Their total would do for the mathematics; put back on one rank it would round otherwise than the parts did.
-        """
-        mine = [self.sums.cpu().clone(), self.counts.cpu().clone()]
-        return {"matrix": self.matrix.clone(), "ranks": [] if self.empty else dist.gather_objects(mine)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != {"matrix", "ranks"} or state["matrix"].shape != self.matrix.shape:
-            raise UserError(
-                f"the method '{self.config.name}' keeps matrix [{len(self.matrix)}, {len(self.matrix)}] and ranks, "
-                f"but the checkpoint holds {', '.join(sorted(state)) or 'nothing'} for it: it was saved by another "
-                "method or for other classes"
-            )
-        self.matrix.copy_(state["matrix"])
-        ranks = state["ranks"]
-        self.empty = not ranks
-        self.sums.zero_()
-        self.counts.zero_()
-        total = ranks if dist.is_main() else []
-        mine = [ranks[dist.rank()]] if len(ranks) == dist.world() else total
-        for sums, counts in mine:
-            self.sums += sums.to(self.sums.device)
-            self.counts += counts.to(self.counts.device)

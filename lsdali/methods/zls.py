@@ -1,5 +1,6 @@
 """Zipf's label smoothing."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -23,17 +24,22 @@ from lsdali.functional import (
     off_label_kl,
     off_label_target,
     soft_cross_entropy,
+    soft_rank,
     sorted_weights,
+    tie_size,
     vote_rank,
+    vote_target,
 )
 from lsdali.methods.base import Loss, Method, Needs
 from lsdali.methods.distributions import (
+    SOFT,
     UNRANKED,
     Constant,
     Distribution,
     Random,
     RankZipf,
     SortedPareto,
+    UnbiasedZipf,
     check,
     random_numbers,
     rank_weights,
@@ -70,6 +76,18 @@ class SmoothedByRank(Part):
 Criterion = Annotated[HardLabel | Smoothed | SmoothedByRank, Field(discriminator="name")]
 
 
+class SoftRanks(Part):
+    """Ranks that follow the distances between scores (Blondel et al. 2020); the published `rank soft` cannot run.
+
+    `strength` is a distance of scores: those further apart have plain ranks, nearer ones ranks on a line with slope
+    1 / strength. With the published strength, votes or logits of many classes are all near to each other beside K
+    ranks, and the target is almost even; a far smaller one tells classes apart. Equal scores share the mean of their
+    ranks. The target is without gradient here as with plain ranks, as everywhere in the published code.
+    """
+
+    strength: float = Field(0.5, gt=0)
+
+
 class DeepVotes(Part):
     """Earlier stages with heads of their own; the places of each vote by its head, beside those of the last stage."""
 
@@ -80,7 +98,12 @@ class DeepVotes(Part):
 
 
 class ZipfLabelSmoothing(Method):
-    """Liang et al. 2022: the places of the last map vote for classes; rank r earns a mass like 1/r."""
+    """Liang et al. 2022: the places of the last map vote for classes; rank r earns a mass like 1/r.
+
+    Mixed images (mixup, CutMix), which the paper does not train on: the votes are those of the mixed image, and the
+    loss is the whole loss for either label, weighted as the images are. Each label's Zipf target is 0 on that label
+    alone, so that the partner's class earns its mass there by its rank.
+    """
 
     class Config(Method.Config):
         """Criterion + weight KL(target by rank || softmax without the label)."""
@@ -93,6 +116,8 @@ class ZipfLabelSmoothing(Method):
         ranking: Literal["dense", "pooled", "friends"] = "dense"
         """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
         the sample of this process's batch whose features are nearest."""
+        soft: SoftRanks | None = None
+        """Soft ranks of what `ranking` names; null: whole ranks, equal scores sharing the smallest."""
         upsample: Upsample | None = None
         """How maps are interpolated to twice their size before they vote; null: not at all."""
         samples: Literal["all", "correct"] = "all"
@@ -110,11 +135,18 @@ class ZipfLabelSmoothing(Method):
                 raise ValueError(
                     f"the distribution {self.distribution.name} reads no ranks; leave out `ranking` and `upsample`"
                 )
+            if self.soft is not None and not isinstance(self.distribution, SOFT):
+                names = ", ".join(kind.model_fields["name"].default for kind in SOFT)
+                raise ValueError(
+                    f"the distribution {self.distribution.name} reads no soft ranks; "
+                    f"leave out `soft`, or use one of {names}"
+                )
             if self.ranking != "dense" and self.upsample is not None:
                 raise ValueError(f"the ranking '{self.ranking}' reads no votes; leave out `upsample`")
             return self
 
     config: Config
+    unmixable = None
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
@@ -141,18 +173,25 @@ class ZipfLabelSmoothing(Method):
 
     def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss [], and what to log of it."""
-        target = self.target(out, batch, clock)
-        hard = self.criterion(out.logits, batch.labels, target)
-        kl = off_label_kl(out.logits, target, batch.labels)
-        right = out.logits.argmax(1) == batch.labels
-        zipf = kl.mean() if self.config.samples == "all" else masked_mean(kl, right)
-        terms = {self.config.criterion.name: hard, "zipf": zipf}
-        total = hard + self.config.weight * zipf
+        names = [self.config.criterion.name, "zipf", *(["exits"] if self.config.deep is not None else [])]
+        values = batch.per_label(lambda labels: torch.stack(self.terms(out, batch, labels, clock)))
+        terms = dict(zip(names, values.unbind(), strict=True))
+        weights = [1.0, self.config.weight, *([self.config.deep.weight] if self.config.deep is not None else [])]
+        return torch.stack([w * term for w, term in zip(weights, terms.values(), strict=True)]).sum(), terms
+
+    def terms(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> list[Tensor]:
+        """[] each: the criterion, the Zipf term, and with exits the sum of the criterion on them."""
+        target = self.target(out, batch, labels, clock)
+        kl = off_label_kl(out.logits, target, labels)
+        right = out.logits.argmax(1) == labels
+        found = [
+            self.criterion(out.logits, labels, target),
+            kl.mean() if self.config.samples == "all" else masked_mean(kl, right),
+        ]
         if self.config.deep is not None:
-            exits = [self.criterion(out.probes[f"exit_{name}"], batch.labels, target) for name, _ in self.exits]
-            terms["exits"] = torch.stack(exits).sum()
-            total = total + self.config.deep.weight * terms["exits"]
-        return total, terms
+            exits = [self.criterion(out.probes[f"exit_{name}"], labels, target) for name, _ in self.exits]
+            found.append(torch.stack(exits).sum())
+        return found
 
     def criterion(self, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
         match self.config.criterion:
@@ -163,32 +202,44 @@ class ZipfLabelSmoothing(Method):
             case SmoothedByRank(smoothing=smoothing):
                 return soft_cross_entropy(logits, label_and_others(target, labels, smoothing))
 
-    def target(self, out: Outputs, batch: Batch, clock: Clock) -> Tensor:
+    def target(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> Tensor:
         """[B, K] with 0 on the label, rows summing to 1; without gradient."""
-        distribution = self.config.distribution
+        distribution, classes = self.config.distribution, out.logits.shape[1]
         if isinstance(distribution, Constant):
             weights = torch.ones_like(out.logits.detach(), dtype=torch.float32)
         elif isinstance(distribution, Random):
-            numbers = random_numbers(
-                distribution, lambda k: draws(self.seed, clock, batch, k * out.logits.shape[1], ZIPF_WEIGHTS)
-            )
+            numbers = random_numbers(distribution, lambda k: draws(self.seed, clock, batch, k * classes, ZIPF_WEIGHTS))
             weights = to_device(numbers, out.logits.device)
             if isinstance(distribution, SortedPareto):
                 weights = sorted_weights(self.rank(out), weights)
         else:
+            weigh = partial(rank_weights, distribution, classes=classes)
+            if self.dense and self.config.soft is None:
+                return vote_target(self.votes(out), labels, classes, weigh)
             rank = self.rank(out)
-            weights = rank_weights(distribution, rank)
-        return off_label_target(weights, batch.labels)
+            # Ties count for one distribution only; the others are spared them.
+            weights = weigh(rank, tie_size(rank) if isinstance(distribution, UnbiasedZipf) else rank)
+        return off_label_target(weights, labels)
 
     def rank(self, out: Outputs) -> Tensor:
-        """[B, K] int64, from 1."""
+        """[B, K] from 1; int64, or float32 where ranks are soft."""
+        scores = self.scores(out)
+        if self.config.soft is not None:
+            return soft_rank(scores, self.config.soft.strength)
+        return vote_rank(scores, self.votes(out).shape[1]) if self.dense else competition_rank(scores)
+
+    def scores(self, out: Outputs) -> Tensor:
+        """[B, K] what classes are ranked by, the greatest first."""
         logits = out.logits.detach()
         match self.config.ranking:
             case "pooled":
-                return competition_rank(logits)
+                return logits
             case "friends":
-                return competition_rank(logits[nearest(out.features.detach())])
+                return logits[nearest(out.features.detach())]
             case "dense":
-                names = ["votes", *(f"votes_{name}" for name, _ in self.exits)]
-                votes = torch.cat([out.probes[name] for name in names], 1)
-                return vote_rank(count_votes(votes, logits.shape[1]), votes.shape[1])
+                return count_votes(self.votes(out), logits.shape[1])
+
+    def votes(self, out: Outputs) -> Tensor:
+        """[B, L] int64: of the last stage and of those with exits."""
+        names = ["votes", *(f"votes_{name}" for name, _ in self.exits)]
+        return torch.cat([out.probes[name] for name in names], 1)

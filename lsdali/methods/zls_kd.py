@@ -7,9 +7,8 @@ from torch import Tensor
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import Needs
+from lsdali.methods.base import Needs, matching_teacher
 from lsdali.methods.zls import ZipfLabelSmoothing
 from lsdali.models.student import Outputs
 from lsdali.models.teacher import TeacherConfig
@@ -37,13 +36,12 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
-        self.teacher = needs.teacher(config.teacher)
-        if self.teacher.classes != needs.classes:
-            raise UserError(f"the teacher knows {self.teacher.classes} classes, but the data set has {needs.classes}")
+        self.teacher = matching_teacher(config.teacher, needs)
 
     def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
         total, terms = super().total(out, batch, clock)
         alpha = self.config.alpha
         kd = distillation_kl(out.logits, self.teacher(batch.images), self.config.temperature)
-        term = alpha * kd + (1 - alpha) * cross_entropy(out.logits, batch.labels)
+        hard = batch.per_label(lambda labels: cross_entropy(out.logits, labels))
+        term = alpha * kd + (1 - alpha) * hard
         return total + self.config.teacher_weight * term, {**terms, "kd": term}

@@ -1,4 +1,4 @@
-"""SampleMemory: one row of class probabilities for every training sample, in one copy per node.
+"""SampleMemory: one row of numbers by class for every training sample, in one copy per node.
 
 Exactness. In an epoch each sample is read, then written, by one rank and in one step. So a row is that of the epoch in
 which its sample was last seen, and no rank can meet another's write before the epoch's end. Stand-ins for bad files
@@ -36,8 +36,8 @@ ALIGN = 64
 class Layout:
     """What one sample's row is made of.
 
-    dense32, dense16: K probabilities. topk: the `keep` greatest as float16, and their classes; what they leave of 1 is
-    spread evenly over the other classes.
+    dense32, dense16: K numbers, probabilities or logits. topk: the `keep` greatest probabilities as float16, and their
+    classes; what they leave of 1 is spread evenly over the other classes.
     """
 
     form: Form
@@ -80,7 +80,7 @@ class Pending:
 
 
 class SampleMemory:
-    """`samples` rows of probabilities; `open` it on every rank before anything else."""
+    """`samples` rows; `open` it on every rank before anything else."""
 
     def __init__(self, samples: int, layout: Layout, device: torch.device) -> None:
         self.samples, self.layout, self.device = samples, layout, device
@@ -104,12 +104,17 @@ class SampleMemory:
         self.seen, self.fresh = (self.tables.pop(name).view(-1) for name in ("seen", "fresh"))
         self._leaders = dist.leaders()
 
+    def known(self, index: Tensor, keep: Tensor | None = None) -> Tensor:
+        """[B] int64, [B] bool on the host -> [B] bool on the host: which rows hold anything; none where not `keep`."""
+        seen = self.seen[index].bool()
+        return seen if keep is None else seen & keep
+
     def read(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[B] int64, [B] bool on the host -> [B, K] float32 rows and [B] bool, on the device.
 
         The second tells which rows hold anything; none does where `keep` is False.
         """
-        known = self.seen[index].bool() if keep is None else self.seen[index].bool() & keep
+        known = self.known(index, keep)
         rows = {name: self._to_device(table, index) for name, table in self.tables.items()}
         if self.device.type == "cuda":
             known = known.pin_memory().to(self.device, non_blocking=True)

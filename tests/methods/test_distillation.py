@@ -261,7 +261,7 @@ def test_parts_of_teacher_free_distillation_must_fit(tree, sentence):
     assert str(error["ctx"]["error"]) == sentence
 
 
-@pytest.mark.parametrize("tree", [SELF, {"name": "ibls", "teacher": TEACHER}, {"name": "kd", "teacher": TEACHER}])
+@pytest.mark.parametrize("tree", [SELF, *({"name": name, "teacher": TEACHER} for name in ("ibls", "ibls_cls", "kd"))])
 def test_a_teacher_with_other_classes_is_refused(tree):
     with pytest.raises(UserError) as caught:
         make(tree, teacher=torch.zeros(1, 9), classes=7)

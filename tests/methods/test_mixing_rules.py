@@ -13,12 +13,18 @@ from tests.methods.test_contract import CONFIGS, check_resume, final_state, fold
 
 __all__ = ["folder"]  # a fixture
 
-MIXED = {"ce", "ls", "kd", "ibls", "tfkd"}
+MIXED = {"ce", "ls", "kd", "ibls", "tfkd", "zls", "zls_kd"}
 MIX = {"name": "mixup", "alpha": 0.5}
 
 
 def mixes(config: Any) -> bool:
-    return config["name"] in MIXED or config.get("history") == "network"
+    return (config["name"] in MIXED and "memory" not in config) or config.get("history") == "network"
+
+
+REASONS = {
+    "pskd": "predictions of mixed images are none of whole ones to remember; use history: network",
+    "ibls": "the teacher's answers to mixed images are none to whole ones to remember; leave out `memory`",
+}
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if mixes(c)], ids=named)
@@ -48,11 +54,7 @@ def test_the_loss_is_that_of_both_labels(config: Any, folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not mixes(c)], ids=named)
 def test_other_methods_refuse_by_name(config: Any, folder: Path, tmp_path: Path) -> None:
-    reason = (
-        "predictions of mixed images are none of whole ones to remember; use history: network"
-        if config["name"] == "pskd"
-        else "no rule for mixed images is known for it"
-    )
+    reason = REASONS.get(config["name"], "no rule for mixed images is known for it")
     with pytest.raises(UserError) as caught:
         trainer_for(with_teacher(config, folder), folder / tmp_path.name, mix=MIX)
     assert str(caught.value) == f"mix: mixup and the method '{config['name']}' do not go together: {reason}"

@@ -72,7 +72,7 @@ FLOAT32 = 2e-7  # ranks are whole numbers, so that weights of ranks are in float
 
 
 def check_target(v, method, out, labels, expected):
-    target = method.target(out, batch_of(labels), CLOCK)
+    target = method.target(out, batch_of(labels), torch.tensor(labels), CLOCK)
     assert not target.requires_grad
     torch.testing.assert_close(target.sum(1), torch.ones(len(target)), rtol=0, atol=1e-6)
     close(v, without_label(target, labels), expected, FLOAT32)
@@ -88,7 +88,7 @@ def test_Z06_linear_decay(smallest):
     method = make(distribution={"name": "linear_decay", "smallest_prob": float(smallest)})
     out = outputs({"logits": [[0.0] * 6] * 3}, votes=v["inputs"]["votes"])
     check_target(v, method, out, labels, expected)
-    weights = f.linear_weights(method.rank(out).double(), float(smallest))
+    weights = f.linear_weights(method.rank(out).double(), 6, float(smallest))
     close(v, without_label(f.off_label_target(weights, torch.tensor(labels)), labels), expected)
 
 
@@ -147,7 +147,9 @@ def test_Z11_label_smoothing_by_rank():
     out = outputs(v["inputs"], votes=v["inputs"]["votes"])
     method = make(weight=0.0, criterion={"name": "ls_zipf", "smoothing": v["params"]["alpha"]})
     labels = v["inputs"]["labels"]
-    mixed = f.label_and_others(method.target(out, batch_of(labels), CLOCK), torch.tensor(labels), v["params"]["alpha"])
+    mixed = f.label_and_others(
+        method.target(out, batch_of(labels), torch.tensor(labels), CLOCK), torch.tensor(labels), v["params"]["alpha"]
+    )
     close(v, mixed, v["expected"]["target"], FLOAT32)
     loss = method.loss(lambda images: out, batch_of(labels), CLOCK).total
     close(v, loss, v["expected"]["loss"], FLOAT32)
@@ -183,6 +185,21 @@ def test_Z14_friends():
     close(v, out.logits.grad, v["expected"]["grad_logits"], FLOAT32)
 
 
+@pytest.mark.parametrize("ranking", ["dense", "pooled", "friends"])
+def test_soft_ranks_rank_what_whole_ranks_do(ranking):
+    """With a strength less than any distance of scores they are the whole ranks, but ties share their mean."""
+    v = VECTORS["Z14"]["inputs"]
+    out, labels = outputs(v, votes=VECTORS["Z12"]["inputs"]["votes_final"]), v["labels"]
+    soft = make(ranking=ranking, soft={"strength": 1e-3})
+    whole = make(ranking=ranking).rank(out)
+    tied = f.tie_size(whole)
+    torch.testing.assert_close(soft.rank(out).double(), (whole + (tied - 1) / 2).double(), rtol=0, atol=1e-5)
+    expected = f.zipf_target(whole + (tied - 1) / 2, torch.tensor(labels))
+    target = soft.target(out, batch_of(labels), torch.tensor(labels), CLOCK)
+    torch.testing.assert_close(target.double(), expected.double(), rtol=0, atol=1e-6)
+    assert not target.requires_grad
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_Z16_with_a_teacher(temperature):
     v = VECTORS["Z16"]
@@ -213,7 +230,9 @@ def test_random_weights_are_functions_of_epoch_and_sample(name):
     out = outputs({"logits": [[0.3, 0.2, 0.1, 0.0, -0.1, -0.2]] * 4})
 
     def target(epoch, index):
-        return method.target(out, batch_of([1] * 4, index=index), Clock(10 * epoch, PerEpoch(10), 5))
+        return method.target(
+            out, batch_of([1] * 4, index=index), torch.tensor([1] * 4), Clock(10 * epoch, PerEpoch(10), 5)
+        )
 
     first = target(0, [5, 6, 7, 8])
     assert torch.equal(first, target(0, [5, 6, 7, 8]))
@@ -238,7 +257,9 @@ def test_half_normal_and_lomax_have_their_distributions():
 def test_only_right_samples_count():
     inputs = VECTORS["Z11"]["inputs"]
     out, labels = outputs(inputs, votes=inputs["votes"]), inputs["labels"]
-    kl = f.off_label_kl(out.logits, make().target(out, batch_of(labels), CLOCK), torch.tensor(labels))
+    kl = f.off_label_kl(
+        out.logits, make().target(out, batch_of(labels), torch.tensor(labels), CLOCK), torch.tensor(labels)
+    )
     right = out.logits.argmax(1) == torch.tensor(labels)
     assert right.tolist() == [True, False, True]
     loss = make(samples="correct").loss(lambda images: out, batch_of(labels), CLOCK)
@@ -249,7 +270,7 @@ def test_two_classes_leave_nothing_to_rank():
     for distribution in ({"name": "rank_zipf"}, {"name": "linear_decay", "smallest_prob": 0.0}):
         method = make(needs(classes=2), distribution=distribution, ranking="pooled")
         out = outputs({"logits": [[2.0, 1.0], [0.0, 1.0]]})
-        assert method.target(out, batch_of([0, 0]), CLOCK).tolist() == [[0, 1], [0, 1]]
+        assert method.target(out, batch_of([0, 0]), torch.tensor([0, 0]), CLOCK).tolist() == [[0, 1], [0, 1]]
         assert method.loss(lambda images: out, batch_of([0, 0]), CLOCK).terms["zipf"] == 0  # noqa: B023
 
 
@@ -290,6 +311,8 @@ def test_votes_of_exits_are_those_of_their_own_heads():
         {"criterion": {"name": "ls_zipf", "smoothing": 1.0}},
         {"criterion": {"name": "ce", "smoothing": 0.1}},
         {"ranking": "soft"},
+        {"soft": {"strength": 0.0}},
+        {"distribution": {"name": "rank_zipf", "power": 0.0}},
     ],
 )
 def test_wrong_values_are_refused(tree):
@@ -312,6 +335,14 @@ def test_wrong_values_are_refused(tree):
         (
             {"distribution": {"name": "unbiased_zipf", "left_bound": 2.0}},
             "left_bound 2.0 must be less than right_bound 1.0",
+        ),
+        *(
+            (
+                {"distribution": {"name": name}, "soft": {}},
+                f"the distribution {name} reads no soft ranks; leave out `soft`, or use one of "
+                "rank_zipf, linear_decay, exponential_decay",
+            )
+            for name in ("constant", "sorted_pareto", "unbiased_zipf")
         ),
     ],
 )

@@ -24,7 +24,7 @@ def ensemble(logits, features, temperature, propagation, rounds=2000):
     return mixed
 
 
-def ibls(teacher, label, smoothing, temperature, rule):
+def ibls(teacher, label, smoothing, temperature, rule, shift=0.8, coefficient=2.0):
     """One row of IBLS."""
     count = len(teacher)
     others = [k for k in range(count) if k != label]
@@ -34,6 +34,9 @@ def ibls(teacher, label, smoothing, temperature, rule):
         g = [x - low if rule == "logits" or low < 0 else x for x in teacher]
         taken = smoothing * (g[label] / sum(g) if sum(g) > 0 else 1 / count)
         rest = [g[k] for k in others]
+    elif rule.startswith("paper"):
+        taken = min(smoothing, coefficient * (p[label] - shift) ** 2)
+        rest = [1.0 if rule == "paper_ils1" else p[k] for k in others]
     else:
         taken = smoothing * {"ils1": p[label], "ils12": p[label], "ils2": 1.0}.get(rule, 1 - p[label])
         rest = [1.0 if rule in ("ils1", "ils11") else p[k] for k in others]

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
 
@@ -18,6 +19,17 @@ def counts(votes, classes):
 def ranks(scores):
     """[B, K] -> [B, K]: 1 for the greatest, equal scores share the smallest rank."""
     return np.stack([rankdata(-np.asarray(row, dtype=float), method="min").astype(int) for row in scores])
+
+
+def soft_ranks(scores, strength):
+    """[B, K] -> [B, K]: scores sorted, less the falling fit of what the ranks leave of them, a row at a time."""
+    out = np.zeros(np.shape(scores))
+    for row, given in zip(out, np.asarray(scores, dtype=float)):
+        theta = -given / strength
+        order = np.argsort(-theta, kind="stable")
+        steps = np.arange(len(theta), 0, -1)
+        row[order] = theta[order] - isotonic_regression(theta[order] - steps, increasing=False).x
+    return out
 
 
 def zipf(rank, labels, power):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 
 from lsdali import functional as fast
-from lsdali.methods.ibls import InstanceSmoothing, Rule
+from lsdali.methods.ibls import InstanceSmoothing, Quadratic, Rule
 
 RULES = TypeAdapter(Rule).json_schema()["enum"]
 
@@ -22,7 +22,9 @@ def case(batch=6, classes=20, dtype=torch.float64, device="cpu"):
 
 
 def instance_target(teacher, labels, rule, smoothing=0.3, temperature=2.0):
-    config = InstanceSmoothing.Config.model_construct(rule=rule, smoothing=smoothing, temperature=temperature)
+    config = InstanceSmoothing.Config.model_construct(
+        rule=rule, smoothing=smoothing, temperature=temperature, quadratic=Quadratic()
+    )
     method = InstanceSmoothing.__new__(InstanceSmoothing)
     method.config = config
     return method.target(teacher, labels)

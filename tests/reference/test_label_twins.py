@@ -53,6 +53,57 @@ def test_zipf_target_and_its_loss(classes, places, power):
     )
 
 
+WEIGH = {
+    "zipf": lambda rank, tied, k: fast.zipf_weights(rank, 1.5),
+    "linear": lambda rank, tied, k: fast.linear_weights(rank, k, 0.0),
+    "exponential": lambda rank, tied, k: fast.exponential_weights(rank, 0.3),
+    "unbiased": lambda rank, tied, k: fast.unbiased_zipf_weights(rank, tied, k, 1.0, 0.001, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WEIGH)
+@pytest.mark.parametrize(("classes", "places"), [*SIZES, (2, 9), (3, 1)])
+def test_the_target_of_votes_is_that_of_all_ranks(classes, places, name):
+    """Also where the label has every vote, or none, and where every weight off the label is 0."""
+    votes, labels, _ = random_case(max(classes, 10), places)
+    votes, labels = votes % classes, labels % classes
+    rank = torch.from_numpy(slow.ranks(slow.counts(votes.tolist(), classes)))
+    expected = fast.off_label_target(WEIGH[name](rank.double(), fast.tie_size(rank).double(), classes), labels)
+    target = fast.vote_target(votes, labels, classes, lambda r, t: WEIGH[name](r, t, classes), torch.float64)
+    torch.testing.assert_close(target, expected, rtol=1e-12, atol=0)
+    single = fast.vote_target(votes, labels, classes, lambda r, t: WEIGH[name](r, t, classes))
+    torch.testing.assert_close(single.double(), expected, rtol=1e-3 if name == "unbiased" else 1e-5, atol=1e-9)
+
+
+def soft_cases(classes):
+    real = torch.randn(6, classes, generator=torch.Generator().manual_seed(classes), dtype=torch.float64)
+    return {
+        "logits": real * 3,
+        "votes": (real.abs() ** 3).floor(),
+        "all equal": torch.zeros(2, classes, dtype=torch.float64),
+        "one strength apart": 0.5 * torch.arange(classes, dtype=torch.float64).expand(2, classes),
+        "nearly tied": real.round() + 1e-15 * real,
+    }
+
+
+@pytest.mark.parametrize("strength", [1e-3, 0.05, 0.5, 100.0])
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 129, 1000])
+def test_soft_ranks(classes, strength):
+    for name, scores in soft_cases(classes).items():
+        expected = slow.soft_ranks(scores, strength)
+        np.testing.assert_allclose(fast.soft_rank(scores, strength), expected, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(fast.soft_rank(scores.float(), strength), expected, rtol=1e-3, err_msg=name)
+
+
+def test_soft_ranks_become_plain_ranks():
+    """As the strength falls; ties share the mean of their ranks then."""
+    scores = torch.tensor([[0.3, 2.0, 0.3, -1.0, 5.0]])
+    assert fast.soft_rank(scores, 1e-6).tolist() == [[3.5, 2.0, 3.5, 5.0, 1.0]]
+    assert fast.soft_rank(scores, 0.5).sum().item() == pytest.approx(15)
+    line = fast.soft_rank(scores.double(), 1e3)
+    torch.testing.assert_close(line, 3 - (scores.double() - scores.double().mean()) / 1e3)
+
+
 @pytest.mark.parametrize("mass", ["all", "others"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
 def test_smoothing(smoothing, mass):

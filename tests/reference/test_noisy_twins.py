@@ -22,7 +22,7 @@ def case(seed=0):
 
 
 WEIGHTS = {
-    "linear": (lambda r: fast.linear_weights(r, 0.02), lambda row: slow.linear(row, 0.02)),
+    "linear": (lambda r: fast.linear_weights(r, K, 0.02), lambda row: slow.linear(row, 0.02)),
     "exponential": (lambda r: fast.exponential_weights(r, 0.4), lambda row: slow.exponential(row, 0.4)),
 }
 
@@ -39,14 +39,14 @@ def test_rank_weights(name):
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_unbiased_weights_are_integrals(power):
     _, _, rank, _ = case()
-    weights = fast.unbiased_zipf_weights(rank, power, 0.01, 1.0)
+    weights = fast.unbiased_zipf_weights(rank, fast.tie_size(rank), K, power, 0.01, 1.0)
     expected = [slow.unbiased(row, power, 0.01, 1.0) for row in rank.tolist()]
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
 def test_a_line_without_ties_is_a_distribution():
     rank = torch.randperm(K)[None].double() + 1
-    weights = fast.linear_weights(rank, 0.01)
+    weights = fast.linear_weights(rank, K, 0.01)
     assert weights.sum().item() == pytest.approx(1)
     assert weights.min().item() == pytest.approx(0.01)
 

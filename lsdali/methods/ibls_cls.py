@@ -1,0 +1,85 @@
+"""Class-based label smoothing."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.functional import alone_target, even_target, lift, soft_cross_entropy, teacher_spread, unlike_target
+from lsdali.methods.base import Loss, Method, Needs, matching_teacher
+from lsdali.methods.class_matrix import ClassMatrix
+from lsdali.models.student import Forward, Student
+from lsdali.models.teacher import TeacherConfig
+
+
+class ClassSmoothing(ClassMatrix):
+    """Maher and Kull 2021, utils/loss.py of their code (cls-ce): a label's mass goes to the classes that are like it.
+
+    What is alike, a teacher tells: the softmax at T of its mean logits over the samples of a class. The published mean
+    is over the validation images, before training. Here it is over the training images of the first epoch, in which
+    labels are smoothed evenly; after that the teacher rests. A class without a sample there is smoothed evenly
+    (published: NaN).
+
+    The rule `alike` is what is meant: each class gets a in proportion to q. The rule `code` is what is written: in
+    proportion to 1 - q, with rows that do not sum to 1, and the matrix replaced by its own softmax at T in every step
+    (here: in every micro-batch), so that soon all classes are equal.
+    """
+
+    class Config(Method.Config):
+        """Cross-entropy against the smoothed label."""
+
+        name: Literal["ibls_cls"] = "ibls_cls"
+        teacher: TeacherConfig
+        """A network of the student's own kind, trained with cross-entropy alone; it reads the student's own images."""
+        rule: Literal["alike", "code"] = "alike"
+        """alike: more mass for classes that the teacher takes for the label's; code: as published."""
+        smoothing: float = Field(0.1, ge=0, lt=1)
+        """a, what a label loses."""
+        temperature: float = Field(1.0, gt=0)
+        """T, which divides the mean logits."""
+
+    config: Config
+
+    def __init__(self, config: Config, needs: Needs) -> None:
+        super().__init__(config, needs, 0.0)
+        self.teacher = matching_teacher(config.teacher, needs)
+        self.filled = False  # whether the matrix holds anything; the same on every rank
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        shown = None if self.filled else self.teacher(batch.images)
+        logits = student(batch.images).logits
+        total = soft_cross_entropy(logits, self.target(batch.labels))
+        return Loss(total, logits.detach() if shown is None else shown)
+
+    def target(self, labels: Tensor) -> Tensor:
+        """[B] int64 -> [B, K]."""
+        a, t = self.config.smoothing, self.config.temperature
+        strength = torch.full_like(labels, a, dtype=torch.float32)
+        if not self.filled:
+            return even_target(strength, labels, len(self.matrix))
+        rows = self.matrix[labels]
+        if self.config.rule == "code":
+            return unlike_target(rows, labels, a, t)
+        return alone_target(strength, teacher_spread(rows, labels, t), labels)
+
+    def observe(self, batch: Batch, logits: Tensor) -> None:
+        """`logits` are the teacher's, until the matrix is there."""
+        if not self.filled:
+            self.sums.index_add_(0, batch.labels, lift(logits).to(self.sums.dtype))
+            self.counts.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=self.counts.dtype))
+            self.empty = False
+        elif self.config.rule == "code":
+            self.matrix.copy_((self.matrix / self.config.temperature).softmax(1))
+
+    def end_epoch(self, student: Student, clock: Clock) -> None:
+        if not self.filled:
+            sums, counts = self.collected()
+            self.matrix.copy_(sums / counts.clamp(min=1)[:, None])
+            self.filled = True
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        super().load_state_dict(state)
+        self.filled = bool(self.matrix.any())
