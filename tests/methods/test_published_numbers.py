@@ -201,14 +201,14 @@ RATES = {
 @pytest.mark.parametrize("name", RATES)
 def test_learning_rates(name):
     peak, epochs, expected = RATES[name]
-    rate = schedule(Step(milestones=tuple(e for e, _ in expected[1:])), peak, 2, epochs)
+    rate = schedule(Step(milestones=tuple(e for e, _ in expected[1:])), peak, PerEpoch(2), epochs)
     for (first, value), last in zip(expected, [*(e for e, _ in expected[1:]), epochs]):
         for step in (2 * first, 2 * last - 1):
             assert rate(step) == pytest.approx(value, rel=1e-12)
 
 
 def test_sup_lr_a_warm_student():
-    rate = schedule(Step(milestones=(80, 160), warmup_epochs=5), 0.1, 626, 200)
+    rate = schedule(Step(milestones=(80, 160), warmup_epochs=5), 0.1, PerEpoch(626), 200)
     published = {(0, 0): 3.194888178913738e-05, (0, 625): 0.02, (2, 312): 0.05, (4, 625): 0.1, (80, 0): 0.01}
     for (epoch, step), value in published.items():
         assert rate(626 * epoch + step) == pytest.approx(value, rel=1e-12)
