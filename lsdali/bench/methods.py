@@ -1,4 +1,4 @@
-"""What a training step costs with each method, relative to plain cross-entropy on the same network.
+"""What a training step costs with each method, relative to plain cross-entropy on the same network, and what it keeps.
 
 Synthetic images, so that no loader is in the way. The methods take turns step by step; medians over all steps. On the
 CPU the time is that of the process (steadier than the clock on a machine with neighbours), on a GPU the clock's,
@@ -8,7 +8,7 @@ synchronised.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -62,10 +62,12 @@ def methods(options: argparse.Namespace) -> None:
     print(f"{shape.model}, {shape.size} px, {shape.classes} classes, batch {batch}, {options.precision};")
     print(f"medians of {options.reps} interleaved steps after {options.warmup} of warm-up\n")
     base = statistics.median(times["ce"])
-    print(f"{'method':44}{'ms/step':>12}{'relative to ce':>16}")
+    state = f"state, MB at {options.samples:,}"
+    print(f"{'method':44}{'ms/step':>12}{state:>30}{'relative to ce':>16}")
     for label, values in times.items():
         middle = statistics.median(values)
-        print(f"{label:44}{1000 * middle:>12.1f}{middle / base:>16.3f}")
+        kept = state_bytes(configs[label], shape, options.samples, device) / 1e6
+        print(f"{label:44}{1000 * middle:>12.1f}{kept:>30.1f}{middle / base:>16.3f}")
 
 
 def configs_of(recipes: list[str]) -> dict[str, Any]:
@@ -81,8 +83,8 @@ def configs_of(recipes: list[str]) -> dict[str, Any]:
     return found
 
 
-def stepper(config: Any, shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
-    """A function that makes one training step with a method."""
+def opened(config: Any, shape: Shape, samples: int, device: torch.device) -> tuple[Method, Student]:
+    """A method and its student, begun."""
     torch.manual_seed(0)
 
     def network() -> Any:
@@ -91,7 +93,7 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
     student_network = network()
     needs = Needs(
         classes=shape.classes,
-        samples=SAMPLES,
+        samples=samples,
         channels=student_network.channels,
         device=device,
         seed=0,
@@ -100,6 +102,26 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
     method: Method = cast(Any, METHODS[config.name])(config, needs)
     student = Student(student_network, method.probes()).to(device).to(memory_format=torch.channels_last).train()
     method.begin(student)
+    return method, student
+
+
+def state_bytes(config: Any, shape: Shape, samples: int, device: torch.device) -> int:
+    """What a checkpoint holds of the method after an epoch: bytes, by those of two smaller training sets."""
+    few, more = (sum(tensor_bytes(opened(config, shape, n, device)[0].state_dict())) for n in (SAMPLES // 2, SAMPLES))
+    return few + (more - few) * (samples - SAMPLES // 2) // (SAMPLES - SAMPLES // 2)
+
+
+def tensor_bytes(state: Any) -> Iterator[int]:
+    if isinstance(state, Tensor):
+        yield state.numel() * state.element_size()
+    elif isinstance(state, Mapping | list | tuple):
+        for part in state.values() if isinstance(state, Mapping) else state:
+            yield from tensor_bytes(part)
+
+
+def stepper(config: Any, shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
+    """A function that makes one training step with a method."""
+    method, student = opened(config, shape, SAMPLES, device)
     optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
     precision = Precision(precision_name, device)
     data = synthetic(shape, size, device)
@@ -141,6 +163,7 @@ def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     sub.add_argument("--shape", choices=sorted(SHAPES), default="imagenet")
     sub.add_argument("--batch", type=int, default=None, help="images a step; 8 or 32 on a CPU, 256 or 512 on a GPU")
     sub.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
+    sub.add_argument("--samples", type=int, default=1_281_167, help="of the training set that the state is told for")
     sub.add_argument("--reps", type=int, default=15, help="steps of each method")
     sub.add_argument("--warmup", type=int, default=3, help="steps of each method before")
     sub.set_defaults(run_command=methods)
