@@ -46,6 +46,25 @@ def test_safetensors_and_torchscript(tmp_path, name, capsys):
         torch.testing.assert_close(torch.jit.load(out)(images), network(images))
 
 
+@pytest.mark.parametrize("name", ["lenet", "resnet8x4", "cifar_shufflenet_v2"])
+def test_onnx(tmp_path, name, capsys):
+    """One file that onnxruntime reads, for any number of images."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = make_run(tmp_path / "run", name)
+    assert room.main([str(tmp_path / "run"), "--format", "onnx"]) == 0
+    assert capsys.readouterr().out.startswith(f"{name} with 5 classes from")
+    written = tmp_path / "alone" / "net.onnx"
+    written.parent.mkdir()
+    (tmp_path / "run/checkpoints/best.onnx").rename(written)
+    session = onnxruntime.InferenceSession(written)
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-4, atol=1e-5)
+
+
 def test_other_outputs_are_refused(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run")
     wrong = (lambda network, config, images, path: lambda x: network(x) + 1, ".x")
