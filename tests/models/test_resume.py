@@ -67,12 +67,12 @@ def test_a_stopped_run_draws_on_where_it_was(name, images, tmp_path):
 @pytest.mark.ranks
 def test_dropout_on_two_killed_ranks(images: Path, tmp_path: Path) -> None:
     """Each rank draws from a generator of its own."""
-    tree = tiny({"name": "ce"}, images, tmp_path, model={"name": "shallow_cnn"}, epochs=8)
+    tree = tiny({"name": "ce"}, images, tmp_path, model={"name": "shallow_cnn"}, epochs=12)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(tree))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(2, str(path), f"run_dir={whole}")
-    again = (str(path), f"run_dir={broken}", "save.every_steps=3")
+    again = (str(path), f"run_dir={broken}", "save.every_steps=2")
     train_and_kill(2, "step-0000000008.pt", *again)
     train(2, *again)
     assert [b["step"] >= 8 for b in events(broken, "begun")] == [False, True]
