@@ -55,3 +55,12 @@ def test_networks_are_measured_each_way(capsys: pytest.CaptureFixture[str]) -> N
     assert [image_size(n) for n in ("resnet20", "resnet50", "timm/inception_v4")] == [32, 224, 299]
     assert main(["models", "resnet2x"]) == 2
     assert capsys.readouterr().err.startswith("error: there is no model 'resnet2x'; did you mean")
+
+
+def test_networks_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["networks", "lenet", "vgg11"]) == 0
+    lenet, vgg = [
+        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| le", "| vg"))
+    ]
+    assert lenet[1:] == ["32", "62,006 (10)", "62,006", "3", "yes, 1 places", "yes", "", "0 |"]
+    assert vgg[2:6] == ["132,863,336 (1000)", "132,863,336", "5", "no: the head reads all places at once"]

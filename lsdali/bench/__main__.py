@@ -4,14 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lsdali.bench import loader, methods, models, resident
+from lsdali.bench import loader, methods, models, networks, resident
 from lsdali.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
-    commands = parser.add_subparsers(required=True, metavar="loader|resident|methods|models")
-    for module in (loader, resident, methods, models):
+    commands = parser.add_subparsers(required=True, metavar="loader|resident|methods|models|networks")
+    for module in (loader, resident, methods, models, networks):
         module.add_arguments(commands)
     options = parser.parse_args(arguments)
     try:

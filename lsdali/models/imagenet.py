@@ -88,7 +88,7 @@ def take_apart(model: Any, name: str) -> Network:
 def take_resnet(model: Any) -> Network:
     stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
     stages = {name: getattr(model, name) for name in ("layer1", "layer2", "layer3", "layer4")}
-    return Network(stem, stages, nn.Sequential(model.avgpool, nn.Flatten(1)), model.fc, {})
+    return Network(stem, stages, average(), model.fc, {})
 
 
 def take_vgg(model: Any, name: str) -> Network:
