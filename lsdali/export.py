@@ -94,6 +94,8 @@ def as_onnx(network: Network, config: ModelConfig, images: Tensor, path: Path) -
         verbose=False,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    if isinstance(session.get_inputs()[0].shape[0], int):  # an `int()` or `len()` in the network's code does that
+        raise UserError(f"'{config.name}' cannot be exported to onnx: its batch size would be fixed to {len(images)}")
     return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
 

@@ -90,12 +90,16 @@ def sizes(name: str) -> tuple[str, str]:
 @torch.no_grad()
 def votes_are_predictions(name: str) -> str:
     """Whether the vote of a place is what the network predicts from a last map that is this place alone."""
-    student = fresh(name).eval()
+    student = fresh(name)
     network = student.network
     if "votes" not in student.probes:
         return "no: the head reads all places at once" if network.channels else "no: it has no maps"
     images = images_for(name, 1)
-    votes = student(images).probes["votes"]
+    know_norms(student, images)
+    out = student.eval()(images)
+    if not out.logits.isfinite().all():
+        return "no: its outputs are not finite"
+    votes = out.probes["votes"]
     stage, last = list(network.maps(images).items())[-1]
     wide = last.shape[3]
     for place in range(votes.shape[1]):
@@ -103,6 +107,15 @@ def votes_are_predictions(name: str) -> str:
         if not torch.equal(votes[:, place], best_class(network, one)):
             return f"no: place {place} votes for another class"
     return f"yes, {votes.shape[1]} places"
+
+
+@torch.no_grad()
+def know_norms(student: Student, images: Tensor) -> None:
+    """Set running statistics to those of a batch; with the ones they begin with, deep maps of SAN overflow."""
+    for part in student.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the mean over all batches, and this is the first
+    student.train()(images)
 
 
 def best_class(network: Network, maps: dict[str, Tensor]) -> Tensor:
