@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+ONNX = ["onnx", "onnxscript", "onnxruntime"]
 
 setup(
     name="lsdali",
@@ -44,7 +45,9 @@ setup(
             "mypy",
             "types-PyYAML",
             "types-jsonschema",
+            *ONNX,
         ],
+        "onnx": ONNX,
         "timm": ["timm"],
     },
     entry_points={"console_scripts": ["lsdali = lsdali.train:main"]},

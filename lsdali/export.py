@@ -76,17 +76,27 @@ def as_torchscript(network: Network, config: ModelConfig, images: Tensor, path: 
 
 
 def as_onnx(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
-    """ONNX with a free batch size."""
+    """ONNX with a free batch size: `images` [B, 3, H, W] -> `logits` [B, K], in one file with its weights."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f"the format onnx needs packages that are not here: pip install {' '.join(missing)}")
     import onnxruntime
 
-    batch = torch.export.Dim("batch")
-    torch.onnx.export(network, (images,), path, dynamo=True, dynamic_shapes=({0: batch},))
-    session = onnxruntime.InferenceSession(str(path))
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    torch.onnx.export(
+        network,
+        (images,),
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,  # else the weights are a second file, and the first one alone is of no use
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    if isinstance(session.get_inputs()[0].shape[0], int):  # an `int()` or `len()` in the network's code does that
+        raise UserError(f"'{config.name}' cannot be exported to onnx: its batch size would be fixed to {len(images)}")
+    return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
 
 FORMATS: dict[str, tuple[Callable[[Network, ModelConfig, Tensor, Path], Reader], str]] = {

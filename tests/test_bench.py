@@ -94,11 +94,21 @@ def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_networks_are_measured_each_way(capsys: pytest.CaptureFixture[str]) -> None:
-    ways = ["eager, contiguous", "eager, channels_last"]
-    assert main(["models", "lenet", "--steps", "1", "--reps", "2", "--batch", "2", "--ways", *ways]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("lenet ")
-    assert line.count("(") == 2
+    ways = ["eager, channels_last", "eager, contiguous", "torchvision, channels_last"]
+    assert main(["models", "lenet", "squeezenet1_1", "--reps", "2", "--batch", "2", "--ways", *ways]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("lenet ", "squeezenet1_1 "))]
+    assert len(lines) == 5, "torchvision has no LeNet"
+    assert [line.count("(") for line in lines] == [2] * 5
+    assert ["1.000 (1.000-1.000)" in line for line in lines] == [True, False, True, False, False]
     assert [image_size(n) for n in ("resnet20", "resnet50", "timm/inception_v4")] == [32, 224, 299]
     assert main(["models", "resnet2x"]) == 2
     assert capsys.readouterr().err.startswith("error: there is no model 'resnet2x'; did you mean")
+
+
+def test_networks_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["networks", "lenet", "vgg11"]) == 0
+    lenet, vgg = [
+        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| le", "| vg"))
+    ]
+    assert lenet[1:] == ["32", "62,006 (10)", "62,006", "3", "yes, 1 places", "yes", "", "0 |"]
+    assert vgg[2:6] == ["132,863,336 (1000)", "132,863,336", "5", "no: the head reads all places at once"]

@@ -46,6 +46,36 @@ def test_safetensors_and_torchscript(tmp_path, name, capsys):
         torch.testing.assert_close(torch.jit.load(out)(images), network(images))
 
 
+@pytest.mark.parametrize("name", ["lenet", "resnet8x4", "cifar_shufflenet_v2"])
+def test_onnx(tmp_path, name, capsys):
+    """One file that onnxruntime reads, for any number of images."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = make_run(tmp_path / "run", name)
+    assert room.main([str(tmp_path / "run"), "--format", "onnx"]) == 0
+    assert capsys.readouterr().out.startswith(f"{name} with 5 classes from")
+    written = tmp_path / "alone" / "net.onnx"
+    written.parent.mkdir()
+    (tmp_path / "run/checkpoints/best.onnx").rename(written)
+    session = onnxruntime.InferenceSession(written)
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_with_a_fixed_batch_is_refused(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    make_run(tmp_path / "run")
+    monkeypatch.setattr(room.Network, "forward", lambda self, x: self.logits({}, x[:, 0, :3, :28].reshape(len(x), -1)))
+    assert room.main([str(tmp_path / "run"), "--format", "onnx"]) == 2
+    assert capsys.readouterr().err == (
+        "error: 'lenet' cannot be exported to onnx: its batch size would be fixed to 2\n"
+    )
+
+
 def test_other_outputs_are_refused(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run")
     wrong = (lambda network, config, images, path: lambda x: network(x) + 1, ".x")

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lsdali.bench import loader, methods, models, pskd, resident, stream, zls
+from lsdali.bench import loader, methods, models, networks, pskd, resident, stream, zls
 from lsdali.errors import UserError
 
-COMMANDS = (loader, resident, stream, methods, zls, pskd, models)
+COMMANDS = (loader, resident, stream, methods, zls, pskd, models, networks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

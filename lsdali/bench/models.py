@@ -1,27 +1,47 @@
-"""What a training step of each network costs on this machine: forward and backward, eager and compiled, both layouts.
+"""What a training step of each network costs on this machine: forward and backward, eager and compiled, both layouts,
+and torchvision's own module where there is one.
 
-Each network runs at its own image size. The contestants take turns, and the table shows medians with their ranges.
+Each network runs at its own image size. The contestants take turns in small blocks, each time another one begins; a
+ratio compares blocks of one turn. On a CPU the time is that of the process, so that other processes count less.
 """
 
 import argparse
+import os
+import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torchvision
 from pydantic import ValidationError
 from torch import nn
 
 from lsdali.bench.machine import hardware, spread
 from lsdali.errors import UserError
 from lsdali.models import CIFAR, ModelConfig, build_network
+from lsdali.models.imagenet import IMAGENET
 
-DEFAULT = ("cifar_resnet18", "wrn_28_10", "cifar_densenet121", "resnet50", "mobilenet_v2", "efficientnet_b0")
+DEFAULT = ("cifar_resnet18", "wrn_16_2", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0")
+BASE = "eager, channels_last"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a network."""
+
+    layout: torch.memory_format
+    compiled: bool = False
+    whose: str = "ours"
+
+
 WAYS = {
-    "eager, contiguous": (torch.contiguous_format, False),
-    "eager, channels_last": (torch.channels_last, False),
-    "compiled, contiguous": (torch.contiguous_format, True),
-    "compiled, channels_last": (torch.channels_last, True),
+    BASE: Way(torch.channels_last),
+    "eager, contiguous": Way(torch.contiguous_format),
+    "compiled, channels_last": Way(torch.channels_last, compiled=True),
+    "compiled, contiguous": Way(torch.contiguous_format, compiled=True),
+    "torchvision, channels_last": Way(torch.channels_last, whose="torchvision"),
 }
 
 
@@ -42,14 +62,26 @@ def image_size(name: str) -> int:
     return 299 if "inception" in name else 224
 
 
-def contestant(name: str, way: str, measure: Measure) -> Callable[[], None]:
+def runs(name: str, way: str) -> bool:
+    """Whether the network can run this way."""
+    return WAYS[way].whose == "ours" or (name in IMAGENET and hasattr(torchvision.models, name))
+
+
+def module_for(name: str, whose: str) -> nn.Module:
+    if whose == "ours":
+        return build_network(ModelConfig(name=name), 100)
+    theirs: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=100)
+    return theirs
+
+
+def contestant(name: str, way: Way, measure: Measure) -> Callable[[], None]:
     """A function that does one forward and backward pass; warmed up already."""
-    layout, compiled = WAYS[way]
-    model: nn.Module = build_network(ModelConfig(name=name), 100).to(measure.device).to(memory_format=layout)
+    torch.manual_seed(0)
+    model = module_for(name, way.whose).to(measure.device).to(memory_format=way.layout)
     size = image_size(name)
-    images = torch.randn(measure.batch, 3, size, size, device=measure.device).to(memory_format=layout)
+    images = torch.randn(measure.batch, 3, size, size, device=measure.device).to(memory_format=way.layout)
     labels = torch.randint(100, (measure.batch,), device=measure.device)
-    if compiled:
+    if way.compiled:
         model.compile()
     half = measure.precision is not torch.float32
 
@@ -66,38 +98,49 @@ def contestant(name: str, way: str, measure: Measure) -> Callable[[], None]:
 
 
 def images_per_second(step: Callable[[], None], measure: Measure) -> float:
-    wait(measure.device)
-    started = time.perf_counter()
+    cuda = measure.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    if cuda:
+        torch.cuda.synchronize(measure.device)
+    started = clock()
     for _ in range(measure.steps):
         step()
-    wait(measure.device)
-    return measure.steps * measure.batch / (time.perf_counter() - started)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if cuda:
+        torch.cuda.synchronize(measure.device)
+    return measure.steps * measure.batch / (clock() - started)
 
 
 def compare(name: str, ways: Sequence[str], measure: Measure, reps: int) -> dict[str, list[float]]:
     """Images per second of one network, by way, `reps` measurements each; the ways take turns."""
-    steps = {way: contestant(name, way, measure) for way in ways}
+    steps = {way: contestant(name, WAYS[way], measure) for way in ways}
     rates: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(reps):
-        for way, step in steps.items():
-            rates[way].append(images_per_second(step, measure))
+    for turn in range(reps):
+        first = turn % len(ways)
+        for way in (*ways[first:], *ways[:first]):
+            rates[way].append(images_per_second(steps[way], measure))
     return rates
+
+
+def ratios(rates: Sequence[float], base: Sequence[float]) -> str:
+    """Median of the ratios of each turn, and between which ratios the middle half of them lies."""
+    found = [a / b for a, b in zip(rates, base, strict=True)]
+    low, _, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+    return f"{statistics.median(found):.3f} ({low:.3f}-{high:.3f})"
 
 
 def table(names: Sequence[str], ways: Sequence[str], measure: Measure, reps: int) -> None:
     precision = str(measure.precision).removeprefix("torch.")
     print(hardware(f"{torch.get_num_threads()} torch threads, {precision}"))
-    print(f"forward and backward, batch {measure.batch}, {measure.steps} steps a measurement;")
-    print(f"images/s, medians of {reps}, lowest to highest in brackets\n")
-    print(f"{'network':28}{'px':>5}  " + "".join(f"{way:>28}" for way in ways))
+    kind = "time of the process" if measure.device.type == "cpu" else "time on the wall"
+    print(f"forward and backward, batch {measure.batch}, blocks of {measure.steps} steps, {reps} turns, {kind};")
+    print("images/s: median (lowest-highest); relative: to the first way in the same turn, median (quartiles)\n")
+    print(f"{'network':28}{'px':>5}  {'way':28}{'images/s':>24}{'relative':>24}")
     for name in names:
-        rates = compare(name, ways, measure, reps)
-        print(f"{name:28}{image_size(name):>5}  " + "".join(f"{spread(rates[way], 1):>28}" for way in ways), flush=True)
+        able = [way for way in ways if runs(name, way)]
+        rates = compare(name, able, measure, reps)
+        for way in able:
+            relative = ratios(rates[way], rates[able[0]])
+            print(f"{name:28}{image_size(name):>5}  {way:28}{spread(rates[way], 2):>24}{relative:>24}", flush=True)
         torch.compiler.reset()
 
 
@@ -105,7 +148,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def models(options: argparse.Namespace) -> None:
-    """Forward and backward of networks, eager and compiled, contiguous and channels last."""
+    """Forward and backward of networks: eager, compiled, contiguous, channels last, torchvision's own."""
+    compiler = os.environ.get("CXX", "g++")
+    if any(WAYS[way].compiled for way in options.ways) and shutil.which(compiler) is None:
+        raise UserError(
+            f"the compiled ways need a C++ compiler, and there is no {compiler}: install it, or choose --ways"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measure = Measure(device, options.batch, options.steps, PRECISIONS[options.precision])
     for name in options.names:
@@ -116,10 +164,10 @@ def models(options: argparse.Namespace) -> None:
 def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sub = commands.add_parser("models", help="forward and backward of networks", description=__doc__)
     sub.add_argument("names", nargs="*", default=DEFAULT, metavar="NAME", help="networks, as in recipes")
-    sub.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
-    sub.add_argument("--batch", type=int, default=16, help="images a step")
-    sub.add_argument("--steps", type=int, default=5, help="steps a measurement")
-    sub.add_argument("--reps", type=int, default=5, help="measurements of each")
+    sub.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY", help="; ".join(WAYS))
+    sub.add_argument("--batch", type=int, default=8, help="images a step")
+    sub.add_argument("--steps", type=int, default=1, help="steps a block")
+    sub.add_argument("--reps", type=int, default=9, help="turns: blocks of each way")
     sub.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     sub.set_defaults(run_command=models)
 

@@ -12,6 +12,7 @@ from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.models.dense import DENSE
 from lsdali.models.imagenet import IMAGENET
+from lsdali.models.inception import INCEPTION
 from lsdali.models.mobile import MOBILE
 from lsdali.models.names import unknown
 from lsdali.models.options import INITS, Init, zero_last_norms
@@ -35,6 +36,7 @@ CIFAR: dict[str, Callable[..., Network]] = {
     **WIDE,
     **PLAIN,
     **MOBILE,
+    **INCEPTION,
 }
 """For small images."""
 

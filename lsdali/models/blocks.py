@@ -17,9 +17,25 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
+def place_mean(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C]."""
+    return x.movedim(1, -1).flatten(1, 2).mean(1)
+
+
+class PlaceMean(nn.Module):
+    """The mean of all places, of any size: AdaptiveAvgPool2d(1) and Flatten, but the gradient lies channels last too.
+
+    torch's own lies channels first, and every operation back to the next convolution would read two layouts.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C]."""
+        return place_mean(x)
+
+
 def average() -> nn.Module:
-    """[B, C, H, W] -> [B, C], the mean of all places, of any size."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    """[B, C, H, W] -> [B, C]."""
+    return PlaceMean()
 
 
 def assemble(
@@ -42,7 +58,8 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', ceil(H/stride), ceil(W/stride)], half of the zeros in front."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        # A pool of single pixels: a slice's backward pass would leave channels last.
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, self.before, self.after))
 
 
 class PoolPadShortcut(nn.Module):

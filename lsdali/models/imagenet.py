@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
@@ -33,6 +34,24 @@ STARTS: dict[str, tuple[int, ...]] = {
     "squeezenet1_1": (3, 5, 8),
 }
 
+BLURRED = tuple(f"vgg{depth}{norm}_blur" for depth in (16, 19) for norm in ("", "_bn"))
+VGGS = (*(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")), *BLURRED)
+
+
+def torchvision_name(name: str) -> str:
+    """What torchvision calls the network; a blur has no weights, so those of the network without it fit."""
+    return name.removesuffix("_blur")
+
+
+class PlusBlur(nn.Module):
+    """Mean of each place and its four neighbours, zeros beyond the border; OLS has it before each max-pool of a VGG."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        column = F.avg_pool2d(x, (3, 1), 1, (1, 0))
+        row = F.avg_pool2d(x, (1, 3), 1, (0, 1))
+        return 0.6 * (column + row) - 0.2 * x
+
 
 class PlacewiseNetwork(Network):
     """SqueezeNet (Iandola et al. 2016): classifies every place of the last map, then averages relu of the logits.
@@ -56,7 +75,7 @@ class PlacewiseNetwork(Network):
 def take_apart(model: Any, name: str) -> Network:
     """A torchvision model -> the same modules as a Network, which knows torchvision's names of its tensors."""
     theirs = {id(value): key for key, value in model.state_dict(keep_vars=True).items()}
-    network = take_resnet(model) if name in RESNETS else take_features(model, STARTS[name])
+    network = take_resnet(model) if name in RESNETS else take_features(model, name)
     ours = network.state_dict(keep_vars=True)
     aliases = {theirs[id(value)]: key for key, value in ours.items() if id(value) in theirs}
     if isinstance(network, PlacewiseNetwork):
@@ -69,11 +88,38 @@ def take_apart(model: Any, name: str) -> Network:
 def take_resnet(model: Any) -> Network:
     stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
     stages = {name: getattr(model, name) for name in ("layer1", "layer2", "layer3", "layer4")}
-    return Network(stem, stages, nn.Sequential(model.avgpool, nn.Flatten(1)), model.fc, {})
+    return Network(stem, stages, average(), model.fc, {})
 
 
-def take_features(model: Any, starts: tuple[int, ...]) -> Network:
+def take_vgg(model: Any, name: str) -> Network:
+    """Each stage but the first begins with a max-pool, and the last ends with one more. The head reads all 7x7 places
+    of the last map at once: its two hidden layers are the neck, and single places have no votes."""
+    layers: list[nn.Module] = []
+    stages: dict[str, nn.Module] = {}
+    *features, last_pool = model.features.children()
+    for layer in features:
+        if isinstance(layer, nn.MaxPool2d):
+            stages[f"stage{len(stages) + 1}"] = nn.Sequential(*layers)
+            layers = []
+        layers.extend(with_blur(layer, name))
+    stages[f"stage{len(stages) + 1}"] = nn.Sequential(*layers, *with_blur(last_pool, name))
+    *hidden, dropout, classifier = model.classifier.children()
+    pool = nn.Sequential(model.avgpool, nn.Flatten(1))
+    neck = nn.Sequential(*hidden)
+    network = Network(nn.Identity(), stages, pool, classifier, {}, neck=neck, dropout=dropout.p)
+    network.placewise = False
+    return network
+
+
+def with_blur(layer: nn.Module, name: str) -> list[nn.Module]:
+    return [PlusBlur(), layer] if name in BLURRED and isinstance(layer, nn.MaxPool2d) else [layer]
+
+
+def take_features(model: Any, name: str) -> Network:
     """A model that is a list of layers `features` and a `classifier`."""
+    if name in VGGS:
+        return take_vgg(model, name)
+    starts = STARTS[name]
     layers = list(model.features.children())
     if isinstance(model, DenseNet):
         layers.append(nn.ReLU())  # a function call in torchvision
@@ -126,7 +172,7 @@ def untrained(name: str, classes: int, **options: Any) -> Network:
     if name == "densenet264":
         model: Any = DenseNet(32, (6, 12, 64, 48), 64, num_classes=classes, **given)
     else:
-        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **given)
+        model = torchvision.models.get_model(torchvision_name(name), weights=None, num_classes=classes, **given)
     return take_apart(model, name)
 
 
@@ -144,7 +190,8 @@ def dense(name: str, classes: int, dropout: float | None = None) -> Network:
 
 
 def with_dropout(name: str, classes: int, dropout: float | None = None) -> Network:
-    """MobileNetV2 (Sandler et al. 2018), MobileNetV3 (Howard et al. 2019), SqueezeNet (Iandola et al. 2016)."""
+    """MobileNetV2 (Sandler et al. 2018), MobileNetV3 (Howard et al. 2019), SqueezeNet (Iandola et al. 2016), VGG
+    (Simonyan and Zisserman 2015)."""
     return untrained(name, classes, dropout=dropout)
 
 
@@ -160,12 +207,12 @@ def convnext(name: str, classes: int, drop_path: float | None = None) -> Network
 
 def builder(name: str) -> Callable[..., Network]:
     kinds = {"densenet": dense, "efficientnet": efficientnet, "convnext": convnext}
-    kinds |= {"mobilenet": with_dropout, "squeezenet": with_dropout}
+    kinds |= {"mobilenet": with_dropout, "squeezenet": with_dropout, "vgg": with_dropout}
     kind: Any = next((build for start, build in kinds.items() if name.startswith(start)), residual)
     return partial(kind, name)
 
 
-IMAGENET: dict[str, Callable[..., Network]] = {name: builder(name) for name in (*RESNETS, *STARTS)}
+IMAGENET: dict[str, Callable[..., Network]] = {name: builder(name) for name in (*RESNETS, *STARTS, *VGGS)}
 """Builders (classes), and what else each takes: dropout=..., drop_path=..."""
 
 
@@ -184,7 +231,7 @@ def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
     trained = len(entry.meta["categories"])
     if trained != classes:
         raise UserError(f"torchvision's {name} {weights} knows {trained} classes, but the data set has {classes}")
-    return take_apart(fetched(entry, lambda: torchvision.models.get_model(name, weights=entry)), name)
+    return take_apart(fetched(entry, lambda: torchvision.models.get_model(torchvision_name(name), weights=entry)), name)
 
 
 def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
@@ -202,7 +249,8 @@ def known_network(name: str) -> None:
 def weights_entry(name: str, weights: str) -> Any:
     known_network(name)
     # Without the alias DEFAULT, which means other weights in other versions of torchvision.
-    known = {} if name == "densenet264" else {e.name: e for e in torchvision.models.get_model_weights(name)}
+    theirs = torchvision_name(name)
+    known = {} if name == "densenet264" else {e.name: e for e in torchvision.models.get_model_weights(theirs)}
     if weights not in known:
         have = ", ".join(known) or "none for this network"
         raise UserError(f"there is no set of torchvision's {name} weights '{weights}'; torchvision has: {have}")

@@ -79,7 +79,7 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         kept, changed = x.chunk(2, 1)
-        return shuffle(torch.cat([kept, self.branch(changed)], 1))
+        return shuffle(kept, self.branch(changed))
 
 
 class ShuffleDown(nn.Module):
@@ -95,7 +95,7 @@ class ShuffleDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H/2, W/2]."""
-        return shuffle(torch.cat([self.left(x), self.right(x)], 1))
+        return shuffle(self.left(x), self.right(x))
 
 
 def shuffle_branch(inputs: int, width: int, stride: int) -> nn.Module:
@@ -106,10 +106,9 @@ def shuffle_branch(inputs: int, width: int, stride: int) -> nn.Module:
     )
 
 
-def shuffle(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> the same with the channels of its two halves in turn."""
-    batch, channels, high, wide = x.shape
-    return x.reshape(batch, 2, channels // 2, high, wide).transpose(1, 2).reshape(batch, channels, high, wide)
+def shuffle(left: Tensor, right: Tensor) -> Tensor:
+    """Two [B, C, H, W] -> [B, 2 C, H, W], their channels in turn; one copy, in channels last."""
+    return torch.stack([left.movedim(1, -1), right.movedim(1, -1)], -1).flatten(-2).movedim(-1, 1)
 
 
 def shufflenet_v2(classes: int) -> Network:

@@ -33,16 +33,17 @@ def vgg(convolutions: tuple[int, ...], norm: Callable[[int], nn.Module], classes
     return network
 
 
-def lenet(classes: int) -> Network:
+def lenet(kernel: int, side: int, classes: int) -> Network:
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pools, for 3 channels; from 1 px, smaller images padded to 32.
 
-    C5 is a 5x5 convolution, as in the paper: on 32 px it is the fully connected layer of 400 inputs, and on larger
-    images it is applied at every place and averaged. F6 is the neck.
+    C5 is a convolution over `side` places each way, as in the paper, where kernel and side are 5: on 32 px it is the
+    fully connected layer of 400 inputs, and on larger images it is applied at every place and averaged. F6 is the
+    neck. IBLS's `convnet` has kernels of 3x3, so C5 reads 576 inputs.
     """
     stages: dict[str, tuple[nn.Module, int]] = {
-        "stage1": (nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)), 6),
-        "stage2": (nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)), 16),
-        "stage3": (nn.Sequential(nn.Conv2d(16, 120, 5), nn.ReLU()), 120),
+        "stage1": (nn.Sequential(nn.Conv2d(3, 6, kernel), nn.ReLU(), nn.MaxPool2d(2)), 6),
+        "stage2": (nn.Sequential(nn.Conv2d(6, 16, kernel), nn.ReLU(), nn.MaxPool2d(2)), 16),
+        "stage3": (nn.Sequential(nn.Conv2d(16, 120, side), nn.ReLU()), 120),
     }
     body = assemble(PadTo(32), stages, classes)
     neck = nn.Sequential(nn.Linear(120, 84), nn.ReLU())
@@ -70,7 +71,8 @@ DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 
 PLAIN: dict[str, Callable[..., Network]] = {
     **{f"cifar_vgg{depth}": partial(vgg, counts, nn.Identity) for depth, counts in DEPTHS.items()},
     **{f"cifar_vgg{depth}_bn": partial(vgg, counts, nn.BatchNorm2d) for depth, counts in DEPTHS.items()},
-    "lenet": lenet,
+    "lenet": partial(lenet, 5, 5),
+    "convnet": partial(lenet, 3, 6),
     "shallow_cnn": shallow_cnn,
 }
 """Builders (classes); shallow_cnn takes dropout=..."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsdali.models.blocks import place_mean
 from lsdali.models.student import Probe
 
 Upsample = Literal["bilinear", "bicubic"]
@@ -66,5 +67,5 @@ class StageHead(Probe):
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
         """-> [B, K] logits."""
-        logits: Tensor = self.linear(stages[self.stage].mean((2, 3)))
+        logits: Tensor = self.linear(place_mean(stages[self.stage]))
         return logits

@@ -26,7 +26,7 @@ class ShakeDrop(nn.Module):
         if not self.training:
             return x * (1 - self.drop)
         keep = keep_gate(self.drop, x)
-        noise = torch.rand(2, len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+        noise = torch.rand(2, x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype)
         alpha, beta = 2 * noise[0] - 1, noise[1]
         # The value is alpha x, the derivative beta.
         shaken = (alpha * x).detach() + beta * (x - x.detach())

@@ -144,6 +144,17 @@ def deep(depth: int, classes: int) -> Network:
     return network
 
 
+def deep_bottleneck(depth: int, classes: int) -> Network:
+    """9n+2 layers in bottlenecks that end with 64, 128, 256 channels, shortcuts option B, as OLS has them; from 4 px.
+
+    Convolutions start as N(0, 2 / fan-out).
+    """
+    n = (depth - 2) // 9
+    network = resnet(Bottleneck, (n, n, n), (16, 16, 32, 64), classes)
+    init_kaiming_out(network)
+    return network
+
+
 def times_four(depth: int, classes: int) -> Network:
     """The 8x4 and 32x4 nets of the distillation papers (Tian et al. 2020): stem 32, stages 64, 128, 256, option B."""
     n = (depth - 2) // 6
@@ -164,8 +175,11 @@ RESNETS: dict[str, Callable[..., Network]] = {
     "cifar_resnet18": partial(wide, Basic, (2, 2, 2, 2)),
     "cifar_resnet34": partial(wide, Basic, (3, 4, 6, 3)),
     "cifar_resnet50": partial(wide, Bottleneck, (3, 4, 6, 3)),
+    "cifar_resnet68": partial(wide, Basic, (3, 4, 23, 3)),  # what IBLS's first code calls ResNet101
     "cifar_resnet101": partial(wide, Bottleneck, (3, 4, 23, 3)),
+    "cifar_resnet152": partial(wide, Bottleneck, (3, 8, 36, 3)),
     **{f"resnet{depth}": partial(deep, depth) for depth in (20, 32, 44, 56, 110)},
+    "resnet56_bottleneck": partial(deep_bottleneck, 56),
     "resnet8x4": partial(times_four, 8),
     "resnet32x4": partial(times_four, 32),
     "resnet110_sd": partial(stochastic_depth, 110),

@@ -24,7 +24,7 @@ def windows(x: Tensor, kernel: int) -> Tensor:
 def attend(values: Tensor, weights: Tensor, kernel: int) -> Tensor:
     """[B, C, H, W], [B, C/8, k k, H W] -> [B, C, H, W]: weighted sums of windows; channel c has weights c mod C/8."""
     around = windows(values, kernel)
-    grouped = around.view(len(values), SHARE, -1, *around.shape[2:])  # [B, 8, C/8, k k, H W]
+    grouped = around.view(values.shape[0], SHARE, -1, *around.shape[2:])  # [B, 8, C/8, k k, H W]
     return (grouped * weights[:, None]).sum(3).view(values.shape)
 
 
@@ -52,7 +52,7 @@ class Pairwise(nn.Module):
         places = self.position(positions(x))  # [1, 2, H, W]
         apart = self.query(x).flatten(2)[:, :, None] - windows(self.key(x), self.kernel)
         moved = places.flatten(2)[:, :, None] - windows(places, self.kernel)
-        pairs = torch.cat([apart, moved.expand(len(x), -1, -1, -1)], 1)  # [B, R + 2, k k, H W]
+        pairs = torch.cat([apart, moved.expand(x.shape[0], -1, -1, -1)], 1)  # [B, R + 2, k k, H W]
         return attend(self.value(x), self.weight(pairs), self.kernel)
 
 
@@ -77,9 +77,9 @@ class Patchwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        patch = windows(self.key(x), self.kernel).reshape(len(x), -1, *x.shape[2:])
+        patch = windows(self.key(x), self.kernel).reshape(x.shape[0], -1, *x.shape[2:])
         weights = self.weight(torch.cat([self.query(x), patch], 1))  # [B, C'/8 k k, H, W]
-        weights = weights.reshape(len(x), -1, self.kernel**2, x.shape[2] * x.shape[3])
+        weights = weights.reshape(x.shape[0], -1, self.kernel**2, x.shape[2] * x.shape[3])
         return attend(self.value(x), weights, self.kernel)
 
 

@@ -53,9 +53,46 @@ def wide_resnet(depth: int, times: int, classes: int, dropout: float = 0.0) -> N
     return network
 
 
+class BiasedBlock(nn.Module):
+    """BN-ReLU-3x3-BN-ReLU-3x3 with the stride in the second convolution; where widths change, a 1x1 of x itself."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1)
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        inner = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        out: Tensor = inner + self.shortcut(x)
+        return out
+
+
+def resnet32_wide(classes: int) -> Network:
+    """What IBLS (Maher and Kull 2021) trained under this name: WRN-34-10 with its own block, all convolutions biased.
+
+    The last BN has momentum 0.9 (in torch's sense: it nearly forgets all batches but the last) and belongs to the last
+    stage with its ReLU. Default torch initialisation; from 4 px.
+    """
+    stages: dict[str, tuple[nn.Module, int]] = {}
+    inputs = 16
+    for number, outputs in enumerate((160, 320, 640)):
+        layers: list[nn.Module] = [BiasedBlock(inputs, outputs, 1 if number == 0 else 2)]
+        layers += [BiasedBlock(outputs, outputs, 1) for _ in range(4)]
+        if number == 2:
+            layers += [nn.BatchNorm2d(outputs, momentum=0.9), nn.ReLU()]
+        stages[f"stage{number + 1}"] = (nn.Sequential(*layers), outputs)
+        inputs = outputs
+    return assemble(nn.Conv2d(3, 16, 3, padding=1), stages, classes)
+
+
 SIZES = ((16, 1), (16, 2), (40, 1), (40, 2), (40, 4), (28, 10))
 
 WIDE: dict[str, Callable[..., Network]] = {
-    f"wrn_{depth}_{times}": partial(wide_resnet, depth, times) for depth, times in SIZES
+    **{f"wrn_{depth}_{times}": partial(wide_resnet, depth, times) for depth, times in SIZES},
+    "resnet32_wide": resnet32_wide,
 }
-"""Builders (classes, dropout=...)."""
+"""Builders (classes), but for resnet32_wide with dropout=..."""

@@ -6,68 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from lsdali.bench.published import MILLIONS, OURS, PUBLISHED
 from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
 from lsdali.models.blocks import PadShortcut, PoolPadShortcut
 from lsdali.models.probes import DenseVotes, StageHead
 from lsdali.models.pyramid import ShakeDrop
 from lsdali.models.san import Pairwise, Patchwise, windows
 from lsdali.models.student import Student
-
-# At K classes: counted in the code that goes with the papers, or given by them to three digits.
-PUBLISHED = {
-    ("preact_resnet18", 100): 11_217_444,  # PS-KD, ZLS
-    ("preact_resnet10", 100): 4_985_324 - 38_600,  # ZLS, without two side heads that are never trained
-    ("preact_resnet34", 100): 21_364_204 - 38_600,
-    ("cifar_resnet18", 10): 11_173_962,  # IBLS
-    ("cifar_resnet18", 100): 11_220_132,
-    ("cifar_resnet34", 100): 21_328_292,  # OLS
-    ("cifar_resnet101", 100): 42_697_380,  # PS-KD
-    ("resnet110", 10): 1_727_962,  # IBLS
-    ("resnet110", 100): 1_733_812,
-    ("resnet8x4", 100): 1_233_540,  # Tian et al. 2020
-    ("resnet32x4", 100): 7_433_860,
-    ("resnet110_sd", 100): 1_733_812,  # IBLS
-    ("resnet152_sd", 10): 2_408_474,
-    ("cifar_densenet121", 100): 7_048_548,  # PS-KD
-    ("cifar_densenet121_k12", 100): 1_035_268,  # OLS
-    ("cifar_densenet40", 10): 176_122,  # IBLS
-    ("cifar_densenet40", 100): 188_092,
-    ("resnext29_8x64d", 100): 34_518_948,  # PS-KD
-    ("resnext29_2x64d", 100): 9_221_028,  # OLS
-    ("resnext29_4x64d", 100): 27_288_996,
-    ("resnext29_32x4d", 100): 4_866_468,
-    ("pyramidnet200", 100): 26_844_952,  # PS-KD
-    ("pyramidnet200_shakedrop", 100): 26_844_952,
-    ("wrn_28_10", 100): 36_536_884,  # OLS
-    ("wrn_40_4", 100): 8_972_340,
-    ("wrn_40_2", 100): 2_255_156,  # Tian et al. 2020
-    ("wrn_16_2", 100): 703_284,
-    ("wrn_40_1", 100): 569_780,
-    ("cifar_vgg16", 100): 14_765_988,  # OLS
-    ("cifar_vgg13_bn", 100): 9_462_180,  # Tian et al. 2020
-    ("cifar_vgg8_bn", 100): 3_965_028,
-    ("cifar_mobilenet_v2_half", 100): 812_836,  # OLS
-    ("cifar_shufflenet_v2", 100): 1_355_528,
-    ("lenet", 10): 62_006,  # IBLS
-    ("lenet", 100): 69_656,
-    ("shallow_cnn", 10): 357_514,
-    ("shallow_cnn", 100): 369_124,
-}
-
-MILLIONS = {  # Zhao et al. 2020, He et al. 2016a, Huang et al. 2017
-    ("san10_pairwise", 1000): 10.5,
-    ("san15_pairwise", 1000): 14.1,
-    ("san19_pairwise", 1000): 17.6,
-    ("san10_patchwise", 1000): 11.8,
-    ("san15_patchwise", 1000): 16.2,
-    ("san19_patchwise", 1000): 20.5,
-    ("resnet20", 10): 0.27,
-    ("resnet32", 10): 0.46,
-    ("resnet44", 10): 0.66,
-    ("resnet56", 10): 0.85,
-    ("pyramidnet164", 100): 27.2,  # Han et al. 2017, with alpha 270
-    ("densenet264", 1000): 33.3,
-}
+from lsdali.models.wideresnet import BiasedBlock
 
 SMALL = [
     "preact_resnet18_he",
@@ -83,6 +29,7 @@ SMALL = [
     "cifar_shufflenet_v2",
     "lenet",
     "shallow_cnn",
+    "convnet",
 ]
 """A light one of each family."""
 
@@ -95,10 +42,10 @@ def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize(("name", "classes"), PUBLISHED)
-def test_published_size(name, classes):
+@pytest.mark.parametrize(("name", "classes"), PUBLISHED | OURS)
+def test_size(name, classes):
     with torch.device("meta"):
-        assert count(build(name, classes)) == PUBLISHED[name, classes]
+        assert count(build(name, classes)) == (PUBLISHED | OURS)[name, classes]
 
 
 @pytest.mark.parametrize(("name", "classes"), MILLIONS)
@@ -120,7 +67,9 @@ def test_shapes_and_dense_votes(name):
         assert list(maps) == list(network.stages)
         assert features.shape == (2, network.classifier.in_features)
         assert network.logits(maps, features).shape == (2, 7)
-        assert DenseVotes().vote(last, network.readout).shape == (2, last.shape[2] * last.shape[3])
+        if network.placewise:
+            assert DenseVotes().vote(last, network.readout).shape == (2, last.shape[2] * last.shape[3])
+        assert network.placewise != name.startswith("vgg")
     assert network.classifier.out_features == network.classes == 7
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
@@ -234,8 +183,29 @@ def test_rates_of_stochastic_depth_rise():
     assert network.stages["stage3"][-1].drop == 0.2
 
 
+def test_the_block_of_resnet32_wide_strides_late_and_passes_x_itself():
+    with torch.device("meta"):
+        network = build("resnet32_wide")
+    assert all(c.bias is not None for c in network.modules() if isinstance(c, nn.Conv2d))
+    assert network.stages["stage3"][-2].momentum == 0.9
+    block = BiasedBlock(16, 16, 1).eval()
+    nn.init.zeros_(block.conv2.weight)
+    nn.init.zeros_(block.conv2.bias)
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(block(x), x)
+    down = BiasedBlock(16, 32, 2)
+    assert down.conv1(x).shape == (2, 32, 8, 8)
+    assert down(x).shape == (2, 32, 4, 4)
+
+
+def test_inception_v4_has_the_maps_of_its_stem_without_strides():
+    with torch.device("meta"):
+        maps = build("cifar_inception_v4").maps(torch.empty(1, 3, 32, 32))
+    assert [tuple(x.shape[1:]) for x in maps.values()] == [(384, 30, 30), (1024, 14, 14), (1536, 7, 7)]
+
+
 def test_lenet_and_shallow_cnn_are_the_linear_nets_on_32_pixels():
-    for name, width, side in (("lenet", 16, 5), ("shallow_cnn", 128, 4)):
+    for name, width, side in (("lenet", 16, 5), ("convnet", 16, 6), ("shallow_cnn", 128, 4)):
         network = build(name).eval()
         last = list(network.stages.values())[-1]
         x = torch.randn(2, width, side, side)

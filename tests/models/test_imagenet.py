@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali.models import ModelConfig, build_network
-from lsdali.models.imagenet import IMAGENET
+from lsdali.models.imagenet import IMAGENET, PlusBlur
 from lsdali.models.probes import DenseVotes
 from lsdali.models.student import Student
 
 EXACT = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"]
-ONE_OF_EACH = [*EXACT, "convnext_tiny", "squeezenet1_1", "resnext50_32x4d"]
+ONE_OF_EACH = [*EXACT, "convnext_tiny", "squeezenet1_1", "resnext50_32x4d", "vgg11"]
 
 
 def pair(name):
@@ -51,7 +51,7 @@ def test_norms_move_as_torchvisions_do():
 @pytest.mark.parametrize("name", [n for n in IMAGENET if n != "densenet264"])
 def test_every_tensor_of_torchvision_has_a_name_here(name):
     with torch.device("meta"):
-        theirs = torchvision.models.get_model(name, num_classes=7).state_dict()
+        theirs = torchvision.models.get_model(name.removesuffix("_blur"), num_classes=7).state_dict()
         ours = build_network(ModelConfig(name=name), 7)
     assert ours.aliases.keys() == theirs.keys()
     assert set(ours.aliases.values()) == ours.state_dict().keys()
@@ -78,6 +78,19 @@ def test_the_real_classifier_votes():
                 head = nn.Sequential(nn.Unflatten(2, (512, 1, 1)), nn.Flatten(0, 1), head[1], nn.Flatten(1))
             expected = head(places).view(2, -1, 7).argmax(2)
         assert torch.equal(votes, expected), name
+
+
+def test_a_blur_is_a_plus_of_fifths():
+    x = torch.randn(2, 5, 6, 7)
+    plus = torch.tensor([[0.0, 0.2, 0.0], [0.2, 0.2, 0.2], [0.0, 0.2, 0.0]]).expand(5, 1, 3, 3)
+    torch.testing.assert_close(PlusBlur()(x), F.conv2d(x, plus, padding=1, groups=5))
+    with torch.device("meta"):
+        ours = build_network(ModelConfig(name="vgg16_bn_blur"), 7)
+        maps = ours.maps(torch.empty(1, 3, 64, 64))
+    layers = list(ours.stages.modules())
+    pools = [n for n, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    assert [n for n, layer in enumerate(layers) if isinstance(layer, PlusBlur)] == [n - 1 for n in pools]
+    assert [x.shape[-1] for x in maps.values()] == [64, 32, 16, 8, 2]  # two pools in the last stage
 
 
 def test_dropout_does_not_act_on_votes():

@@ -77,8 +77,9 @@ def test_digest_sees_values_types_shapes_and_names_only():
         ({"name": "timm/xyzzyx"}, "there is no timm model 'xyzzyx'; timm.list_models() lists them"),
         (
             {"name": "resnet18", "width": 16},
-            "'resnet18' has a fixed width; `width` is for cifar_resnet101, cifar_resnet18, cifar_resnet34, "
-            "cifar_resnet50, preact_resnet10, preact_resnet18, preact_resnet18_he, preact_resnet34",
+            "'resnet18' has a fixed width; `width` is for cifar_resnet101, cifar_resnet152, cifar_resnet18, "
+            "cifar_resnet34, cifar_resnet50, cifar_resnet68, preact_resnet10, preact_resnet18, preact_resnet18_he, "
+            "preact_resnet34",
         ),
         (
             {"name": "resnet20", "drop_path": 0.1},
