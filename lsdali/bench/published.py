@@ -25,6 +25,7 @@ PUBLISHED: dict[tuple[str, int], int] = {
     ("cifar_densenet121_k12", 100): 1_035_268,  # OLS
     ("cifar_densenet40", 10): 176_122,  # IBLS
     ("cifar_densenet40", 100): 188_092,
+    ("densenet_plain", 10): 758_226 + 2 * 49 * 64,  # IBLS, whose stem reads one channel
     ("resnext29_8x64d", 100): 34_518_948,  # PS-KD
     ("resnext29_2x64d", 100): 9_221_028,  # OLS
     ("resnext29_4x64d", 100): 27_288_996,

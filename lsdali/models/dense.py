@@ -56,9 +56,49 @@ def densenet(growth: int, blocks: tuple[int, ...], classes: int, dropout: float 
     return assemble(stem, stages, classes)
 
 
+class PlainLayer(nn.Module):
+    """BN-ReLU-3x3 with bias; its `growth` new channels go behind those it read."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(inputs, eps=1e-3)
+        self.conv = nn.Conv2d(inputs, growth, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C + growth, H, W]."""
+        return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
+
+
+def plain_densenet(classes: int) -> Network:
+    """DenseNet with the stem of ImageNet, without bottlenecks, growth 32, four blocks of four layers; for 96 px.
+
+    As IBLS used it on FashionMNIST (mmaher22/Instance-based-smoothing), for three channels instead of one. Convolutions
+    have a bias; transitions halve the channels, and sides upwards. Default torch initialisation.
+    """
+    growth, channels = 32, 64
+    stem = nn.Sequential(
+        nn.Conv2d(3, channels, 7, 2, 3), nn.BatchNorm2d(channels, eps=1e-3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    )
+    stages: dict[str, tuple[nn.Module, int]] = {}
+    for number in range(4):
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            layers.append(PlainLayer(channels, growth))
+            channels += growth
+        if number < 3:
+            half = nn.Conv2d(channels, channels // 2, 1)
+            layers += [nn.BatchNorm2d(channels, eps=1e-3), nn.ReLU(), half, nn.AvgPool2d(2, ceil_mode=True)]
+            channels //= 2
+        else:
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+        stages[f"stage{number + 1}"] = (nn.Sequential(*layers), channels)
+    return assemble(stem, stages, classes)
+
+
 DENSE: dict[str, Callable[..., Network]] = {
     "cifar_densenet121": partial(densenet, 32, (6, 12, 24, 16)),
     "cifar_densenet121_k12": partial(densenet, 12, (6, 12, 24, 16)),
     "cifar_densenet40": partial(densenet, 12, (6, 6, 6)),
+    "densenet_plain": plain_densenet,
 }
 """Builders (classes, dropout=...)."""
