@@ -30,6 +30,7 @@ from lsdali.optim.configs import SGD
 from lsdali.optim.precision import Precision
 from lsdali.recipe import load
 
+FORWARD = "(the network's forward pass alone)"  # what a teacher of the same kind must cost
 SAMPLES = 4096  # of the pretended training set; methods with a memory hold one row each
 
 
@@ -52,6 +53,7 @@ def methods(options: argparse.Namespace) -> None:
     batch = options.batch or (shape.gpu_batch if device.type == "cuda" else shape.cpu_batch)
     configs = {"ce": METHODS["ce"].Config(name="ce"), **configs_of(options.recipes)}
     steps = {label: stepper(config, shape, batch, device, options.precision) for label, config in configs.items()}
+    steps[FORWARD] = forward(shape, batch, device, options.precision)
     times: dict[str, list[float]] = {label: [] for label in steps}
     for turn in range(options.warmup + options.reps):
         for label, step in steps.items():
@@ -66,8 +68,8 @@ def methods(options: argparse.Namespace) -> None:
     print(f"{'method':44}{'ms/step':>12}{state:>30}{'relative to ce':>16}")
     for label, values in times.items():
         middle = statistics.median(values)
-        kept = state_bytes(configs[label], shape, options.samples, device) / 1e6
-        print(f"{label:44}{1000 * middle:>12.1f}{kept:>30.1f}{middle / base:>16.3f}")
+        kept = "" if label == FORWARD else f"{state_bytes(configs[label], shape, options.samples, device) / 1e6:.1f}"
+        print(f"{label:44}{1000 * middle:>12.1f}{kept:>30}{middle / base:>16.3f}")
 
 
 def configs_of(recipes: list[str]) -> dict[str, Any]:
@@ -133,6 +135,19 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
         precision.backward(loss.total)
         precision.step(optimizer)
         method.observe(data, loss.logits)
+
+    return step
+
+
+def forward(shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
+    """A function that makes one pass as a teacher does."""
+    network = build_network(ModelConfig(name=shape.model), shape.classes)
+    teacher = Teacher(network.to(device).to(memory_format=torch.channels_last))
+    images, precision = synthetic(shape, size, device).images, Precision(precision_name, device)
+
+    def step() -> None:
+        with precision.autocast():
+            teacher(images)
 
     return step
 
