@@ -370,3 +370,25 @@ def test_erased_rectangles(tree, plain):
 def test_impossible_lists_are_refused(augment, problem):
     with pytest.raises(ValueError, match=problem):
         RandomResizedCrop(size=8, augment=augment)
+
+
+def test_ps_kd_s_colour_transforms():
+    """P16 of its code: jitter towards black, the mean gray and the own gray by 0.25; lighting with fixed draws."""
+    image = np.array([[[0.1, 0.9], [0.5, 0.3]], [[0.2, 0.4], [0.6, 0.8]], [[0.7, 0.1], [0.0, 1.0]]]).transpose(1, 2, 0)
+    tile = np.rint(255 * np.tile(image, (1, SIDE // 2, SIDE // 2, 1))).astype(np.uint8)
+    published = {
+        (F(0.75), F(1), F(1)): [0.075, 0.15, 0.525, 0.675, 0.3, 0.075, 0.375, 0.45, 0.0, 0.225, 0.6, 0.75],
+        (F(1), F(0.75), F(1)): [
+            *(0.1948375, 0.2698375, 0.6448375, 0.7948375, 0.4198375, 0.1948375),
+            *(0.4948375, 0.5698375, 0.1198375, 0.3448375, 0.7198375, 0.8698375),
+        ],
+        (F(1), F(1), F(0.75)): [
+            *(0.131775, 0.206775, 0.581775, 0.803825, 0.428825, 0.203825),
+            *(0.500425, 0.575425, 0.125425, 0.393325, 0.768325, 0.918325),
+        ],
+    }
+    for factors, expected in published.items():
+        ours = changed(tile, ColorJitter(), *factors, F(0))[0, :2, :2]
+        assert np.abs(ours - 255 * np.array(expected).reshape(2, 2, 3)).max() < 1.3, factors
+    shift = (np.array([0.1, -0.2, 0.05]) * PCA_VALUES) @ PCA_VECTORS.T
+    assert shift == pytest.approx([-0.0149571145, -0.01279863, -0.0099862845], abs=1e-12)

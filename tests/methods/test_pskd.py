@@ -17,6 +17,7 @@ from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
+from lsdali.state.memory import Layout
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference/distillation_vectors.json").read_text())
 
@@ -209,3 +210,13 @@ def test_the_rows_of_another_memory_are_refused(other):
         UserError, match=r"^the checkpoint holds another memory of the samples \(.* differ\): it was saved"
     ):
         make().load_state_dict(make(**other).state_dict())
+
+
+def test_bytes_of_the_published_history():
+    """P18."""
+    for samples, classes, size in (
+        (50_000, 100, 20_000_000),
+        (1_281_167, 1000, 5_124_668_000),
+        (50_000, 10, 2_000_000),
+    ):
+        assert Layout("dense32", classes).row_bytes * samples == size
