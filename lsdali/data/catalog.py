@@ -5,7 +5,8 @@ line in DATASETS of the package.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -25,8 +26,6 @@ Size = Annotated[int, Field(ge=1)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_CLASSES = 1000
-IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 
 class RandomResizedCrop(TrainImages):
@@ -173,6 +172,27 @@ class Folder(Files):
         return (self.train_dir, "" if self.split else self.val_dir)
 
 
+class Whole(NamedTuple):
+    """What a data set of class folders holds where all of its classes are there."""
+
+    title: str
+    classes: int
+    images: Mapping[Split, int]
+
+    def checked(self, found: Listing, split: Split) -> Listing:
+        """The listing. Raises UserError where all classes are there, but not all images, or too many."""
+        if len(found.classes) == self.classes and len(found.labels) != self.images[split]:
+            raise UserError(
+                f"{split} of {found.root} has {len(found.labels):,} images in {self.classes:,} classes; {self.title} "
+                f"has {self.images[split]:,}: unpack it again, or use data.name: folder for a part of it"
+            )
+        return found
+
+
+IMAGENET = Whole("ImageNet-1k", 1000, {"train": 1_281_167, "val": 50_000})
+TINY = Whole("Tiny ImageNet", 200, {"train": 100_000, "val": 10_000})
+
+
 class ImageNet(Files):
     """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders.
 
@@ -189,27 +209,25 @@ class ImageNet(Files):
 
     def listing(self, split: Split) -> Listing:
         found = list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
-        images, wanted = len(found.labels), IMAGENET_IMAGES[split]
-        if len(found.classes) == IMAGENET_CLASSES and images != wanted:
-            raise UserError(
-                f"{split} of {found.root} has {images:,} images in 1,000 classes; ImageNet-1k has {wanted:,}: unpack "
-                "it again, or use data.name: folder for a part of it"
-            )
-        return found
+        return IMAGENET.checked(found, split)
 
     def layout(self) -> tuple[str, ...]:
         return (self.train_dir, "" if self.split else self.val_dir)
 
 
 class TinyImageNet(Files):
-    """Tiny ImageNet (Stanford CS231n), as it is distributed or with val sorted into class folders."""
+    """Tiny ImageNet (Stanford CS231n), as it is distributed or with val sorted into class folders.
+
+    Where all 200 classes are there, every image must be.
+    """
 
     name: Literal["tinyimagenet"] = "tinyimagenet"
     train: TrainCrop = RandomResizedCrop(size=32)
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 
     def listing(self, split: Split) -> Listing:
-        return list_folders(self.root, "train", None, "train") if self.split else list_tiny(self.root, split)
+        found = list_folders(self.root, "train", None, "train") if self.split else list_tiny(self.root, split)
+        return TINY.checked(found, split)
 
 
 class Digits(Files):

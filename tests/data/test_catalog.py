@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from lsdali.data import DATASETS
-from lsdali.data.catalog import IMAGENET_IMAGES, Digits, ImageNet, PadCrop, TinyImageNet
+from lsdali.data.catalog import IMAGENET, TINY, Digits, ImageNet, PadCrop, TinyImageNet
 from lsdali.data.index import open_index
 from lsdali.errors import UserError
 from tests.harness import ROOT
@@ -166,7 +166,11 @@ def test_the_table_of_data_sets_is_whole_and_has_the_counts_that_are_checked():
     lines = (ROOT / "benchmarks/datasets.md").read_text().splitlines()
     rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in lines) if len(cells) == 8}
     assert rows.keys() - {"name", "---"} == DATASETS.keys()
-    counts = {"imagenet": IMAGENET_IMAGES, **{k: d.samples for k, d in DATASETS.items() if hasattr(d, "samples")}}
+    counts = {
+        "imagenet": IMAGENET.images,
+        "tinyimagenet": TINY.images,
+        **{k: d.samples for k, d in DATASETS.items() if hasattr(d, "samples")},
+    }
     for name, samples in counts.items():
         found = {int(n.replace(",", "")) for n in re.findall(r"[0-9][0-9,]+", f"{rows[name][3]} {rows[name][4]}")}
         assert found == set(samples.values()), name

@@ -234,15 +234,18 @@ def test_lists_of_anybodys(tmp_path, image):
     assert refusal("list", tmp_path) == f"{tmp_path}/train.txt, line 1: expected a path, a space and a label"
 
 
-def test_a_complete_imagenet_is_counted(tree, monkeypatch):
+def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):
     root = tree(each=3)
     assert len(content("imagenet", root)[1]) == 6
-    monkeypatch.setattr(catalog, "IMAGENET_CLASSES", 2)
+    monkeypatch.setattr(catalog, "IMAGENET", catalog.IMAGENET._replace(classes=2))
     (root / "train/ant/more.jpg").write_bytes((root / "train/ant/000.jpg").read_bytes())
     said = refusal("imagenet", root)
-    assert said.startswith(f"train of {root} has 7 images in 1,000 classes; ImageNet-1k has 1,281,167: unpack it again")
-    monkeypatch.setitem(catalog.IMAGENET_IMAGES, "train", 7)
+    assert said.startswith(f"train of {root} has 7 images in 2 classes; ImageNet-1k has 1,281,167: unpack it again")
+    monkeypatch.setattr(catalog, "IMAGENET", catalog.Whole("ImageNet-1k", 2, {"train": 7}))
     assert len(content("imagenet", root)[1]) == 7
+    monkeypatch.setattr(catalog, "TINY", catalog.TINY._replace(classes=2))
+    said = refusal("tinyimagenet", root)
+    assert said.startswith(f"train of {root} has 7 images in 2 classes; Tiny ImageNet has 100,000: unpack it again")
 
 
 def test_what_lacks_is_named(tmp_path):
