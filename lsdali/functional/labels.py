@@ -25,7 +25,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """[B] int64 -> [B, K] float32. torch's own looks at the labels first, and waits for them."""
+    """[B] int64 -> [B, K] float32, without the look at the labels that torch's own takes on a CPU."""
     return torch.zeros(len(labels), classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
 
