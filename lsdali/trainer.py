@@ -100,7 +100,7 @@ class Trainer:
         losses = [self.backward(part, len(part) / len(batch), last=part is parts[-1]) for part in parts]
         self.precision.step(self.optimizer)
         for part, loss in zip(parts, losses, strict=True):
-            self.method.observe(part, loss.logits)
+            self.method.observe(part, loss.seen)
         for follower in self.followers.values():
             follower.after_step(self.student, self.clock)
         return total_terms(losses, [len(part) / len(batch) for part in parts])

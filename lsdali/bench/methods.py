@@ -142,7 +142,7 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
             loss = method.loss(student, data, clock)
         precision.backward(loss.total)
         precision.step(optimizer)
-        method.observe(data, loss.logits)
+        method.observe(data, loss.seen)
 
     return step
 

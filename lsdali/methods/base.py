@@ -21,7 +21,8 @@ class Loss:
     """What one step gives."""
 
     total: Tensor  # [] to differentiate
-    logits: Tensor  # [b, K] detached, of the first b samples of the batch; `observe` is given them
+    seen: Tensor  # [b, K] detached, what `observe` is given: the student's logits of the first b samples of the batch,
+    # or what else the method remembers
     terms: dict[str, Tensor] = field(default_factory=dict)  # [] each, detached, to log
 
 
@@ -73,8 +74,8 @@ class Method(ABC):
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         """Calls the student as often as it must. Reads the method's state, never writes it."""
 
-    def observe(self, batch: Batch, logits: Tensor) -> None:  # noqa: B027
-        """After the step: per-batch memory. `logits` are those of the step's Loss, [b, K] detached."""
+    def observe(self, batch: Batch, seen: Tensor) -> None:  # noqa: B027
+        """After the step: per-batch memory, from what the step's Loss has `seen`."""
 
     def end_epoch(self, student: Student, clock: Clock) -> None:  # noqa: B027
         """After an epoch's last step, on every rank: collectives are safe."""

@@ -154,14 +154,14 @@ class InstanceSmoothing(Method):
         place = to_device(new.numpy(), rows.device)
         return rows.index_copy(0, place, self.teacher(batch.images[place]).float())
 
-    def observe(self, batch: Batch, logits: Tensor) -> None:
-        """`logits` are the teacher's, where there is a memory."""
+    def observe(self, batch: Batch, seen: Tensor) -> None:
+        """`seen` are the teacher's logits, where there is a memory."""
         if self.memory is None:
             return
         kept = genuine(batch)
         new = ~self.memory.known(batch.index) if kept is None else ~self.memory.known(batch.index) & kept
         if new.any():
-            self.memory.write(batch.index, logits, new)
+            self.memory.write(batch.index, seen, new)
 
     def end_epoch(self, student: Student, clock: Clock) -> None:
         if self.memory is not None:

@@ -65,10 +65,10 @@ class ClassSmoothing(ClassMatrix):
             return unlike_target(rows, labels, a, t)
         return alone_target(strength, teacher_spread(rows, labels, t), labels)
 
-    def observe(self, batch: Batch, logits: Tensor) -> None:
-        """`logits` are the teacher's, until the matrix is there."""
+    def observe(self, batch: Batch, seen: Tensor) -> None:
+        """`seen` are the teacher's logits, until the matrix is there."""
         if not self.filled:
-            self.sums.index_add_(0, batch.labels, lift(logits).to(self.sums.dtype))
+            self.sums.index_add_(0, batch.labels, lift(seen).to(self.sums.dtype))
             self.counts.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=self.counts.dtype))
             self.empty = False
         elif self.config.rule == "code":

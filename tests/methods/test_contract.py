@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lsdali import dist
 from lsdali.batch import Batch
@@ -21,7 +19,6 @@ from lsdali.methods import METHODS
 from lsdali.models.student import weights_digest
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints
-from lsdali.state.memory import SampleMemory
 from lsdali.trainer import Trainer
 from tests.harness import ROOT, equal, make_images, tiny
 
@@ -81,8 +78,8 @@ def test_one_loss(config: Any, folder: Path, tmp_path: Path) -> None:
     loss = trainer.method.loss(trainer.forward, batch, trainer.clock)
     assert loss.total.shape == ()
     assert torch.isfinite(loss.total)
-    assert not loss.logits.requires_grad
-    assert loss.logits.shape[1] == trainer.classes
+    assert not loss.seen.requires_grad
+    assert loss.seen.shape[1] == trainer.classes
     assert not any(term.requires_grad for term in loss.terms.values())
     assert equal(before, trainer.method.state_dict()), "loss wrote to the method's state"
     loss.total.backward()
@@ -93,90 +90,6 @@ def test_one_loss(config: Any, folder: Path, tmp_path: Path) -> None:
         id(p) for n, p in trainer.student.named_parameters() if n in learned
     }
     assert weights_digest(trainer.student) != weights or not list(trainer.student.buffers())
-
-
-class NoWait(TorchDispatchMode):
-    """Refuses operations for which a GPU would have to finish first; `host` and what is made of it may wait."""
-
-    WAITS = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
-
-    def __init__(self, host: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.host = list(host)  # kept alive, so that no other tensor takes an address
-        self.patch = pytest.MonkeyPatch()
-
-    def __enter__(self) -> Any:
-        for name in ("cpu", "tolist", "numpy", "__array__"):
-            self.patch.setattr(torch.Tensor, name, self.guarded(name, getattr(torch.Tensor, name)))
-        for name in ("known", "read", "write"):  # from and to host memory; the copies have tests of their own
-            self.patch.setattr(SampleMemory, name, self.aside(getattr(SampleMemory, name)))
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.patch.undo()
-        super().__exit__(*error)
-
-    def guarded(self, name: str, inner: Any) -> Any:
-        def method(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            assert self.on_host(tensor), f"{name} waits for the device"
-            return inner(tensor, *args, **kwargs)
-
-        return method
-
-    def aside(self, inner: Any) -> Any:
-        def method(*args: Any, **kwargs: Any) -> Any:
-            with _disable_current_modes():
-                out = inner(*args, **kwargs)
-            if inner.__name__ == "known":
-                self.host.append(out)
-            return out
-
-        return method
-
-    def on_host(self, tensor: torch.Tensor) -> bool:
-        return tensor.data_ptr() in {x.data_ptr() for x in self.host}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if tensors and all(map(self.on_host, tensors)):
-            out = func(*args, **(kwargs or {}))
-            self.host += [x for x in pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
-            return out
-        name = func.overloadpacket.__name__
-        places = args[1] if name in ("index", "index_put", "index_put_") else []
-        masks = [i for i in places if i is not None and i.dtype == torch.bool]
-        assert name not in self.WAITS, f"{name} waits for the device"
-        assert not masks, f"{name} with a mask waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_guard_sees_what_waits() -> None:
-    x, index = torch.arange(4.0), torch.arange(4)
-    for wait in (
-        lambda: x.sum().item(),
-        lambda: bool(x.sum() > 1),
-        lambda: x[x > 1],
-        lambda: x.nonzero(),
-        lambda: x.equal(x),
-        lambda: x.tolist(),
-        lambda: x.numpy(),
-        lambda: x.cpu(),
-    ):
-        with pytest.raises(AssertionError, match="waits for the device"), NoWait([index]):
-            wait()
-    with NoWait([index]):
-        assert (x[index.tolist()] + x[index]).shape == (4,)
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_loss_and_observe_do_not_wait_for_the_device(config: Any, folder: Path, tmp_path: Path) -> None:
-    trainer = trainer_for(with_teacher(config, folder), folder / tmp_path.name)
-    stream = trainer.train.epoch(0)
-    trainer.step(next(stream))  # what is made once may wait
-    batch = next(stream)
-    with NoWait([x for x in (batch.index, batch.stand_in) if x is not None]):
-        loss = trainer.method.loss(trainer.forward, batch, trainer.clock)
-        trainer.method.observe(batch, loss.logits)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)

@@ -60,8 +60,8 @@ def test_ce():
     loss = method.loss(student, batch(), CLOCK)
     logits = student(batch().images).logits
     torch.testing.assert_close(loss.total, F.cross_entropy(logits, batch().labels))
-    assert torch.equal(loss.logits, logits)
-    assert not loss.logits.requires_grad
+    assert torch.equal(loss.seen, logits)
+    assert not loss.seen.requires_grad
 
 
 @pytest.mark.parametrize("mass", ["all", "others"])

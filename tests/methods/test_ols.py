@@ -60,7 +60,7 @@ def loss_of(method, logits, labels, clock=LATER, **exits):
     logits = real(logits).requires_grad_()
     out = Outputs(logits, logits, {name: real(x) for name, x in exits.items()})
     loss = method.loss(lambda images: out, batch_of(labels), clock)
-    assert not loss.logits.requires_grad
+    assert not loss.seen.requires_grad
     loss.total.backward()
     return loss.total, logits.grad
 

@@ -1,0 +1,111 @@
+"""What can be known without a GPU: that every tensor is where it must be, in the right type, and nothing waits."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError as Mismatch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lsdali import build
+from lsdali.batch import Batch
+from lsdali.clock import Clock, PerEpoch
+from lsdali.data.choose import eval_loader, open_data, train_loader
+from lsdali.data.mixing import CutMix, MixedBatches, Mixup
+from lsdali.events import Events
+from lsdali.metrics import Evaluation
+from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
+from lsdali.recipe import Recipe
+from tests.harness import tiny
+from tests.made_up_cuda import CUDA, half_precision, made_up_cuda
+from tests.methods.test_contract import CONFIGS, folder, named, with_teacher  # noqa: F401
+
+
+def test_the_made_up_device_refuses_what_a_real_one_does() -> None:
+    with made_up_cuda() as host:
+        x, index = torch.arange(4.0, device=CUDA), torch.arange(4)
+        assert x.cpu().shape == (4,)
+        host.strict = True
+        assert (x[index.to(CUDA)] + 1).device == CUDA
+        assert index.tolist() == [0, 1, 2, 3], "the host's tensors are real"
+        with pytest.raises(Mismatch):
+            x + index
+        for wait, refusal in (
+            (lambda: x.sum().item(), DataDependentOutputException),
+            (lambda: bool(x.sum() > 1), DataDependentOutputException),
+            (lambda: x.equal(x), DataDependentOutputException),
+            (lambda: x.tolist(), DataDependentOutputException),
+            (lambda: x[x > 1], DynamicOutputShapeException),
+            (lambda: x.nonzero(), DynamicOutputShapeException),
+            (lambda: x.numpy(), RuntimeError),
+            (lambda: x.cpu(), AssertionError),
+            (lambda: index.copy_(x), AssertionError),
+        ):
+            with pytest.raises(refusal):
+                wait()
+
+
+def on_the_device(config: TeacherConfig, classes: int, device: torch.device) -> Teacher:
+    """`load_teacher`, which reads real weights before they can be made up."""
+    with _disable_current_modes():
+        teacher = load_teacher(config, classes, torch.device("cpu"))
+    teacher._network.to(device)
+    return teacher
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by deepcopy
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    recipe = Recipe.model_validate(tiny(with_teacher(config, folder), folder / "images", tmp_path))
+    monkeypatch.setattr(build, "load_teacher", on_the_device)
+    with made_up_cuda() as host:
+        network = build.open_network(recipe, 5, Events([]))
+        method, _ = build.build_method(recipe, network, 40, CUDA)
+        student = build.open_student(recipe, network, method, CUDA)
+        method.begin(student)
+        images = torch.empty(8, 3, 16, 16, device=CUDA, dtype=torch.float16)
+        labels = torch.zeros(8, dtype=torch.int64, device=CUDA)
+        batch = Batch(images.contiguous(memory_format=torch.channels_last), labels, torch.arange(8), labels.bool())
+        for epoch in range(2):
+            host.strict = True
+            with half_precision():
+                loss = method.loss(student, batch, Clock(5 * epoch, PerEpoch(5), 2))
+            method.observe(batch, loss.seen)
+            host.strict = False
+            assert loss.total.is_cuda
+            assert loss.total.dtype == torch.float32, "the loss is rounded to half precision"
+            assert all(term.is_cuda for term in loss.terms.values())
+            with suppress(DynamicOutputShapeException):  # it may look at numbers
+                method.end_epoch(student, Clock(5 * epoch + 5, PerEpoch(5), 2))
+
+
+@pytest.mark.parametrize("mix", [Mixup(alpha=0.2), CutMix(alpha=1.0)], ids=["mixup", "cutmix"])
+def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    data = {"train": {"crop": "pad", "size": 16, "pad": 2}, "resident": "always"}
+    tree = tiny({"name": "ce"}, folder / "images", tmp_path)
+    recipe = Recipe.model_validate({**tree, "data": {**tree["data"], **data}})
+    train, val = (open_data(recipe.data, split) for split in ("train", "val"))
+    with made_up_cuda() as host:
+        loader = train_loader(
+            train, recipe.data, batch=recipe.batches, seed=0, device=CUDA, half=True, order="shuffled", say=print
+        )
+        batches = MixedBatches(loader, mix, 0).epoch(0)
+        evaluation = Evaluation(5, CUDA)
+        held = eval_loader(val, recipe.data, batch=8, device=CUDA, half=True)
+        host.strict = True
+        in_order(next(batches))
+        for batch in held:
+            in_order(batch)
+            evaluation.update(torch.zeros(len(batch), 5, device=CUDA, dtype=torch.float16), batch)
+
+
+def in_order(batch: Batch) -> None:
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.dtype == torch.float16
+    assert all(x.is_cuda for x in (batch.images, batch.labels, batch.valid))
+    assert not batch.index.is_cuda
+    assert np.all(batch.index.numpy() >= 0), "the index has real numbers"
