@@ -24,11 +24,6 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(lift(target) * F.log_softmax(lift(logits), 1)).sum(1).mean()
 
 
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """[B] int64 -> [B, K] float32, without the look at the labels that torch's own takes on a CPU."""
-    return torch.zeros(len(labels), classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
-
-
 def smoothing_share(smoothing: float, classes: int, mass: Mass) -> float:
     """What label smoothing of strength a gives to every class but the label (Szegedy et al. 2016, section 7).
 
@@ -41,7 +36,7 @@ def smoothing_share(smoothing: float, classes: int, mass: Mass) -> float:
 def smooth_targets(labels: Tensor, classes: int, smoothing: float, mass: Mass = "all") -> Tensor:
     """[B] int64 -> [B, K] float32: `smoothing_share` on every class but the label, rows summing to 1."""
     share = smoothing_share(smoothing, classes, mass)
-    return one_hot(labels, classes) * (1 - share * classes) + share
+    return F.one_hot(labels, classes) * (1 - share * classes) + share
 
 
 def label_smoothing(logits: Tensor, labels: Tensor, smoothing: float, mass: Mass = "all") -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsdali.functional.labels import lift, one_hot
+from lsdali.functional.labels import lift
 
 
 def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def clamped_symmetric_cross_entropy(
     So every wrong class adds zero * -log p to the first part.
     """
     p = F.softmax(lift(logits), 1).clamp(clamp, 1)
-    label = one_hot(labels, p.shape[1]).to(p.dtype).clamp(zero, 1)
+    label = F.one_hot(labels, p.shape[1]).to(p.dtype).clamp(zero, 1)
     return forward * -(label * p.log()).sum(1).mean() + reverse * -(p * label.log()).sum(1).mean()
 
 
