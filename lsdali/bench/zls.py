@@ -103,6 +103,6 @@ def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     sub.add_argument("--places", type=int, default=49, help="of the last map, which vote; 49: 7 x 7")
     sub.add_argument("--classes", type=int, nargs="+", default=[1000, 10_000])
     sub.add_argument("--reps", type=int, default=15, help="runs of each way")
-    sub.add_argument("--calls", type=int, default=10, help="in a run")
+    sub.add_argument("--calls", type=int, default=100, help="in a run")
     sub.add_argument("--warmup", type=int, default=3, help="runs of each way before")
     sub.set_defaults(run_command=zls)
