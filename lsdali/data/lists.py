@@ -1,13 +1,14 @@
 """Data sets whose lists say which file belongs to which class: what they share, iNaturalist, and lists of anybody's."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from lsdali.data.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
 from lsdali.data.download import Download, obtain
-from lsdali.data.listing import Listing, Split, few, from_pairs, require_root
+from lsdali.data.listing import Listing, Split, class_names, collect, few, from_pairs, require_root
 from lsdali.errors import UserError
 
 Pairs = list[tuple[str, int]]  # path relative to root, label
@@ -50,14 +51,13 @@ class Listed(Files):
 
 
 class INat21(Listed):
-    """iNaturalist 2021 (Van Horn et al., 2021): 10,000 species."""
+    """iNaturalist 2021 (Van Horn et al., 2021): 10,000 species, with its lists or as torchvision unpacks it."""
 
     name: Literal["inat21"] = "inat21"
+    download: bool = False
+    """Fetch the images with torchvision, which knows their checksums, where root does not exist yet."""
     subset: Literal["train", "train_mini"] = "train_mini"
     """Which training set: all 2,686,843 images, or the 50 of each species."""
-    source: ClassVar[Download] = Download(
-        None, {"json": (".", ("val.json",))}, "https://github.com/visipedia/inat_comp"
-    )
     samples: ClassVar[Mapping[str, int]] = {"train": 2_686_843, "train_mini": 500_000, "val": 100_000}
     count: ClassVar[int] = 10_000
 
@@ -68,24 +68,52 @@ class INat21(Listed):
         return (self.subset,)
 
     def base(self) -> tuple[Path, str]:
-        name = self.subset
-        layout = {"json": (".", (f"{name}.json", name, *(() if self.split else ("val.json", "val"))))}
-        return obtain(self.root, Download(None, layout, self.source.page), download=False)
+        parts = (self.subset,) if self.split else (self.subset, "val")
+        folders = [VERSIONS[part] for part in parts]
+        layouts = {
+            "json": (".", tuple(name for part in parts for name in (f"{part}.json", part))),
+            "folders": (".", tuple(folders)),
+        }
+        calls = tuple({"version": folder} for folder in folders)
+        source = Download("INaturalist", layouts, "https://github.com/visipedia/inat_comp", calls)
+        return obtain(self.root, source, download=self.download)
 
     def pairs(self, base: Path, kind: str, split: Split) -> Content:
-        file = f"{self.subset if split == 'train' else 'val'}.json"
-        try:
-            content = json.loads((base / file).read_bytes())
-            names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-            paths = {int(i["id"]): str(i["file_name"]) for i in content["images"]}
-            number = {c: k for k, c in enumerate(sorted(names))}
-            pairs = [(paths[int(a["image_id"])], number[int(a["category_id"])]) for a in content["annotations"]]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(
-                f"{base / file} is no list of iNaturalist ({error!r}): expected categories (id, name), images "
-                "(id, file_name) and annotations (image_id, category_id)"
-            ) from None
-        return pairs, [names[c] for c in sorted(names)], (file,)
+        part = self.subset if split == "train" else "val"
+        return species_lists(base, f"{part}.json") if kind == "json" else species_folders(base, VERSIONS[part])
+
+
+VERSIONS = {"train": "2021_train", "train_mini": "2021_train_mini", "val": "2021_valid"}
+"""What torchvision calls the parts of iNaturalist 2021."""
+
+
+def species_lists(base: Path, file: str) -> Content:
+    """What an official list of iNaturalist holds; labels follow the numbers of the species."""
+    try:
+        content = json.loads((base / file).read_bytes())
+        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        paths = {int(i["id"]): str(i["file_name"]) for i in content["images"]}
+        number = {c: k for k, c in enumerate(sorted(names))}
+        pairs = [(paths[int(a["image_id"])], number[int(a["category_id"])]) for a in content["annotations"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(
+            f"{base / file} is no list of iNaturalist ({error!r}): expected categories (id, name), images "
+            "(id, file_name) and annotations (image_id, category_id)"
+        ) from None
+    return pairs, [names[c] for c in sorted(names)], (file,)
+
+
+def species_folders(base: Path, folder: str) -> Content:
+    """A folder for each species, `00042_Animalia_Arthropoda_..._Apis_mellifera`: labels and names of the lists."""
+    species = [name.split("_", 7) for name in class_names(base, folder)]
+    if strange := ["_".join(words) for words in species if len(words) < 8]:
+        raise UserError(
+            f"{base / folder} holds {few(strange)}; a folder of iNaturalist is named number_kingdom_phylum_class_order_"
+            "family_genus_species"
+        )
+    names = tuple(" ".join(words[6:]).replace("_", " ") for words in species)
+    found = collect(base, folder, {"_".join(words): k for k, words in enumerate(species)}, names)
+    return [(os.fsdecode(p), int(k)) for p, k in zip(found.paths, found.labels, strict=True)], names, (folder,)
 
 
 class ImageList(Files):

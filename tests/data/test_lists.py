@@ -1,6 +1,7 @@
 """Data sets with lists of their own: small trees in the official formats, and what is said where they do not fit."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,41 @@ def test_inat21(tmp_path, image, small):
     assert refusal("inat21", tmp_path) == (
         f"{tmp_path}/train_mini.json is no list of iNaturalist (KeyError('categories')): expected categories (id, "
         "name), images (id, file_name) and annotations (image_id, category_id)"
+    )
+
+
+def test_inat21_as_torchvision_unpacks_it(tmp_path, image, small, monkeypatch):
+    """Its downloader is asked for both parts; folders give the labels and names that the lists give."""
+    small("inat21", 2, train=3, train_mini=3, val=2)
+    ants, bees = (
+        f"{k:05d}_Animalia_Arthropoda_Insecta_Hymenoptera_{name}"
+        for k, name in ((0, "Formicidae_Formica_rufa"), (1, "Apidae_Apis_mellifera_carnica"))
+    )
+    asked = []
+
+    class INaturalist:
+        def __init__(self, root, version, download):
+            assert download
+            asked.append(version)
+            for name in (ants, bees):
+                image(Path(root) / version / name / "0.jpg")
+            if version != "2021_valid":
+                image(Path(root) / version / bees / "1.jpg")
+
+    monkeypatch.setattr("torchvision.datasets.INaturalist", INaturalist)
+    names, rows = content("inat21", tmp_path / "new", download=True)
+    assert asked == ["2021_train_mini", "2021_valid"]
+    assert names == ("Formica rufa", "Apis mellifera carnica")
+    assert rows == [
+        (f"2021_train_mini/{ants}/0.jpg", "Formica rufa"),
+        (f"2021_train_mini/{bees}/0.jpg", "Apis mellifera carnica"),
+        (f"2021_train_mini/{bees}/1.jpg", "Apis mellifera carnica"),
+    ]
+    assert len(content("inat21", tmp_path / "new", "val")[1]) == 2
+    (tmp_path / "new/2021_train_mini/00002_Animalia").mkdir()
+    assert refusal("inat21", tmp_path / "new") == (
+        f"{tmp_path}/new/2021_train_mini holds 00002_Animalia; a folder of iNaturalist is named "
+        "number_kingdom_phylum_class_order_family_genus_species"
     )
 
 
