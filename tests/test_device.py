@@ -15,11 +15,15 @@ from lsdali import build
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.data.choose import eval_loader, open_data, train_loader
+from lsdali.data.effects import EFFECTS
+from lsdali.data.graph import Graph, GraphSpec, padded_graph, resized_graph
+from lsdali.data.index import Form
 from lsdali.data.mixing import CutMix, MixedBatches, Mixup
 from lsdali.events import Events
 from lsdali.metrics import Evaluation
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.recipe import Recipe
+from tests.data.test_augment import EVERY
 from tests.harness import tiny
 from tests.made_up_cuda import CUDA, half_precision, made_up_cuda
 from tests.methods.test_contract import CONFIGS, folder, named, with_teacher  # noqa: F401
@@ -109,3 +113,26 @@ def in_order(batch: Batch) -> None:
     assert all(x.is_cuda for x in (batch.images, batch.labels, batch.valid))
     assert not batch.index.is_cuda
     assert np.all(batch.index.numpy() >= 0), "the index has real numbers"
+
+
+@pytest.mark.parametrize("images", ["paths", "encoded", "pixels"])
+@pytest.mark.parametrize("graph", [resized_graph, padded_graph])
+def test_graphs_of_dali(graph: Graph, images: Form) -> None:
+    """Defined for a GPU, though not built: DALI checks what may follow what, and where; once with all augmentations."""
+    everything = (graph, images) == (padded_graph, "pixels")
+    spec = GraphSpec(
+        batch=4,
+        threads=1,
+        prefetch=2,
+        device_id=0,
+        half=True,
+        size=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        largest=(500, 500),
+        augment=tuple(a for several in EVERY[:-1] for a in several) if everything else (),
+        images=images,
+    )
+    assert {a.name for a in spec.augment} == (set(EFFECTS) if everything else set())
+    pixels, index = graph(lambda info: (), spec)._graph_out
+    assert (pixels.device, index.device) == ("gpu", "cpu")
