@@ -14,15 +14,19 @@ from sklearn.metrics import log_loss
 
 from lsdali.build import build
 from lsdali.data.order import stratified
-from lsdali.errors import UserError
-from lsdali.evaluate.__main__ import arguments, start
-from lsdali.evaluate.figures import fit, rows
-from lsdali.evaluate.runs import Predicted, same_data
+from lsdali.evaluate.__main__ import WAYS, arguments, start
+from lsdali.evaluate.figures import FITS, fit, rows
+from lsdali.evaluate.runs import Predicted
 from lsdali.events import Events
 from lsdali.posthoc import fit_temperature
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints
 from tests.harness import ROOT, TORCHRUN, environment, make_images, summary, tiny
+
+
+def train(tree: dict, folder: Path) -> None:
+    checkpoints = Checkpoints(folder / "checkpoints", 2, print)
+    build(Recipe.model_validate(tree), folder, torch.device("cpu"), checkpoints, Events([])).run()
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, seed, more, data in changes:
             tree = tiny({"name": "ce"}, base / "images", base / name, seed=seed, **more)
             tree["data"] |= {**crops, **data}
-            checkpoints = Checkpoints(base / name / "checkpoints", 2, print)
-            build(Recipe.model_validate(tree), base / name, torch.device("cpu"), checkpoints, Events([])).run()
+            train(tree, base / name)
     return base
 
 
@@ -145,14 +148,15 @@ def test_a_temperature_of_held_out_samples(base, tmp_path):
     assert after["metrics"]["nll"] == pytest.approx(loss, rel=1e-9)
 
 
-def predicted(name="x", classes=("a", "b", "c"), fingerprint="1"):
+def predicted(name="x"):
     g = torch.Generator().manual_seed(len(name))
     labels = torch.arange(30) % 3
     logits = torch.randn(30, 3, generator=g) + 3 * torch.eye(3)[labels]
-    return Predicted(name, logits, labels, torch.arange(30), classes, fingerprint, f"data of {name}")
+    return Predicted(name, logits, labels, torch.arange(30))
 
 
 def test_the_samples_evaluated_on_change_no_temperature():
+    assert tuple(FITS) == WAYS
     part = predicted()
     found = fit("half", part, None)
     assert found.samples == len(found.rest) == 15
@@ -206,12 +210,15 @@ def test_what_does_not_go_together_is_said(base, tmp_path, capsys):
     assert "there is no folder" in said(capsys, a, "--json", tmp_path / "none/x.json")
     assert "which are other samples" in said(capsys, a, kept, "--ensemble")
     assert f"{a} held out no part of its training data" in said(capsys, a, "--temperature", "held_out")
-    assert "on the samples that it is evaluated on: add data.split=null" in said(
-        capsys, kept, "--temperature", "held_out"
-    )
+    again = (kept, "--temperature", "held_out")
+    for change in ([], ["data.split.seed=9"]):
+        assert "on training data, as it is fitted on: add data.split=null" in said(capsys, *again, *change)
     shutil.copytree(base / "images", tmp_path / "images")
     (tmp_path / "images/train/class0/0.png").rename(tmp_path / "images/train/class0/new.png")
     arguments = (kept, "--temperature", "held_out", "data.split=null", f"data.root={tmp_path}/images")
     assert "was trained on other data" in said(capsys, *arguments)
-    with pytest.raises(UserError, match="the same classes: those of x and y differ"):
-        same_data([predicted("x"), predicted("y", classes=("a", "b", "d"))])
+    three = tiny({"name": "ce"}, base / "images", base / "three", epochs=1)
+    three["data"]["classes"] = ["class0", "class1", "class2"]
+    train(three, base / "of_three")
+    sentence = f"an ensemble needs runs of the same classes: {a} and {base}/of_three differ"
+    assert sentence in said(capsys, a, base / "of_three", "--ensemble")

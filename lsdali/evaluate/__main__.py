@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
     import torch
 
     from lsdali.evaluate.figures import Fitted, Row
-    from lsdali.evaluate.runs import Predicted, Run
+    from lsdali.evaluate.runs import Predicted
 
 WAYS = ("half", "held_out", "same", "ibls")  # figures.FITS tells what they are
 
@@ -71,24 +71,26 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     """Let every run predict on all ranks; rank 0 makes the figures of it."""
     from lsdali import dist
     from lsdali.evaluate.figures import fit, rows
-    from lsdali.evaluate.runs import open_run, predict, predict_held_out, same_data
+    from lsdali.evaluate.runs import open_held_out, open_run, open_samples, predict, same_samples
 
     overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
     names = [text for text in args.runs if text not in overrides]
     with dist.together():
         check(args, names)
     runs = [open_run(Path(name), args.checkpoint, args.weights) for name in names]
-    parts = [predict(run, overrides, device) for run in runs]
+    held_out = [open_held_out(run, overrides) for run in runs] if args.temperature == "held_out" else []
+    samples = [open_samples(run, overrides) for run in runs]
     if args.ensemble:
         with dist.together():
-            same_data(parts)
-    held_out = args.temperature == "held_out"
-    kept = [predict_held_out(run, overrides, device) if held_out else None for run in runs]
+            same_samples(runs, samples)
+    parts = [predict(run, part, device) for run, part in zip(runs, samples, strict=True)]
+    kept: list[Predicted | None] = [predict(run, part, device) for run, part in zip(runs, held_out)]
     with dist.together():
         if dist.is_main():
-            pairs = zip(parts, kept, strict=True)
+            pairs = zip(parts, kept or [None] * len(parts), strict=True)
             fitted = [fit(args.temperature, *pair) for pair in pairs] if args.temperature else []
-            tell(args, runs, parts, fitted, rows(parts, fitted, together=args.ensemble))
+            about = [{**run.describe(), "data": part.describe()} for run, part in zip(runs, samples, strict=True)]
+            tell(args, about, parts, fitted, rows(parts, fitted, together=args.ensemble))
 
 
 def check(args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -107,7 +109,7 @@ def check(args: argparse.Namespace, names: Sequence[str]) -> None:
 
 def tell(
     args: argparse.Namespace,
-    runs: Sequence["Run"],
+    about: Sequence[dict[str, Any]],
     parts: Sequence["Predicted"],
     fitted: Sequence["Fitted"],
     lines: Sequence["Row"],
@@ -120,17 +122,17 @@ def tell(
     from lsdali.evaluate.page import as_html, table
 
     found: dict[str, Any] = {
-        "runs": [{**run.describe(), "data": part.data} for run, part in zip(runs, parts, strict=True)],
+        "runs": about,
         "temperature": FITS[args.temperature] if fitted else None,
         "fits": [
-            {"run": run.name, "temperature": fit.temperature, "bounds": fit.bounds, "samples": fit.samples}
-            for run, fit in zip(runs, fitted)
+            {"run": part.name, "temperature": fit.temperature, "bounds": fit.bounds, "samples": fit.samples}
+            for part, fit in zip(parts, fitted)
         ],
         "rows": [asdict(line) for line in lines],
     }
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table(lines))
-    for data in dict.fromkeys(part.data for part in parts):
+    for data in dict.fromkeys(run["data"] for run in about):
         console.print(f"evaluated on {data}", highlight=False, soft_wrap=True)
     if fitted:
         console.print(f"temperatures are fitted on {found['temperature']}", highlight=False, soft_wrap=True)

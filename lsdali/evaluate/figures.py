@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lsdali.data.order import stratified
-from lsdali.errors import UserError
 from lsdali.evaluate.runs import Predicted
 from lsdali.metrics import equal_bins, measure, reliability, score
 from lsdali.posthoc import IBLS, WIDE, ensemble, fit_temperature
@@ -45,17 +44,9 @@ class Fitted:
 
 
 def fit(how: str, part: Predicted, held_out: Predicted | None) -> Fitted:
-    """The temperature of a run in one of the ways of FITS; `held_out` is what it says of samples kept from training.
-
-    Raises UserError where these are the samples evaluated.
-    """
+    """The temperature of a run in one of the ways of FITS; `held_out` is what it says of samples kept from training."""
     bounds, rest, logits, labels = WIDE, None, part.logits, part.labels
     if held_out is not None:
-        if held_out.fingerprint == part.fingerprint:
-            raise UserError(
-                f"--temperature {how} would fit {part.name} on the samples that it is evaluated on: "
-                "add data.split=null, to evaluate it on the data set's own validation or test data"
-            )
         logits, labels = held_out.logits, held_out.labels
     elif how == "half":
         chosen = torch.zeros(len(labels), dtype=torch.bool)

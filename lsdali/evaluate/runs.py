@@ -13,7 +13,7 @@ from torch import Tensor
 from lsdali import dist
 from lsdali.build import count_classes
 from lsdali.data.choose import eval_loader, open_data
-from lsdali.data.index import open_index
+from lsdali.data.index import Index, open_index
 from lsdali.errors import UserError
 from lsdali.models.fits import size_fits
 from lsdali.models.saved import find_checkpoint, open_network
@@ -35,9 +35,17 @@ class Predicted:
     logits: Tensor  # [N, K] fp32
     labels: Tensor  # [N] int64
     index: Tensor  # [N] int64, places in the data set
-    classes: tuple[str, ...]
-    fingerprint: str  # of the data
-    data: str  # in words
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run is evaluated on, and how."""
+
+    recipe: Recipe
+    index: Index
+
+    def describe(self) -> str:
+        return f"{self.recipe.data.validation()} of {self.recipe.data.name} in {self.index.root}"
 
 
 @dataclass(frozen=True)
@@ -79,14 +87,13 @@ def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
     return check(tree, run.path)
 
 
-def predict(run: Run, overrides: Sequence[str], device: torch.device) -> Predicted:
-    """What a run says of its validation data, or of what the overrides make of them. Collective.
+def open_samples(run: Run, overrides: Sequence[str]) -> Samples:
+    """The validation data of a run, or what the overrides make of them. Collective.
 
-    Every rank gets all logits, 4 N K bytes. Raises UserError where the data have other classes than the checkpoint.
+    Raises UserError where they have other classes than the checkpoint, or images that the network does not take.
     """
     with dist.together():
         recipe = recipe_of(run, overrides)
-        precision = Precision(recipe.precision, device)
         index = open_data(recipe.data, "val", say=lambda line: None)
         if count_classes(recipe, index) != run.network.classes:
             raise UserError(
@@ -94,8 +101,50 @@ def predict(run: Run, overrides: Sequence[str], device: torch.device) -> Predict
                 f"{len(index.classes)}"
             )
         size_fits(run.network, recipe.model.name, (recipe.data.eval.size,))
+    return Samples(recipe, index)
+
+
+def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
+    """The training samples that a run was not trained on, by its own data.split. Collective.
+
+    Raises UserError where it held out none, these are not the data that it was trained on, or the overrides leave a
+    part of the training data to evaluate on.
+    """
+    kept = [text for text in overrides if not text.startswith("data.split")]
+    with dist.together():
+        recipe = recipe_of(run, kept)
+        if recipe.data.split is None:
+            raise UserError(f"{run.name} held out no part of its training data (data.split): use --temperature half")
+        if recipe_of(run, overrides).data.split is not None:
+            raise UserError(
+                f"--temperature held_out would evaluate {run.name} on training data, as it is fitted on: "
+                "add data.split=null, for the data set's own validation or test data"
+            )
+        if open_index(recipe.data, "train").fingerprint != run.content["data"]:
+            raise UserError(f"{run.name} was trained on other data, so that nothing of these was held out from it")
+    return open_samples(run, kept)
+
+
+def same_samples(runs: Sequence[Run], samples: Sequence[Samples]) -> None:
+    """Raises UserError where runs would be evaluated on other classes or samples than the first one."""
+    first = samples[0].index
+    for run, other in zip(runs, samples, strict=True):
+        if other.index.classes != first.classes or run.network.classes != runs[0].network.classes:
+            raise UserError(f"an ensemble needs runs of the same classes: {runs[0].name} and {run.name} differ")
+        if other.index.fingerprint != first.fingerprint:
+            raise UserError(
+                f"an ensemble needs runs on the same data: {runs[0].name} is evaluated on {samples[0].describe()}, "
+                f"and {run.name} on {other.describe()}, which are other samples"
+            )
+
+
+def predict(run: Run, samples: Samples, device: torch.device) -> Predicted:
+    """What a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
+    recipe, index, network = samples.recipe, samples.index, run.network
+    with dist.together():
+        precision = Precision(recipe.precision, device)
         loader = eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
-    network = run.network.to(device).to(memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     parts = [(torch.empty((0, network.classes)), torch.empty(0, dtype=torch.int64))]
     for logits, batch in predictions(network, loader, precision):
         valid = batch.valid.cpu()
@@ -105,33 +154,4 @@ def predict(run: Run, overrides: Sequence[str], device: torch.device) -> Predict
     order = numbers.argsort()
     logits = dist.all_rows(torch.cat([x for x, _ in parts]))[order]
     labels = torch.from_numpy(np.array(index.labels))[numbers[order]]
-    words = f"{recipe.data.validation()} of {recipe.data.name} in {index.root}"
-    return Predicted(run.name, logits, labels, numbers[order], index.classes, index.fingerprint, words)
-
-
-def predict_held_out(run: Run, overrides: Sequence[str], device: torch.device) -> Predicted:
-    """What a run says of the training samples that it was not trained on, by its own data.split. Collective.
-
-    Raises UserError where it held out none, or these are not the data that it was trained on.
-    """
-    kept = [text for text in overrides if not text.startswith("data.split")]
-    with dist.together():
-        recipe = recipe_of(run, kept)
-        if recipe.data.split is None:
-            raise UserError(f"{run.name} held out no part of its training data (data.split): use --temperature half")
-        if open_index(recipe.data, "train").fingerprint != run.content["data"]:
-            raise UserError(f"{run.name} was trained on other data, so that nothing of these was held out from it")
-    return predict(run, kept, device)
-
-
-def same_data(parts: Sequence[Predicted]) -> None:
-    """Raises UserError where networks were not evaluated on the same samples and classes."""
-    first = parts[0]
-    for part in parts[1:]:
-        if part.classes != first.classes or part.logits.shape[1] != first.logits.shape[1]:
-            raise UserError(f"an ensemble needs runs of the same classes: those of {first.name} and {part.name} differ")
-        if part.fingerprint != first.fingerprint:
-            raise UserError(
-                f"an ensemble needs runs on the same data: {first.name} is evaluated on {first.data}, and {part.name} "
-                f"on {part.data}, which are other samples"
-            )
+    return Predicted(run.name, logits, labels, numbers[order])
