@@ -63,18 +63,17 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     check_shares(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
     train = train_loader(
         train_index,
         recipe.data,
         batch=recipe.batches,
         seed=recipe.seed,
         device=device,
-        half=half,
+        half=precision.half,
         order=method.sampling,
         say=events.say,
     )
-    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=half)
+    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
     trainer = Trainer(

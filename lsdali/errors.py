@@ -1,5 +1,8 @@
 """What a user is meant to read when something is wrong."""
 
+import os
+import sys
+
 
 class UserError(Exception):
     """Bad input. The message is one clear sentence that names the thing and says what would be right.
@@ -15,3 +18,12 @@ class SharedError(UserError):
 def first_line(fault: BaseException) -> str:
     """What somebody else's exception says, in one line; its class where it says nothing."""
     return next(iter(str(fault).splitlines()), type(fault).__name__)
+
+
+def complain(error: Exception) -> int:
+    """Say what is wrong: rank 0 says what every rank found, any rank what it found alone. The exit status, 2."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not isinstance(error, SharedError):
+        alone = "" if rank == "0" else f"rank {rank}: "
+        print(f"error: {alone}{error}", file=sys.stderr, flush=True)
+    return 2

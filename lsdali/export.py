@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
+from lsdali.models.saved import find_checkpoint, open_network
 from lsdali.models.student import Network
 from lsdali.state import checkpoint
 
@@ -25,30 +24,6 @@ Reader = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit; compilers may add in another order."""
-
-
-def find_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run folder, or the file itself. Raises UserError where there is none that is whole."""
-    path = run / "checkpoints" / "best.pt" if run.is_dir() else run
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: name a run folder or a checkpoint file")
-    wrong = checkpoint.fault(path)
-    if wrong is not None:
-        raise UserError(f"the checkpoint {path} is {wrong}")
-    return path
-
-
-def open_network(content: dict[str, Any]) -> tuple[Network, ModelConfig]:
-    """The network of a checkpoint's content, in evaluation mode."""
-    try:
-        config = ModelConfig.model_validate(content["recipe"]["model"])
-    except ValidationError as fault:
-        reason = fault.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"the checkpoint holds a model that is not known here: {reason}") from fault
-    network = build_network(config, content["classes"])
-    state = content["parts"]["student"]
-    network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
-    return network.eval(), config
 
 
 def as_safetensors(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
@@ -115,7 +90,8 @@ def export(run: Path, kind: str, out: Path | None) -> str:
     """
     path = find_checkpoint(run)
     content = checkpoint.read(path)
-    network, config = open_network(content)
+    network = open_network(content, f"the checkpoint {path}").eval()
+    config = ModelConfig.model_validate(content["recipe"]["model"])
     write, ending = FORMATS[kind]
     out = out or path.with_name(path.stem + ending)
     size = content["recipe"]["data"]["eval"]["size"]

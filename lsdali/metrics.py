@@ -33,16 +33,42 @@ def pskd_bins(width: float = 0.1) -> Bins:
     return upper - width, upper
 
 
+def binned(confidence: Tensor, right: Tensor, bins: Bins) -> tuple[Tensor, Tensor, Tensor]:
+    """[N], [N], M bins -> [M] int64, [M], [M]: samples of each bin, sum of their confidence, how many are right."""
+    lower, upper = (edge.to(confidence.device) for edge in bins)
+    inside = (confidence[:, None] > lower) & (confidence[:, None] <= upper)
+    place = torch.where(inside.any(1), inside.int().argmax(1), len(lower))  # the last place is for those in no bin
+    weights = (None, confidence.double(), right.double())
+    counts, sums, rights = (torch.bincount(place, w, len(lower) + 1)[:-1] for w in weights)
+    return counts, sums, rights
+
+
 def calibration_error(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
     """[N], [N], bins -> []: ECE in %, sum over bins |sum of right - confidence| / N (Guo et al., 2017).
 
     Samples in no bin add nothing, but count in N.
     """
-    lower, upper = (edge.to(confidence.device) for edge in bins)
-    place = confidence[:, None]
-    inside = ((place > lower) & (place <= upper)).double()  # [N, M]
-    gap = (right.double() - confidence.double()) @ inside  # [M]
-    return 100 * gap.abs().sum() / len(confidence)
+    _, sums, rights = binned(confidence, right, bins)
+    return 100 * (rights - sums).abs().sum() / len(confidence)
+
+
+def reliability(confidence: Tensor, right: Tensor, bins: Bins) -> list[dict[str, float | None]]:
+    """[N], [N], M bins -> M rows: lower and upper edge, count, mean confidence and accuracy; None for an empty bin.
+
+    A sample is in one bin. (The curve of the code that preceded IBLS's adds each sample to all bins above it too.)
+    """
+    columns = (*bins, *binned(confidence, right, bins))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [
+        {
+            "lower": max(lower, 0.0),
+            "upper": min(upper, 1.0),
+            "count": n,
+            "confidence": total / n if n else None,
+            "accuracy": rights / n if n else None,
+        }
+        for lower, upper, n, total, rights in rows
+    ]
 
 
 def aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
@@ -54,14 +80,19 @@ def aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
     order = index.argsort(descending=True)
     order = order[confidence[order].argsort(descending=True, stable=True)]
     errors = (1 - right[order].double()).cumsum(0)
-    return 1000 * (errors / _count_up(errors)).mean()
+    return 1000 * _mean(errors / _count_up(errors))
 
 
 def excess_aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
     """[N], [N], [N] -> []: E-AURC x 1000: AURC less that of the best order, which has every error last."""
     best = right.double().sort(descending=True).values
     errors = (1 - best).cumsum(0)
-    return aurc(confidence, right, index) - 1000 * (errors / _count_up(errors)).mean()
+    return aurc(confidence, right, index) - 1000 * _mean(errors / _count_up(errors))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """[N] -> [], on the host by NumPy, in one order: torch's depends on the number of threads, which torchrun sets."""
+    return torch.tensor(x.cpu().numpy().mean(), dtype=x.dtype)
 
 
 def _count_up(x: Tensor) -> Tensor:
@@ -80,12 +111,43 @@ def label_rank(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits > own) | ((logits == own) & earlier)).sum(1)
 
 
-class Evaluation:
-    """Metrics of one pass over a data set. Each valid sample must be seen once, on one rank.
+def score(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, K], [B] -> [B, 4] fp64: in the top 1, in the top 5 (0 or 1), NLL (nats), confidence. Never waits.
 
     A row of logits without a softmax (a NaN, a +inf, or -inf everywhere) counts as wrong for every k, with
     confidence 0 and an infinite NLL. So does a row whose label has the logit -inf, with its own confidence.
     """
+    log_p = logits.detach().double().log_softmax(1)
+    broken = log_p.isnan().any(1)
+    nll = -log_p.gather(1, labels[:, None])[:, 0].masked_fill(broken, -torch.inf)
+    confidence = log_p.amax(1).exp().masked_fill(broken, 0.0)
+    beyond = logits.shape[1] + 5  # outside every top k
+    rank = label_rank(logits, labels).masked_fill(nll.isinf(), beyond)
+    return torch.stack([rank < 1, rank < 5, nll, confidence], 1).double()
+
+
+def measure(scores: Tensor) -> dict[str, float]:
+    """[N, 4] of `score`, in the data set's order -> top1, top5 (%), nll (nats), ece, ece_pskd (%), aurc (x 1000), n.
+
+    `ece` has 15 bins of equal width, `ece_pskd` the ten of `pskd_bins`. top5 is 100 with five classes or fewer.
+    Raises UserError where there is no sample.
+    """
+    if len(scores) == 0:
+        raise UserError("nothing was evaluated: the data set has no valid sample")
+    top1, top5, nll, confidence = scores.unbind(1)
+    return {
+        "top1": 100 * _mean(top1).item(),
+        "top5": 100 * _mean(top5).item(),
+        "nll": _mean(nll).item(),
+        "ece": calibration_error(confidence, top1, equal_bins(15)).item(),
+        "ece_pskd": calibration_error(confidence, top1, pskd_bins()).item(),
+        "aurc": aurc(confidence, top1, torch.arange(len(scores))).item(),
+        "n": float(len(scores)),
+    }
+
+
+class Evaluation:
+    """Metrics of one pass over a data set. Each valid sample must be seen once, on one rank."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
@@ -100,36 +162,14 @@ class Evaluation:
         if logits.shape != (len(batch), self._classes):
             wanted = [len(batch), self._classes]
             raise UserError(f"the logits have the shape {list(logits.shape)}; the data set asks for {wanted}")
-        log_p = logits.detach().double().log_softmax(1)
-        broken = log_p.isnan().any(1)
-        nll = -log_p.gather(1, batch.labels[:, None])[:, 0].masked_fill(broken, -torch.inf)
-        confidence = log_p.amax(1).exp().masked_fill(broken, 0.0)
-        beyond = self._classes + 5  # outside every top k
-        rank = label_rank(logits, batch.labels).masked_fill(nll.isinf(), beyond)
+        self._scores.append(torch.cat([batch.valid[:, None], score(logits, batch.labels)], 1))
         # The index stays on the host until the end: a copy to the device here would wait for the queue.
-        self._scores.append(torch.stack([batch.valid, rank < 1, rank < 5, nll, confidence], 1).double())
         self._index.append(batch.index)
 
     def result(self) -> dict[str, float]:
-        """top1, top5 (%), nll (nats), ece, ece_pskd (%), aurc (x 1000), n. Collective; equal on every rank.
-
-        `ece` has 15 bins of equal width, `ece_pskd` the ten of `pskd_bins`. top5 is 100 with five classes
-        or fewer. Raises UserError where no rank saw a valid sample.
-        """
+        """The figures of `measure`. Collective; equal on every rank. Raises UserError for no valid sample anywhere."""
         scores = torch.cat(self._scores)
         index = torch.cat(self._index).to(scores.device)
         valid = scores[:, 0].bool()
         rows = dist.all_rows(torch.cat([scores[valid, 1:], index[valid, None].double()], 1)).cpu()
-        if len(rows) == 0:
-            raise UserError("nothing was evaluated: the data set has no valid sample")
-        rows = rows[rows[:, 4].argsort()]
-        top1, top5, nll, confidence, index = rows.unbind(1)
-        return {
-            "top1": 100 * top1.mean().item(),
-            "top5": 100 * top5.mean().item(),
-            "nll": nll.mean().item(),
-            "ece": calibration_error(confidence, top1, equal_bins(15)).item(),
-            "ece_pskd": calibration_error(confidence, top1, pskd_bins()).item(),
-            "aurc": aurc(confidence, top1, index).item(),
-            "n": float(len(rows)),
-        }
+        return measure(rows[rows[:, 4].argsort(), :4])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry. The exit status is 0 for a finished run, 2 for bad input."""
     args = arguments().parse_intermixed_args(argv)
-    from lsdali.errors import SharedError, UserError
+    from lsdali.errors import SharedError, UserError, complain
 
     try:
         if args.schema:
@@ -70,21 +70,10 @@ def print_schema() -> int:
     return 0
 
 
-def complain(error: Exception) -> int:
-    """Say what is wrong: rank 0 says what every rank found, any rank what it found alone."""
-    from lsdali.errors import SharedError
-
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or not isinstance(error, SharedError):
-        alone = "" if rank == "0" else f"rank {rank}: "
-        print(f"error: {alone}{error}", file=sys.stderr, flush=True)
-    return 2
-
-
 def start(recipe: "Recipe") -> int:
     """Train a checked recipe on this process's device. What is not bad input is raised, for torchrun to report."""
     from lsdali import dist
-    from lsdali.errors import UserError
+    from lsdali.errors import UserError, complain
 
     try:
         with dist.session() as device:

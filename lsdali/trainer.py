@@ -174,9 +174,7 @@ class Trainer:
         """Metrics over the whole validation split, each image once, the same on every rank."""
         self.student.eval()
         result = Evaluation(self.classes, self.device)
-        for batch in self.val:
-            with self.precision.autocast():
-                logits = self.student.network(batch.images)
+        for logits, batch in predictions(self.student.network, self.val, self.precision):
             result.update(logits, batch)
         return result.result()
 
@@ -241,6 +239,15 @@ class Trainer:
 
     def restore(self, states: Mapping[str, Any]) -> None:
         restore(self.parts, states)
+
+
+@torch.no_grad()
+def predictions(network: nn.Module, data: EvalData, precision: Precision) -> Iterator[tuple[Tensor, Batch]]:
+    """The logits [B, K] of each batch, and the batch; the network is in evaluation mode."""
+    for batch in data:
+        with precision.autocast():
+            logits = network(batch.images)
+        yield logits, batch
 
 
 def total_terms(losses: list[Loss], shares: list[float]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from lsdali.metrics import (
     equal_bins,
     excess_aurc,
     label_rank,
+    measure,
     pskd_bins,
 )
 
@@ -139,6 +140,20 @@ def test_no_batch_size_or_order_changes_a_number() -> None:
     for size in (1, 7, 64):
         assert evaluate(logits, labels, size) == whole
         assert evaluate(logits, labels, size, torch.arange(N).flip(0)) == whole
+
+
+def test_no_number_of_threads_changes_a_number() -> None:
+    """torchrun gives each process one thread, a plain process has one a core."""
+    g = torch.Generator().manual_seed(0)
+    confidence = torch.rand(50000, generator=g, dtype=torch.float64)
+    right = (torch.rand(50000, generator=g) < confidence).double()
+    scores = torch.stack([right, right, -confidence.log(), confidence], 1)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        found.append(measure(scores))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
 
 
 def test_padding_does_not_count() -> None:

@@ -15,12 +15,12 @@ LEVELS = [
     {"dist"},
     {"functional"},
     {"state"},
-    {"data", "models", "optim", "metrics", "events"},
+    {"data", "models", "optim", "metrics", "posthoc", "events"},
     {"methods"},
     {"recipe"},
     {"trainer"},
     {"build"},
-    {"train", "report", "bench", "export", "scan", "pack"},
+    {"train", "report", "bench", "export", "scan", "pack", "evaluate"},
 ]
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 

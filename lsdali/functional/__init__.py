@@ -51,6 +51,7 @@ from lsdali.functional.online import (
     anchors,
     class_means,
     keep_sharp_rows,
+    table_distance,
 )
 from lsdali.functional.ranks import (
     competition_rank,
@@ -117,6 +118,7 @@ __all__ = [
     "soft_rank",
     "sorted_weights",
     "symmetric_cross_entropy",
+    "table_distance",
     "teacher_spread",
     "tie_size",
     "top_row",

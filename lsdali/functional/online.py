@@ -23,6 +23,18 @@ def class_means(sums: Tensor, counts: Tensor) -> Tensor:
     return torch.where(counts[:, None] > 0, mean, 1 / len(counts))
 
 
+def table_distance(human: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """[K, K], [K, K] -> [], []: soft cross-entropy and KL divergence of a table's rows from people's, means over rows.
+
+    Row k of `human` is the mean of what people say of images of class k (CIFAR-10H; Peterson et al. 2019), row k of
+    `table` is a network's, such as OLS collects; Zhang et al. 2021 compare them so. A human 0 adds nothing; a table's 0
+    where people's is not makes both infinite.
+    """
+    human, table = lift(human), lift(table)
+    cross = -torch.xlogy(human, table).sum(1).mean()
+    return cross, cross + torch.xlogy(human, human).sum(1).mean()
+
+
 def keep_sharp_rows(new: Tensor, old: Tensor, counts: Tensor, sharp: float) -> Tensor:
     """[K, K], [K, K], [K] -> [K, K]: the old row where its greatest entry is at least `sharp`, the new one elsewhere.
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.models import ModelConfig, build_network
 from lsdali.models.imagenet import from_torchvision
+from lsdali.models.saved import open_network
 from lsdali.models.student import Network, weights_digest
 from lsdali.state import checkpoint
 
@@ -81,18 +81,7 @@ def network_from_checkpoint(path: Path, classes: int) -> Network:
     saved = read_checkpoint(path)
     if saved["classes"] != classes:
         raise UserError(f"the teacher '{path}' knows {saved['classes']} classes, but the data set has {classes}")
-    try:
-        network = build_network(ModelConfig.model_validate(saved["recipe"]["model"]), classes)
-        prefix = "network."
-        state = saved["parts"]["student"]
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    except ValidationError as fault:
-        reason = fault.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"the teacher '{path}' holds a model that is not known here: {reason}") from fault
-    except RuntimeError as fault:
-        name = saved["recipe"]["model"]["name"]
-        raise UserError(f"the teacher '{path}' does not hold the weights of the {name} it names") from fault
-    return network
+    return open_network(saved, f"the teacher '{path}'")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class Precision:
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         torch.backends.cudnn.allow_tf32 = name == "tf32"
 
+    @property
+    def half(self) -> bool:
+        """Whether images come in 16 bit: where a GPU computes in them."""
+        return self._device.type == "cuda" and self.name in AUTOCAST
+
     def autocast(self) -> torch.autocast:
         """The context of forward and loss."""
         return torch.autocast(self._device.type, dtype=AUTOCAST.get(self.name), enabled=self.name in AUTOCAST)

@@ -44,6 +44,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         apply(tree, override)
     if tree.get("run_dir") is None:
         tree["run_dir"] = str(Path("runs") / path.stem)
+    return check(tree, path)
+
+
+def check(tree: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe that a tree of plain values is; raises UserError with every key that is wrong, under the path."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

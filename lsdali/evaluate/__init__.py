@@ -1,0 +1,1 @@
+"""Evaluate trained runs: metrics, temperature scaling, ensembles, reliability (`python -m lsdali.evaluate`)."""

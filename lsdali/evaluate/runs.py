@@ -1,0 +1,157 @@
+"""Trained runs to what they predict: checkpoint, recipe, data, logits."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsdali import dist
+from lsdali.build import count_classes
+from lsdali.data.choose import eval_loader, open_data
+from lsdali.data.index import Index, open_index
+from lsdali.errors import UserError
+from lsdali.models.fits import size_fits
+from lsdali.models.saved import find_checkpoint, open_network
+from lsdali.models.student import Network, weights_digest
+from lsdali.optim.precision import Precision
+from lsdali.recipe import Recipe, apply, check
+from lsdali.state import checkpoint
+from lsdali.trainer import predictions
+
+ALLOWED = ("data.", "evaluate.batch=", "precision=")
+"""What an override may begin with: the rest of a recipe was decided in training."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What one network says of one data set, on the host, in the data set's order; the same on every rank."""
+
+    name: str
+    logits: Tensor  # [N, K] fp32
+    labels: Tensor  # [N] int64
+    index: Tensor  # [N] int64, places in the data set
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run is evaluated on, and how."""
+
+    recipe: Recipe
+    index: Index
+
+    def describe(self) -> str:
+        return f"{self.recipe.data.validation()} of {self.recipe.data.name} in {self.index.root}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network and the recipe that it was trained by."""
+
+    name: str
+    path: Path  # of the checkpoint
+    content: dict[str, Any]
+    weights: str  # student or ema
+    network: Network
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "run": self.name,
+            "checkpoint": str(self.path),
+            "step": self.content["step"],
+            "weights": self.weights,
+            "digest": weights_digest(self.network),
+        }
+
+
+def open_run(run: Path, which: str, weights: str) -> Run:
+    """Raises UserError where there is no whole checkpoint, or not these weights. On every rank."""
+    with dist.together():
+        path = find_checkpoint(run, which)
+        content = checkpoint.read(path)
+        network = open_network(content, f"the checkpoint {path}", weights).eval()
+    return Run(str(run), path, content, weights, network)
+
+
+def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run, with another data part where the overrides say so."""
+    tree = deepcopy(run.content["recipe"])
+    for override in overrides:
+        if not override.startswith(ALLOWED):
+            raise UserError(f"override {override!r}: only data.*, evaluate.batch and precision can be changed here")
+        apply(tree, override)
+    return check(tree, run.path)
+
+
+def open_samples(run: Run, overrides: Sequence[str]) -> Samples:
+    """The validation data of a run, or what the overrides make of them. Collective.
+
+    Raises UserError where they have other classes than the checkpoint, or images that the network does not take.
+    """
+    with dist.together():
+        recipe = recipe_of(run, overrides)
+        index = open_data(recipe.data, "val", say=lambda line: None)
+        if count_classes(recipe, index) != run.network.classes:
+            raise UserError(
+                f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "
+                f"{len(index.classes)}"
+            )
+        size_fits(run.network, recipe.model.name, (recipe.data.eval.size,))
+    return Samples(recipe, index)
+
+
+def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
+    """The training samples that a run was not trained on, by its own data.split. Collective.
+
+    Raises UserError where it held out none, these are not the data that it was trained on, or the overrides leave a
+    part of the training data to evaluate on.
+    """
+    kept = [text for text in overrides if not text.startswith("data.split")]
+    with dist.together():
+        recipe = recipe_of(run, kept)
+        if recipe.data.split is None:
+            raise UserError(f"{run.name} held out no part of its training data (data.split): use --temperature half")
+        if recipe_of(run, overrides).data.split is not None:
+            raise UserError(
+                f"--temperature held_out would evaluate {run.name} on training data, as it is fitted on: "
+                "add data.split=null, for the data set's own validation or test data"
+            )
+        if open_index(recipe.data, "train").fingerprint != run.content["data"]:
+            raise UserError(f"{run.name} was trained on other data, so that nothing of these was held out from it")
+    return open_samples(run, kept)
+
+
+def same_samples(runs: Sequence[Run], samples: Sequence[Samples]) -> None:
+    """Raises UserError where runs would be evaluated on other classes or samples than the first one."""
+    first = samples[0].index
+    for run, other in zip(runs, samples, strict=True):
+        if other.index.classes != first.classes or run.network.classes != runs[0].network.classes:
+            raise UserError(f"an ensemble needs runs of the same classes: {runs[0].name} and {run.name} differ")
+        if other.index.fingerprint != first.fingerprint:
+            raise UserError(
+                f"an ensemble needs runs on the same data: {runs[0].name} is evaluated on {samples[0].describe()}, "
+                f"and {run.name} on {other.describe()}, which are other samples"
+            )
+
+
+def predict(run: Run, samples: Samples, device: torch.device) -> Predicted:
+    """What a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
+    recipe, index, network = samples.recipe, samples.index, run.network
+    with dist.together():
+        precision = Precision(recipe.precision, device)
+        loader = eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    parts = [(torch.empty((0, network.classes)), torch.empty(0, dtype=torch.int64))]
+    for logits, batch in predictions(network, loader, precision):
+        valid = batch.valid.cpu()
+        parts.append((logits.float().cpu()[valid], batch.index[valid]))
+    loader.close()
+    numbers = dist.all_rows(torch.cat([i for _, i in parts]))
+    order = numbers.argsort()
+    logits = dist.all_rows(torch.cat([x for x, _ in parts]))[order]
+    labels = torch.from_numpy(np.array(index.labels))[numbers[order]]
+    return Predicted(run.name, logits, labels, numbers[order])

@@ -1,0 +1,55 @@
+"""Networks out of checkpoints: the one way in which teachers, exports and evaluations open a trained run."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lsdali.errors import UserError
+from lsdali.models import ModelConfig, build_network
+from lsdali.models.student import Network
+from lsdali.state import checkpoint
+
+
+def find_checkpoint(run: Path, which: str = "best") -> Path:
+    """A checkpoint of a run folder, or `run` itself where it is a file.
+
+    `which` is best, last (the newest), or a file: its name in the run's checkpoint folder, or its path.
+    Raises UserError where there is none that is whole.
+    """
+    folder = run / "checkpoints"
+    if not run.is_dir():
+        path = run
+    elif which == "last":
+        path = max(folder.glob("step-*.pt"), default=folder / "step-*.pt")
+    else:
+        path = folder / ("best.pt" if which == "best" else which)
+        path = path if path.is_file() or which == "best" else Path(which)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: name a run folder or a checkpoint file")
+    wrong = checkpoint.fault(path)
+    if wrong is not None:
+        raise UserError(f"the checkpoint {path} is {wrong}")
+    return path
+
+
+def open_network(content: dict[str, Any], what: str, weights: str = "student") -> Network:
+    """The network of a checkpoint's content, on the CPU; `weights` are the student's or their average, ema.
+
+    Raises UserError, about `what`, where the model is not known, the weights are another's, or there is no average.
+    """
+    parts = content["parts"]
+    if weights not in parts:
+        raise UserError(f"{what} keeps no moving average of its weights (ema): evaluate those of the student")
+    state = parts["ema"]["weights"] if weights == "ema" else parts["student"]
+    prefix = "network."
+    try:
+        network = build_network(ModelConfig.model_validate(content["recipe"]["model"]), content["classes"])
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except ValidationError as fault:
+        reason = fault.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{what} holds a model that is not known here: {reason}") from fault
+    except RuntimeError as fault:
+        name = content["recipe"]["model"]["name"]
+        raise UserError(f"{what} does not hold the weights of the {name} it names") from fault
+    return network

@@ -1,0 +1,53 @@
+"""What is done to a trained network's logits afterwards: temperature scaling, and the mean of several networks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsdali.errors import UserError
+
+WIDE = (1e-4, 1e4)
+"""Bounds of a temperature that only end the search where no loss is the least, as where every sample is right."""
+IBLS = (0.8, 3.0)
+"""The bounds that the code of IBLS publishes (Maher and Kull 2021)."""
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = WIDE) -> float:
+    """[N, K], [N] -> the T within the bounds with the least log loss of softmax(logits / T) (Guo et al. 2017).
+
+    By SciPy's L-BFGS-B from T = 1. It searches 1 / T, in which the loss is convex, with the exact gradient. Guo's own
+    code and the one that preceded IBLS's take 50 iterations of torch's LBFGS at rate 0.01 from 1.5 and never zero the
+    gradient; on the 40 samples of the tests they end at 1.085, with zeroing at 1.348, and the least loss is at 1.197.
+    Raises UserError where there is no sample, or one whose loss is infinite at every temperature.
+    """
+    from scipy.optimize import minimize
+
+    if len(logits) == 0:
+        raise UserError("a temperature cannot be fitted on no samples")
+    z = logits.detach().cpu().double()
+    z = z - z.amax(1, keepdim=True)  # a row without a greatest logit is NaN from here on
+    own = z.gather(1, labels.cpu()[:, None])[:, 0]
+    if lost := int((z.isnan().any(1) | own.isinf()).sum()):
+        raise UserError(f"a temperature cannot be fitted: at every one the log loss of {lost} samples is infinite")
+    finite = z.masked_fill(z.isinf(), 0.0)  # masked classes have no probability
+
+    def loss_and_slope(at: NDArray[np.float64]) -> tuple[float, float]:
+        scaled = float(at[0]) * z
+        losses = scaled.logsumexp(1) - float(at[0]) * own
+        slopes = (scaled.softmax(1) * finite).sum(1) - own
+        # NumPy adds in one order, torch in one that the number of threads decides.
+        return float(losses.numpy().mean()), float(slopes.numpy().mean())
+
+    inverse = (1 / bounds[1], 1 / bounds[0])
+    options = {"ftol": 1e-15, "gtol": 1e-10}
+    found = minimize(loss_and_slope, 1.0, jac=True, method="L-BFGS-B", bounds=[inverse], options=options)
+    return min(max(1 / float(found.x[0]), bounds[0]), bounds[1])
+
+
+def ensemble(logits: Sequence[Tensor]) -> Tensor:
+    """M times [N, K] -> [N, K] fp64: the logarithm of the mean of the M softmax outputs."""
+    log_p = torch.stack([x.detach().double().log_softmax(1) for x in logits])
+    return log_p.logsumexp(0) - float(np.log(len(logits)))

@@ -1,0 +1,224 @@
+"""Evaluation of trained runs from the command line: the figures of training again, on any number of processes."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+
+from lsdali.build import build
+from lsdali.data.order import stratified
+from lsdali.evaluate.__main__ import WAYS, arguments, start
+from lsdali.evaluate.figures import FITS, fit, rows
+from lsdali.evaluate.runs import Predicted
+from lsdali.events import Events
+from lsdali.posthoc import fit_temperature
+from lsdali.recipe import Recipe
+from lsdali.state.checkpoint import Checkpoints
+from tests.harness import ROOT, TORCHRUN, environment, make_images, summary, tiny
+
+
+def train(tree: dict, folder: Path) -> None:
+    checkpoints = Checkpoints(folder / "checkpoints", 2, print)
+    build(Recipe.model_validate(tree), folder, torch.device("cpu"), checkpoints, Events([])).run()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on five classes, the first with an average; a third that held out a quarter of its training data."""
+    base = tmp_path_factory.mktemp("evaluate")
+    make_images(base / "images")
+    make_images(base / "three", classes=3, train=1)
+    crops = {"train": {"crop": "pad", "size": 16}, "eval": {"resize": 16, "size": 16}}
+    changes = [("a", 0, {"ema": {"decay": 0.5}}, {}), ("b", 1, {}, {}), ("kept", 2, {}, {"split": {"fraction": 0.25}})]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSDALI_CACHE", str(base / "cache"))
+        for name, seed, more, data in changes:
+            tree = tiny({"name": "ce"}, base / "images", base / name, seed=seed, **more)
+            tree["data"] |= {**crops, **data}
+            train(tree, base / name)
+    return base
+
+
+@pytest.fixture(autouse=True)
+def cache(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSDALI_CACHE", str(base / "cache"))
+
+
+def main(argv: list[str]) -> int:
+    """Less torchrun's `record`, which does not go together with pytest's standard error."""
+    return start(arguments().parse_intermixed_args(argv))
+
+
+def evaluated(folder: Path, *arguments) -> dict:
+    assert main([*map(str, arguments), "--json", str(folder / "found.json")]) == 0
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize(("options", "weights"), [([], "student"), (["--weights", "ema"], "ema")])
+def test_the_figures_are_those_of_the_run(base, tmp_path, capsys, options, weights):
+    expected = summary(base / "a")
+    expected = expected["last"] if weights == "student" else expected["ema"]["last"]
+    found = evaluated(tmp_path, base / "a", "--checkpoint", "last", *options)
+    (row,) = found["rows"]
+    assert row["metrics"] == {key: value for key, value in expected.items() if key != "epoch"}
+    assert sum(b["count"] for b in row["reliability"]) == 25
+    assert found["runs"][0]["weights"] == weights
+    assert f"{expected['nll']:.3f}" in capsys.readouterr().out
+    if weights == "student":
+        assert found["runs"][0]["digest"] == summary(base / "a")["digest"]
+
+
+def test_which_checkpoint(base, tmp_path):
+    best = evaluated(tmp_path, base / "a")["rows"][0]["metrics"]
+    assert best["nll"] == summary(base / "a")["best"]["nll"]
+    early = evaluated(tmp_path, base / "a", "--checkpoint", "step-0000000005.pt")
+    assert early["runs"][0]["step"] == 5
+    path = base / "a/checkpoints/step-0000000005.pt"
+    assert evaluated(tmp_path, path)["rows"][0]["metrics"] == early["rows"][0]["metrics"]
+    assert evaluated(tmp_path, base / "b", "--checkpoint", path)["rows"][0]["metrics"] == early["rows"][0]["metrics"]
+
+
+def test_predictions_and_a_temperature_of_one_half(base, tmp_path):
+    arguments = (base / "a", "--temperature", "--predictions", tmp_path / "p.npz", "evaluate.batch=7")
+    found = evaluated(tmp_path, *arguments)
+    whole, before, after = found["rows"]
+    p = np.load(tmp_path / "p.npz")
+    assert p["labels"].tolist() == [label for label in range(5) for _ in range(5)]
+    assert p["index"].tolist() == list(range(25))
+    logits = torch.from_numpy(p["logits"]).double()
+    assert log_loss(p["labels"], logits.softmax(1).numpy()) == pytest.approx(whole["metrics"]["nll"], rel=1e-9)
+    chosen = stratified(p["labels"], 12)
+    rest = np.setdiff1d(np.arange(25), chosen)
+    t = fit_temperature(logits[chosen], torch.from_numpy(p["labels"][chosen]))
+    assert after["temperature"] == t
+    for row, scale in ((before, 1), (after, t)):
+        loss = log_loss(p["labels"][rest], (logits[rest] / scale).softmax(1).numpy(), labels=np.arange(5))
+        assert row["metrics"]["nll"] == pytest.approx(loss, rel=1e-9)
+        assert row["metrics"]["n"] == 13
+    assert before["metrics"]["top1"] == after["metrics"]["top1"]
+    assert found["temperature"].startswith("half of the samples evaluated, drawn with seed 0")
+
+
+@pytest.mark.ranks
+def test_no_number_of_processes_changes_a_digit(base, tmp_path):
+    arguments = [str(base / name) for name in "ab"] + ["--ensemble", "--temperature", "half"]
+    alone = evaluated(tmp_path, *arguments)
+    assert [row["name"] for row in alone["rows"]] == [str(base / "a"), str(base / "b"), "ensemble of 2"] * 3
+    file = tmp_path / "two.json"
+    command = [*TORCHRUN, "--nproc_per_node", "2", "-m", "lsdali.evaluate", *arguments, "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(2), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(file.read_text()) == alone
+    assert done.stdout.count("ensemble of 2") == 3
+
+
+def test_the_page_has_a_diagram_a_row(base, tmp_path):
+    page = tmp_path / "page.html"
+    found = evaluated(tmp_path, base / "a", base / "b", "--ensemble", "--temperature", "same", "--html", page)
+    text = page.read_text()
+    assert len(found["rows"]) == 6
+    assert text.count("<svg") == 6
+    bins = [b for row in found["rows"] for b in row["reliability"] if b["count"]]
+    assert text.count('class="right"') == len(bins)
+    assert not re.search("https?:|src=", text)
+    assert "the figures flatter" in text
+
+
+# ---- temperatures of samples kept from training
+
+
+def test_a_temperature_of_held_out_samples(base, tmp_path):
+    arguments = (base / "kept", "--temperature", "held_out", "data.split=null")
+    before, after = evaluated(tmp_path, *arguments)["rows"]
+    assert (before["metrics"]["n"], after["metrics"]["n"]) == (25, 25)
+    evaluated(tmp_path, base / "kept", "--predictions", tmp_path / "p.npz")
+    p = np.load(tmp_path / "p.npz")
+    assert len(p["labels"]) == 10
+    assert after["temperature"] == fit_temperature(torch.from_numpy(p["logits"]), torch.from_numpy(p["labels"]))
+    evaluated(tmp_path, base / "kept", "data.split=null", "--predictions", tmp_path / "p.npz")
+    p = np.load(tmp_path / "p.npz")
+    loss = log_loss(p["labels"], (torch.from_numpy(p["logits"]).double() / after["temperature"]).softmax(1).numpy())
+    assert after["metrics"]["nll"] == pytest.approx(loss, rel=1e-9)
+
+
+def predicted(name="x"):
+    g = torch.Generator().manual_seed(len(name))
+    labels = torch.arange(30) % 3
+    logits = torch.randn(30, 3, generator=g) + 3 * torch.eye(3)[labels]
+    return Predicted(name, logits, labels, torch.arange(30))
+
+
+def test_the_samples_evaluated_on_change_no_temperature():
+    assert tuple(FITS) == WAYS
+    part = predicted()
+    found = fit("half", part, None)
+    assert found.samples == len(found.rest) == 15
+    assert torch.equal(part.labels[found.rest].bincount(), torch.tensor([5, 5, 5]))
+    logits = part.logits.clone()
+    logits[found.rest] *= 7
+    assert fit("half", replace(part, logits=logits), None).temperature == found.temperature
+    assert fit("same", replace(part, logits=logits), None).temperature != fit("same", part, None).temperature
+    assert fit("ibls", replace(part, logits=part.logits / 99), None).temperature == 0.8
+
+
+def test_the_ensemble_of_scaled_networks():
+    parts = [predicted("x"), predicted("xx")]
+    fitted = [fit("same", part, None) for part in parts]
+    last = rows(parts, fitted, together=True)[-1]
+    p = sum((part.logits.double() / f.temperature).softmax(1) for part, f in zip(parts, fitted)) / 2
+    assert last.metrics["nll"] == pytest.approx(log_loss(parts[0].labels, p.numpy()), rel=1e-9)
+    assert last.temperature is None
+    assert last.scaled
+
+
+# ---- sentences
+
+
+def said(capsys, *arguments) -> str:
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
+    nothing = f"error: there is no checkpoint {tmp_path}/checkpoints"
+    more = ": name a run folder or a checkpoint file\n"
+    assert said(capsys, tmp_path) == f"{nothing}/best.pt{more}"
+    assert said(capsys, tmp_path, "--checkpoint", "last") == f"{nothing}/step-*.pt{more}"
+    assert said(capsys, base / "b", "--weights", "ema") == (
+        f"error: the checkpoint {base}/b/checkpoints/best.pt keeps no moving average of its weights (ema): "
+        "evaluate those of the student\n"
+    )
+    other = f"the checkpoint {base}/a/checkpoints/best.pt knows 5 classes, but the data in {base}/three has 3"
+    assert said(capsys, base / "a", f"data.root={base}/three") == f"error: {other}\n"
+    assert "data.rot: unknown key; did you mean 'root'?" in said(capsys, base / "a", "data.rot=x")
+    assert "only data.*, evaluate.batch and precision can be changed" in said(capsys, base / "a", "model.name=lenet")
+
+
+def test_what_does_not_go_together_is_said(base, tmp_path, capsys):
+    a, kept = base / "a", base / "kept"
+    assert said(capsys, a, "--ensemble") == f"error: --ensemble needs two runs or more, and {a} is one\n"
+    assert said(capsys, "data.limit=3").startswith("error: which run?")
+    assert "writes those of one run, and these are 2" in said(capsys, a, a, "--predictions", tmp_path / "p.npz")
+    assert "there is no folder" in said(capsys, a, "--json", tmp_path / "none/x.json")
+    assert "which are other samples" in said(capsys, a, kept, "--ensemble")
+    assert f"{a} held out no part of its training data" in said(capsys, a, "--temperature", "held_out")
+    again = (kept, "--temperature", "held_out")
+    for change in ([], ["data.split.seed=9"]):
+        assert "on training data, as it is fitted on: add data.split=null" in said(capsys, *again, *change)
+    shutil.copytree(base / "images", tmp_path / "images")
+    (tmp_path / "images/train/class0/0.png").rename(tmp_path / "images/train/class0/new.png")
+    arguments = (kept, "--temperature", "held_out", "data.split=null", f"data.root={tmp_path}/images")
+    assert "was trained on other data" in said(capsys, *arguments)
+    three = tiny({"name": "ce"}, base / "images", base / "three", epochs=1)
+    three["data"]["classes"] = ["class0", "class1", "class2"]
+    train(three, base / "of_three")
+    sentence = f"an ensemble needs runs of the same classes: {a} and {base}/of_three differ"
+    assert sentence in said(capsys, a, base / "of_three", "--ensemble")
