@@ -6,7 +6,7 @@ named, and the pipeline is built anew from that very batch.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +35,7 @@ class TrainLoader:
     The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
     the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
     place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
-    label. `say` gets one line for each bad file.
+    label. Rank 0's `say` gets one line for each bad file: at once where rank 0 met it, else at the epoch's end.
 
     Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
     where more than config.max_bad files are bad.
@@ -60,9 +60,7 @@ class TrainLoader:
         self._stand_ins: dict[int, NDArray[np.bool_]] = {}  # of the steps that DALI was told
         self._found: dict[int, str] = {}  # by this rank, not yet told to the others
         self._refuse_many_bad()
-        if dist.is_main():
-            for i in self._bad:
-                self._name(i)
+        self._name(self._bad)
         if isinstance(config.train, PadCrop):
             _refuse_small(index, config.train)
         most = max(number for _, number in batch.spans) // dist.world()
@@ -132,24 +130,26 @@ class TrainLoader:
         for i, reason in self._runner.culprits(error).items():
             self._found[i] = self._bad[i] = reason
             self._good[i] = False
-            self._name(i)
+            self._name([i])
         self._refuse_many_bad()
 
     def _share(self) -> None:
-        """Ranks tell each other what they found, so that no other rank names it again, and all count alike."""
+        """Ranks tell each other what they found: rank 0 names it, no other rank meets it, and all count alike."""
         found = {i: reason for part in dist.gather_objects(self._found) for i, reason in part.items()}
         self._found = {}
         if not found:
             return
-        if not found.keys() <= self._bad.keys():
+        if met_by_others := sorted(found.keys() - self._bad.keys()):
             self._bad |= found
-            self._good[list(found)] = False
+            self._good[met_by_others] = False
             self._runner.close()  # batches prepared ahead hold them
+            self._name(met_by_others)
         with dist.together():
             self._refuse_many_bad()
 
-    def _name(self, i: int) -> None:
-        self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
+    def _name(self, numbers: Iterable[int]) -> None:
+        for i in numbers if dist.is_main() else ():
+            self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
 
     def _refuse_many_bad(self) -> None:
         if len(self._bad) > self._config.max_bad or not self._good.any():
