@@ -8,7 +8,6 @@ from nvidia.dali.auto_aug.auto_augment import get_image_net_policy, get_reduced_
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data import effects
 from lsdali.data.augment import (
@@ -29,15 +28,6 @@ from lsdali.data.index import open_index
 from lsdali.data.loader import TrainLoader
 
 SIDE = 64
-
-
-@pytest.fixture
-def as_rank(monkeypatch):
-    def pretend(rank, world):
-        monkeypatch.setattr(dist, "rank", lambda: rank)
-        monkeypatch.setattr(dist, "world", lambda: world)
-
-    return pretend
 
 
 def loader(index, config, batch=12, seed=3):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
 from lsdali.data.index import open_index
@@ -16,17 +15,6 @@ from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def as_rank(monkeypatch):
-    """Let this process think that it is one of several."""
-
-    def pretend(rank, world):
-        monkeypatch.setattr(dist, "rank", lambda: rank)
-        monkeypatch.setattr(dist, "world", lambda: world)
-
-    return pretend
 
 
 def loader(index, config, batch=12, **more):

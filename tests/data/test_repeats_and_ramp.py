@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data.augment import ColorJitter, RandomErasing
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
@@ -15,15 +14,6 @@ from lsdali.data.loader import TrainLoader
 from lsdali.data.order import Plan
 from lsdali.data.ramp import Ramp
 from lsdali.errors import UserError
-
-
-@pytest.fixture
-def as_rank(monkeypatch):
-    def pretend(rank, world):
-        monkeypatch.setattr(dist, "rank", lambda: rank)
-        monkeypatch.setattr(dist, "world", lambda: world)
-
-    return pretend
 
 
 def loader(index, config, batch=12, **more):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsdali import dist, scan
+from lsdali import scan
 from lsdali.clock import PerEpoch
 from lsdali.data import place
 from lsdali.data import shards as shards_module
@@ -79,7 +79,7 @@ def tar(file: Path, *members, **more):
 
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=40)])
-def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatch):
+def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatch, as_rank):
     monkeypatch.setattr(place, "OPEN", 2)  # fewer than there are shards
     root, out = both()
     files, shards = plain(root, train=crop), packed(out, train=crop)
@@ -91,11 +91,10 @@ def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatc
     whole = list(a.epoch(0))
     assert same(b.epoch(1), whole[1:])  # a jump back
     for rank in range(2):
-        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(dist, "world", lambda: 2)
+        as_rank(rank, 2)
         parts = [x.part(4 * rank, 4 * rank + 4) for x in whole]
         assert same(loader(shards).epoch(0), parts)
-    monkeypatch.undo()
+    as_rank(0, 1)
     x, y = (EvalLoader(open_index(c, "val"), c, batch=3, device=CPU, half=False) for c in (files, shards))
     assert same(y, x)
 
