@@ -14,6 +14,7 @@ from lsdali.clock import Clock
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.index import Index
 from lsdali.data.mixing import MixedBatches
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
@@ -64,16 +65,8 @@ def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Che
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
     half = device.type == "cuda" and recipe.precision in ("bf16", "fp16")
-    train = train_loader(
-        train_index,
-        recipe.data,
-        batch=recipe.batches,
-        seed=recipe.seed,
-        device=device,
-        half=half,
-        order=method.sampling,
-        say=events.say,
-    )
+    stream = Stream(recipe.batches, recipe.seed, device, half, method.sampling, events.say)
+    train = train_loader(train_index, recipe.data, stream)
     val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=half)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}

@@ -14,6 +14,7 @@ from lsdali.clock import PerEpoch
 from lsdali.data.catalog import RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def run(loader, epochs=2):
 
 def train_loader(config, index, lines, **more):
     batch = PerEpoch(more.pop("batch", 8))
-    return TrainLoader(index, config, batch=batch, seed=0, device=CPU, half=False, say=lines.append, **more)
+    return TrainLoader(index, config, Stream(batch, 0, CPU, say=lines.append, **more))
 
 
 def named(faults):
@@ -286,6 +287,7 @@ from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.clock import PerEpoch
 from lsdali.data.loader import TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.errors import SharedError
 from lsdali.events import open_events
 from tests.data.test_bad_files import DAMAGE
@@ -299,7 +301,7 @@ with dist.session() as device:
     index = open_index(config, "train")
     assert not len(index.bad())
     events = open_events(Path(sys.argv[3]))
-    loader = TrainLoader(index, config, batch=PerEpoch(8), seed=3, device=device, half=False, say=events.say)
+    loader = TrainLoader(index, config, Stream(PerEpoch(8), 3, device, say=events.say))
     dist.barrier()
     if dist.is_main():
         for k, hurt in enumerate(DAMAGE.values()):

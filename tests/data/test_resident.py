@@ -10,6 +10,7 @@ from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.resident import ResidentEval, ResidentTrain
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ SIX = PerEpoch(6)
 
 def train(config, said=None, batch=SIX):
     index = open_data(config, "train", (said if said is not None else []).append)
-    return train_loader(index, config, batch=batch, seed=3, device=CPU, half=False, order="shuffled", say=print)
+    return train_loader(index, config, Stream(batch, 3, CPU))
 
 
 def evaluation(config, batch=4):

@@ -19,6 +19,7 @@ from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.probe import FAULTS, probe
 from lsdali.data.shards import Shards
+from lsdali.data.stream import Stream
 from lsdali.data.survey import examine
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
@@ -57,7 +58,7 @@ def both(tree, tmp_path):
 def loader(config, index=None, lines=None, batch=8):
     index = open_index(config, "train") if index is None else index
     say = [].append if lines is None else lines.append
-    return TrainLoader(index, config, batch=PerEpoch(batch), seed=3, device=CPU, half=False, say=say)
+    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, CPU, say=say))
 
 
 def same(ours, theirs) -> bool:
@@ -113,8 +114,7 @@ def test_images_of_one_size_are_held_with_the_same_bits(tmp_path, texture):
         config = packed(tmp_path, train=PadCrop(size=20), eval=CenterCrop(resize=20, size=20), resident=resident)
         index = open_data(config, "train", say=lambda line: None)
         assert (index.pixels is not None) == (resident == "always")
-        more = {"batch": PerEpoch(6), "seed": 0, "device": CPU, "half": False, "order": "shuffled", "say": print}
-        streams.append(list(train_loader(index, config, **more).epoch(0)))
+        streams.append(list(train_loader(index, config, Stream(PerEpoch(6), 0, CPU)).epoch(0)))
     assert same(*streams)
 
 
