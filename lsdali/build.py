@@ -34,14 +34,22 @@ from lsdali.state.rng import Generators, RankBuffers, Weights, seed_all
 from lsdali.trainer import Follower, Trainer
 
 
-def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
-    """A trainer at step 0, on every rank.
+def build(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    events: Events,
+    *,
+    resumes: bool = False,
+) -> Trainer:
+    """A trainer at step 0, on every rank; where it `resumes`, its state is yet to be restored, all weights with it.
 
     Raises:
         SharedError: the recipe does not fit the data, the device, the teacher or the number of processes.
     """
     with dist.together():
-        trainer = prepare(recipe, folder, device, checkpoints, events)
+        trainer = prepare(recipe, folder, device, checkpoints, events, resumes=resumes)
     with dist.together():
         trainer.method.begin(trainer.student)
     if dist.active():
@@ -54,12 +62,22 @@ def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Check
     return trainer
 
 
-def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    events: Events,
+    *,
+    resumes: bool,
+) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
     train_index, val_index = (open_data(recipe.data, split, events.say) for split in ("train", "val"))
     classes = count_classes(recipe, train_index)
-    network = open_network(recipe, classes, events)
+    network = open_network(recipe, classes)
+    if recipe.model.weights is not None and not resumes:
+        load_weights(network, recipe.model.name, recipe.model.weights, events.say)
     method, teachers = build_method(recipe, network, len(train_index), device)
     check_shares(recipe, method)
     student = open_student(recipe, network, method, device)
@@ -145,14 +163,12 @@ def check_shares(recipe: Recipe, method: Method) -> None:
             )
 
 
-def open_network(recipe: Recipe, classes: int, events: Events) -> Network:
-    """The network at its beginning: untrained, or with the recipe's weights."""
+def open_network(recipe: Recipe, classes: int) -> Network:
+    """The network as it is initialised."""
     model, data = recipe.model, recipe.data
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
     size_fits(network, model.name, (data.train.size, data.eval.size))
-    if model.weights is not None:
-        load_weights(network, model.name, model.weights, events.say)
     return network
 
 
