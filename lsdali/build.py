@@ -14,6 +14,7 @@ from lsdali.clock import Clock
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.index import Index
 from lsdali.data.mixing import MixedBatches
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
@@ -33,14 +34,22 @@ from lsdali.state.rng import Generators, RankBuffers, Weights, seed_all
 from lsdali.trainer import Follower, Trainer
 
 
-def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
-    """A trainer at step 0, on every rank.
+def build(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    events: Events,
+    *,
+    resumes: bool = False,
+) -> Trainer:
+    """A trainer at step 0, on every rank; where it `resumes`, its state is yet to be restored, all weights with it.
 
     Raises:
         SharedError: the recipe does not fit the data, the device, the teacher or the number of processes.
     """
     with dist.together():
-        trainer = prepare(recipe, folder, device, checkpoints, events)
+        trainer = prepare(recipe, folder, device, checkpoints, events, resumes=resumes)
     with dist.together():
         trainer.method.begin(trainer.student)
     if dist.active():
@@ -53,26 +62,28 @@ def build(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Check
     return trainer
 
 
-def prepare(recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events) -> Trainer:
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    events: Events,
+    *,
+    resumes: bool,
+) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
     train_index, val_index = (open_data(recipe.data, split, events.say) for split in ("train", "val"))
     classes = count_classes(recipe, train_index)
-    network = open_network(recipe, classes, events)
+    network = new_network(recipe, classes)
+    if recipe.model.weights is not None and not resumes:
+        load_weights(network, recipe.model.name, recipe.model.weights, events.say)
     method, teachers = build_method(recipe, network, len(train_index), device)
     check_shares(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    train = train_loader(
-        train_index,
-        recipe.data,
-        batch=recipe.batches,
-        seed=recipe.seed,
-        device=device,
-        half=precision.half,
-        order=method.sampling,
-        say=events.say,
-    )
+    stream = Stream(recipe.batches, recipe.seed, device, precision.half, method.sampling, events.say)
+    train = train_loader(train_index, recipe.data, stream)
     val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
@@ -151,14 +162,12 @@ def check_shares(recipe: Recipe, method: Method) -> None:
             )
 
 
-def open_network(recipe: Recipe, classes: int, events: Events) -> Network:
-    """The network at its beginning: untrained, or with the recipe's weights."""
+def new_network(recipe: Recipe, classes: int) -> Network:
+    """The network as it is initialised."""
     model, data = recipe.model, recipe.data
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
     size_fits(network, model.name, (data.train.size, data.eval.size))
-    if model.weights is not None:
-        load_weights(network, model.name, model.weights, events.say)
     return network
 
 

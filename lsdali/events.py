@@ -96,9 +96,9 @@ class Events:
 
 
 def open_events(folder: Path) -> Events:
-    """The events of a run: rank 0 writes and shows them; another rank shows what it alone has found."""
+    """The events of a run: rank 0 writes and shows them, and also what other ranks have told it."""
     if not dist.is_main():
-        return Events([Lone()])
+        return Events([])
     folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     shown: Sink = Bar(console) if console.is_terminal else Lines()
@@ -177,17 +177,6 @@ class Lines:
 
     def write(self, event: Event) -> None:
         print(sentence(event), flush=True)
-
-    def close(self) -> None:
-        sys.stdout.flush()
-
-
-class Lone:
-    """Sentences of a rank that is not rank 0."""
-
-    def write(self, event: Event) -> None:
-        if isinstance(event, Said):
-            print(f"rank {dist.rank()}: {event.text}", flush=True)
 
     def close(self) -> None:
         sys.stdout.flush()

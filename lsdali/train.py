@@ -105,7 +105,7 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
                     f"this run is finished: {recipe.epochs} epochs; its figures are in {folder / 'summary.json'}"
                 )
                 return
-        trainer = build(recipe, folder, device, checkpoints, events)
+        trainer = build(recipe, folder, device, checkpoints, events, resumes=content is not None)
         if content is not None:
             same_inputs(trainer.header, content, folder)
             trainer.restore(content["parts"])

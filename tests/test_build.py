@@ -9,11 +9,12 @@ import torch
 from lsdali.build import build
 from lsdali.errors import UserError
 from lsdali.events import Events
+from lsdali.models import ModelConfig, build_network
 from lsdali.recipe import Recipe, load
 from lsdali.state.checkpoint import Checkpoints
-from lsdali.train import begun
+from lsdali.train import begun, run
 from lsdali.trainer import Trainer
-from tests.harness import ROOT, make_images, tiny
+from tests.harness import ROOT, events, make_images, summary, tiny
 
 
 def live(recipe: Recipe, folder: Path) -> Trainer:
@@ -72,6 +73,23 @@ def test_a_run_tells_what_it_validates_on(base: Path, tmp_path: Path) -> None:
     assert told == {"train": 30, "val": 10, "validation": validation, "wrong_labels": 30}
     assert begun(trainer).data == told
     assert trainer.record["student"]["last"]["n"] == 10
+
+
+def test_a_resumed_run_needs_no_pretrained_weights(base: Path, tmp_path: Path) -> None:
+    weights, cpu = tmp_path / "pretrained.pt", torch.device("cpu")
+    torch.save(build_network(ModelConfig(name="preact_resnet18", width=16), 5).state_dict(), weights)
+    model = {"name": "preact_resnet18", "width": 16, "weights": {"source": "file", "path": str(weights)}}
+    tree = tiny({"name": "ce"}, base / "images", tmp_path / "run", model=model, epochs=1, save={"every_steps": 3})
+    run(Recipe.model_validate(tree), cpu)
+    whole = summary(tmp_path / "run")["digest"]
+    weights.unlink()
+    (tmp_path / "run/summary.json").unlink()
+    (tmp_path / "run/checkpoints/step-0000000005.pt").unlink()
+    run(Recipe.model_validate(tree), cpu)
+    assert [b["step"] for b in events(tmp_path / "run", "begun")] == [0, 3]
+    assert summary(tmp_path / "run")["digest"] == whole
+    with pytest.raises(UserError, match=r"model.weights: the file '.*pretrained.pt' does not exist"):
+        run(Recipe.model_validate({**tree, "run_dir": str(tmp_path / "fresh")}), cpu)
 
 
 def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from lsdali.data.effects import EFFECTS
 from lsdali.data.graph import Graph, GraphSpec, padded_graph, resized_graph
 from lsdali.data.index import Form
 from lsdali.data.mixing import CutMix, MixedBatches, Mixup
-from lsdali.events import Events
+from lsdali.data.stream import Stream
 from lsdali.metrics import Evaluation
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.recipe import Recipe
 from tests.data.test_augment import EVERY
 from tests.harness import tiny
 from tests.made_up_cuda import CUDA, half_precision, made_up_cuda
-from tests.methods.test_contract import CONFIGS, folder, named, with_teacher  # noqa: F401
+from tests.methods.test_contract import CONFIGS, folder, named, trainer_for, with_teacher  # noqa: F401
 
 
 def test_the_made_up_device_refuses_what_a_real_one_does() -> None:
@@ -67,7 +67,7 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
     recipe = Recipe.model_validate(tiny(with_teacher(config, folder), folder / "images", tmp_path))
     monkeypatch.setattr(build, "load_teacher", on_the_device)
     with made_up_cuda() as host:
-        network = build.open_network(recipe, 5, Events([]))
+        network = build.new_network(recipe, 5)
         method, _ = build.build_method(recipe, network, 40, CUDA)
         student = build.open_student(recipe, network, method, CUDA)
         method.begin(student)
@@ -87,6 +87,26 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
                 method.end_epoch(student, Clock(5 * epoch + 5, PerEpoch(5), 2))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+def test_a_gpu_trains_as_the_cpu_does(config: Any, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Two epochs of a few steps: decoding and arithmetic differ a little, a wrong label or row would differ much."""
+    runs = []
+    for device in ("cpu", "cuda"):
+        trainer = trainer_for(with_teacher(config, folder), folder / tmp_path.name / device, device)
+        steps = []
+        while not trainer.clock.done:
+            for batch in trainer.train.epoch(trainer.clock.step):
+                steps.append({name: value.item() for name, value in trainer.step(batch).items()})
+                trainer.clock = trainer.clock.tick()
+            trainer.method.end_epoch(trainer.student, trainer.clock)
+        runs.append(steps)
+    assert len(runs[0]) == len(runs[1]) > 8
+    for cpu, gpu in zip(*runs, strict=True):
+        assert gpu == pytest.approx(cpu, rel=0.05, abs=0.02)
+
+
 @pytest.mark.parametrize("mix", [Mixup(alpha=0.2), CutMix(alpha=1.0)], ids=["mixup", "cutmix"])
 def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: Path) -> None:  # noqa: F811
     data = {"train": {"crop": "pad", "size": 16, "pad": 2}, "resident": "always"}
@@ -94,9 +114,7 @@ def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: 
     recipe = Recipe.model_validate({**tree, "data": {**tree["data"], **data}})
     train, val = (open_data(recipe.data, split) for split in ("train", "val"))
     with made_up_cuda() as host:
-        loader = train_loader(
-            train, recipe.data, batch=recipe.batches, seed=0, device=CUDA, half=True, order="shuffled", say=print
-        )
+        loader = train_loader(train, recipe.data, Stream(recipe.batches, 0, CUDA, half=True))
         batches = MixedBatches(loader, mix, 0).epoch(0)
         evaluation = Evaluation(5, CUDA)
         held = eval_loader(val, recipe.data, batch=8, device=CUDA, half=True)

@@ -54,12 +54,12 @@ def dali(run: LoaderRun) -> Iterator[int]:
     from lsdali.data.catalog import ImageNet, RandomResizedCrop
     from lsdali.data.index import open_index
     from lsdali.data.loader import TrainLoader
+    from lsdali.data.stream import Stream
 
     config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = open_index(config, "train")
-    size = PerEpoch(run.batch)
-    loader = TrainLoader(index, config, batch=size, seed=0, device=device, half=False, say=lambda line: None)
+    loader = TrainLoader(index, config, Stream(PerEpoch(run.batch), 0, device, say=lambda line: None))
     step = 0
     while True:
         for batch in loader.epoch(step):

@@ -20,6 +20,7 @@ from lsdali.clock import PerEpoch
 from lsdali.data.arrays import Cifar10
 from lsdali.data.index import Index
 from lsdali.data.resident import ResidentTrain
+from lsdali.data.stream import Stream
 
 SAMPLES, SIDE, BATCH = 20_000, 32, 128
 Loader = Callable[[int], Iterator[int]]  # an epoch's number -> sizes of its batches
@@ -55,7 +56,7 @@ def held(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.
     blank = np.zeros((n, 1), np.uint8)
     names = tuple("0123456789")
     index = Index(Path("/"), blank, labels, size, blank[:, 0], names, "", labels, np.arange(n), pixels)
-    loader = ResidentTrain(index, Cifar10(root=""), batch=PerEpoch(BATCH), seed=0, device=device, half=False)
+    loader = ResidentTrain(index, Cifar10(root=""), Stream(PerEpoch(BATCH), 0, device))
 
     def epoch(number: int) -> Iterator[int]:
         return (len(batch) for batch in loader.epoch(loader.steps_per_epoch.before(number)))

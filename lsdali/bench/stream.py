@@ -52,6 +52,7 @@ def stream_part(options: argparse.Namespace) -> None:
     """What one rank reads; what `stream` starts."""
     from lsdali import dist
     from lsdali.data.choose import open_data, train_loader
+    from lsdali.data.stream import Stream
     from lsdali.methods import METHODS
     from lsdali.recipe import load
 
@@ -60,16 +61,7 @@ def stream_part(options: argparse.Namespace) -> None:
     digests: Digests = []
     with dist.session() as device:
         index = open_data(recipe.data, "train", lambda line: None)
-        loader = train_loader(
-            index,
-            recipe.data,
-            batch=recipe.batches,
-            seed=recipe.seed,
-            device=device,
-            half=False,
-            order=order,
-            say=print,
-        )
+        loader = train_loader(index, recipe.data, Stream(recipe.batches, recipe.seed, device, order=order))
         while options.start + len(digests) < options.stop:
             for batch in loader.epoch(options.start + len(digests)):
                 rows = zip(batch.index.tolist(), batch.labels.tolist(), batch.images.cpu().numpy(), strict=True)

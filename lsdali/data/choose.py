@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 
 from lsdali import dist
-from lsdali.clock import PerEpoch
 from lsdali.data.catalog import DataSet, Files
 from lsdali.data.decoded import decode, one_size
 from lsdali.data.index import Index, open_whole, select
 from lsdali.data.listing import Split
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.resident import ResidentEval, ResidentTrain, obstacle
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 Say = Callable[[str], None]
@@ -49,21 +49,10 @@ def _held(config: Files, split: Split, index: Index, say: Say) -> Index:
     return index
 
 
-def train_loader(
-    index: Index,
-    config: DataSet,
-    *,
-    batch: PerEpoch,
-    seed: int,
-    device: torch.device,
-    half: bool,
-    order: str,
-    say: Say,
-) -> TrainLoader | ResidentTrain:
-    """Training batches; `batch` is the global batch of each epoch."""
-    if _holdable(config, "train", index):
-        return ResidentTrain(index, config, batch=batch, seed=seed, device=device, half=half, order=order)
-    return TrainLoader(index, config, batch=batch, seed=seed, device=device, half=half, order=order, say=say)
+def train_loader(index: Index, config: DataSet, stream: Stream) -> TrainLoader | ResidentTrain:
+    """Training batches."""
+    kind = ResidentTrain if _holdable(config, "train", index) else TrainLoader
+    return kind(index, config, stream)
 
 
 def eval_loader(

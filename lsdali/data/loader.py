@@ -6,7 +6,7 @@ named, and the pipeline is built anew from that very batch.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -25,52 +25,43 @@ from lsdali.data.listing import few
 from lsdali.data.order import Ints, Plan, eval_slices
 from lsdali.data.probe import FAULTS, GOOD
 from lsdali.data.runner import Arrays, Runner
+from lsdali.data.stream import Stream
 from lsdali.data.windows import center_crop, crop_uniforms, flips, mirrored, pad_crop, random_resized_crop, squared_crop
 from lsdali.errors import UserError
 
 
 class TrainLoader:
-    """Training batches of this rank; `batch` is the global batch of each epoch.
+    """Training batches of this rank.
 
     The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
     the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
     place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
-    label. `say` gets one line for each bad file.
+    label. `stream.say` gets one line for each bad file, on rank 0: at once where rank 0 met it, else at the
+    epoch's end.
 
     Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
     where more than config.max_bad files are bad.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        config: DataSet,
-        *,
-        batch: PerEpoch,
-        seed: int,
-        device: torch.device,
-        half: bool,
-        order: str = "shuffled",
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.index, self._config, self._seed, self._say = index, config, seed, say
-        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order, config.train.repeats)
+    def __init__(self, index: Index, config: DataSet, stream: Stream) -> None:
+        self.index, self._config, self._seed, self._say = index, config, stream.seed, stream.say
+        self._plan = Plan(
+            np.asarray(index.labels), stream.batch, dist.world(), stream.seed, stream.order, config.train.repeats
+        )
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
         self._stand_ins: dict[int, NDArray[np.bool_]] = {}  # of the steps that DALI was told
         self._found: dict[int, str] = {}  # by this rank, not yet told to the others
         self._refuse_many_bad()
-        if dist.is_main():
-            for i in self._bad:
-                self._name(i)
+        self._name(self._bad)
         if isinstance(config.train, PadCrop):
             _refuse_small(index, config.train)
-        most = max(number for _, number in batch.spans) // dist.world()
-        spec = _spec(index, config, batch=most, size=config.train.size, device=device, half=half)
+        most = max(number for _, number in stream.batch.spans) // dist.world()
+        spec = _spec(index, config, batch=most, size=config.train.size, device=stream.device, half=stream.half)
         spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = Runner(index, graph, spec, self._arrays)
-        self._valid = torch.ones(most, dtype=torch.bool, device=device)
+        self._valid = torch.ones(most, dtype=torch.bool, device=stream.device)
 
     @property
     def steps_per_epoch(self) -> PerEpoch:
@@ -132,24 +123,26 @@ class TrainLoader:
         for i, reason in self._runner.culprits(error).items():
             self._found[i] = self._bad[i] = reason
             self._good[i] = False
-            self._name(i)
+            self._name([i])
         self._refuse_many_bad()
 
     def _share(self) -> None:
-        """Ranks tell each other what they found, so that no other rank names it again, and all count alike."""
+        """Ranks tell each other what they found: rank 0 names it, no other rank meets it, and all count alike."""
         found = {i: reason for part in dist.gather_objects(self._found) for i, reason in part.items()}
         self._found = {}
         if not found:
             return
-        if not found.keys() <= self._bad.keys():
+        if met_by_others := sorted(found.keys() - self._bad.keys()):
             self._bad |= found
-            self._good[list(found)] = False
+            self._good[met_by_others] = False
             self._runner.close()  # batches prepared ahead hold them
+            self._name(met_by_others)
         with dist.together():
             self._refuse_many_bad()
 
-    def _name(self, i: int) -> None:
-        self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
+    def _name(self, numbers: Iterable[int]) -> None:
+        for i in numbers if dist.is_main() else ():
+            self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
 
     def _refuse_many_bad(self) -> None:
         if len(self._bad) > self._config.max_bad or not self._good.any():

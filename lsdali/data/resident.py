@@ -18,6 +18,7 @@ from lsdali.data.decoded import one_size
 from lsdali.data.index import Index
 from lsdali.data.listing import Split
 from lsdali.data.order import Ints, Plan, eval_slices
+from lsdali.data.stream import Stream
 from lsdali.data.windows import center_crop, crop_uniforms, flips, pad_crop
 
 
@@ -41,31 +42,22 @@ def obstacle(config: DataSet, split: Split, index: Index) -> str:
 
 
 class ResidentTrain:
-    """Training batches of this rank, as TrainLoader gives them; `batch` is the global batch of each epoch.
+    """Training batches of this rank, as TrainLoader gives them.
 
     Raises UserError where the batch does not fit ranks or data.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        config: DataSet,
-        *,
-        batch: PerEpoch,
-        seed: int,
-        device: torch.device,
-        half: bool,
-        order: str = "shuffled",
-    ) -> None:
+    def __init__(self, index: Index, config: DataSet, stream: Stream) -> None:
         assert isinstance(config.train, PadCrop), "obstacle() was not asked"
-        self.index, self._crop, self._seed, self._device = index, config.train, seed, device
-        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), seed, order)
+        device, batch = stream.device, stream.batch
+        self.index, self._crop, self._seed, self._device = index, config.train, stream.seed, device
+        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), stream.seed, stream.order)
         side, pad = self._crop.size, self._crop.pad
         images = _on_device(index, device, pad)
         # [N, y, x, side, side, C]: every window is a view
         self._windows = images.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3)
         self._labels = torch.from_numpy(np.array(index.labels)).to(device)
-        self._normalise = Normalise(config, side, device, half)
+        self._normalise = Normalise(config, side, device, stream.half)
         self._valid = torch.ones(max(n for _, n in batch.spans) // dist.world(), dtype=torch.bool, device=device)
 
     @property

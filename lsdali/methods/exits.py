@@ -25,15 +25,15 @@ class FromFinal(Part):
     """T, which divides the logits of both."""
 
 
-def earlier_stages(needs: Needs, exits: int) -> dict[str, int]:
-    """Width of the last `exits` stages before the last one, the latest first."""
+def earlier_stages(needs: Needs, exits: int, key: str = "method.exits") -> dict[str, int]:
+    """Width of the last `exits` stages before the last one, the latest first. UserError where there are fewer."""
     earlier = list(reversed(needs.channels.items()))[1:]
     if exits > len(earlier):
-        raise UserError(f"method.exits is {exits}, but {len(earlier)} come before the last stage")
+        raise UserError(f"{key} is {exits}, but {len(earlier)} come before the last stage")
     return dict(earlier[:exits])
 
 
-def heads(stages: dict[str, int], classes: int) -> dict[str, Probe]:
+def heads(stages: dict[str, int], classes: int) -> dict[str, StageHead]:
     return {f"exit_{name}": StageHead(name, channels, classes) for name, channels in stages.items()}
 
 
@@ -73,7 +73,7 @@ class DeepSupervision(Method):
         self.classes = needs.classes
 
     def probes(self) -> dict[str, Probe]:
-        return heads(self.stages, self.classes)
+        return {**heads(self.stages, self.classes)}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out, c = student(batch.images), self.config

@@ -41,7 +41,7 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         self.classes = needs.classes
 
     def probes(self) -> dict[str, Probe]:
-        return heads(self.stages, self.classes)
+        return {**heads(self.stages, self.classes)}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out, c = student(batch.images), self.config

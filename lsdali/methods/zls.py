@@ -11,7 +11,6 @@ from typing_extensions import Self
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.config import Config as Part
-from lsdali.errors import UserError
 from lsdali.functional import (
     Mass,
     competition_rank,
@@ -45,7 +44,8 @@ from lsdali.methods.distributions import (
     rank_weights,
 )
 from lsdali.methods.draws import ZIPF_WEIGHTS, draws, to_device
-from lsdali.models.probes import DenseVotes, StageHead, Upsample
+from lsdali.methods.exits import earlier_stages, exit_logits, heads
+from lsdali.models.probes import DenseVotes, Upsample
 from lsdali.models.student import Forward, Outputs, Probe
 
 
@@ -153,18 +153,14 @@ class ZipfLabelSmoothing(Method):
         check(config.distribution, needs.classes)
         self.seed, self.classes = needs.seed, needs.classes
         self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
-        exits = 0 if config.deep is None else config.deep.exits
-        if exits >= len(needs.channels):
-            raise UserError(f"method.deep.exits is {exits}, but {len(needs.channels) - 1} come before the last stage")
-        self.exits = list(reversed(needs.channels.items()))[1 : 1 + exits]  # the last but one first
+        self.stages = earlier_stages(needs, 0 if config.deep is None else config.deep.exits, "method.deep.exits")
 
     def probes(self) -> dict[str, Probe]:
-        heads = {name: StageHead(name, channels, self.classes) for name, channels in self.exits}
-        out: dict[str, Probe] = {f"exit_{name}": head for name, head in heads.items()}
-        if self.dense:
-            out["votes"] = DenseVotes(self.config.upsample)
-            out.update({f"votes_{name}": DenseVotes(self.config.upsample, head) for name, head in heads.items()})
-        return out
+        exits, upsample = heads(self.stages, self.classes), self.config.upsample
+        if not self.dense:
+            return {**exits}
+        votes = {f"votes_{head.stage}": DenseVotes(upsample, head) for head in exits.values()}
+        return {**exits, "votes": DenseVotes(upsample), **votes}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out = student(batch.images)
@@ -189,7 +185,7 @@ class ZipfLabelSmoothing(Method):
             kl.mean() if self.config.samples == "all" else masked_mean(kl, right),
         ]
         if self.config.deep is not None:
-            exits = [self.criterion(out.probes[f"exit_{name}"], labels, target) for name, _ in self.exits]
+            exits = [self.criterion(z, labels, target) for z in exit_logits(out, self.stages)]
             found.append(torch.stack(exits).sum())
         return found
 
@@ -241,5 +237,5 @@ class ZipfLabelSmoothing(Method):
 
     def votes(self, out: Outputs) -> Tensor:
         """[B, L] int64: of the last stage and of those with exits."""
-        names = ["votes", *(f"votes_{name}" for name, _ in self.exits)]
+        names = ["votes", *(f"votes_{name}" for name in self.stages)]
         return torch.cat([out.probes[name] for name in names], 1)

@@ -7,16 +7,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lsdali import dist
 from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
 
 Texture = Callable[..., Image.Image]
 Tree = Callable[..., Path]
 Plain = Callable[..., Folder]
+AsRank = Callable[[int, int], None]
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSDALI_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> AsRank:
+    """(rank, world): let this process think that it is one of several."""
+
+    def pretend(rank: int, world: int) -> None:
+        monkeypatch.setattr(dist, "rank", lambda: rank)
+        monkeypatch.setattr(dist, "world", lambda: world)
+
+    return pretend
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.resident import ResidentEval
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 from tests.harness import make_images
 
@@ -162,16 +163,7 @@ def test_every_format_gives_pixels_labels_and_names(tmp_path, name):
     images = torch.cat([b.images[b.valid] for b in loader])
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     assert torch.equal((images * 255).round().byte(), expected)
-    trainer = train_loader(
-        open_data(config, "train"),
-        config,
-        batch=PerEpoch(5),
-        seed=0,
-        device=CPU,
-        half=False,
-        order="shuffled",
-        say=print,
-    )
+    trainer = train_loader(open_data(config, "train"), config, Stream(PerEpoch(5), 0, CPU))
     batches = list(trainer.epoch(0))
     assert sorted(i for b in batches for i in b.index.tolist()) == list(range(20))
     assert all(b.images.shape == (5, 3, config.train.size, config.train.size) for b in batches)
@@ -202,7 +194,7 @@ def test_what_needs_dali_gives_the_bits_of_files(tmp_path, plain, crop):
 def loader_of(index, config, split):
     if split == "val":
         return EvalLoader(index, config, batch=4, device=CPU, half=False)
-    return TrainLoader(index, config, batch=PerEpoch(4), seed=3, device=CPU, half=False).epoch(7)
+    return TrainLoader(index, config, Stream(PerEpoch(4), 3, CPU)).epoch(7)
 
 
 def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
@@ -213,9 +205,7 @@ def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
         said: list[str] = []
         config = DATASETS["mnist"].model_validate({"root": str(tmp_path / "data"), **tree})
         index = open_data(config, "train", said.append)
-        loader = train_loader(
-            index, config, batch=PerEpoch(5), seed=0, device=CPU, half=False, order="shuffled", say=said.append
-        )
+        loader = train_loader(index, config, Stream(PerEpoch(5), 0, CPU, say=said.append))
         assert isinstance(loader, TrainLoader)
         assert said[0].startswith("train images go through DALI: data.train.")
         seen = list(loader.epoch(0))
@@ -231,9 +221,7 @@ def test_crops_are_torchvisions(tmp_path):
     data, _ = WRITERS["cifar10"](tmp_path)
     config = DATASETS["cifar10"].model_validate({"root": str(tmp_path), "mean": [0, 0, 0], "std": [1, 1, 1]})
     index = open_data(config, "train")
-    loader = train_loader(
-        index, config, batch=PerEpoch(20), seed=0, device=CPU, half=False, order="shuffled", say=print
-    )
+    loader = train_loader(index, config, Stream(PerEpoch(20), 0, CPU))
     padded = np.pad(data["train"][0], ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = set()
     for epoch in range(20):

@@ -8,7 +8,6 @@ from nvidia.dali.auto_aug.auto_augment import get_image_net_policy, get_reduced_
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data import effects
 from lsdali.data.augment import (
@@ -27,21 +26,13 @@ from lsdali.data.augment import (
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import TrainLoader
+from lsdali.data.stream import Stream
 
 SIDE = 64
 
 
-@pytest.fixture
-def as_rank(monkeypatch):
-    def pretend(rank, world):
-        monkeypatch.setattr(dist, "rank", lambda: rank)
-        monkeypatch.setattr(dist, "world", lambda: world)
-
-    return pretend
-
-
 def loader(index, config, batch=12, seed=3):
-    return TrainLoader(index, config, batch=PerEpoch(batch), seed=seed, device=torch.device("cpu"), half=False)
+    return TrainLoader(index, config, Stream(PerEpoch(batch), seed, torch.device("cpu")))
 
 
 def pixels(batches) -> dict[int, torch.Tensor]:
@@ -265,7 +256,7 @@ def test_gpu_and_cpu_give_nearly_the_same(tree, plain, augment):
     config = plain(tree(each=18, side=32), train=RandomResizedCrop(size=24, augment=augment))
     index = open_index(config, "train")
     here = next(loader(index, config, batch=36).epoch(0))
-    cuda = TrainLoader(index, config, batch=PerEpoch(36), seed=3, device=torch.device("cuda", 0), half=False)
+    cuda = TrainLoader(index, config, Stream(PerEpoch(36), 3, torch.device("cuda", 0)))
     there = next(cuda.epoch(0))
     assert there.index.tolist() == here.index.tolist()
     assert (there.images.cpu() - here.images).abs().mean() * 255 < 2
@@ -356,7 +347,7 @@ def test_erased_rectangles(tree, plain):
         expected = tvf.erase(b, *(int(n) for n in (*corner[k], *box[k])), torch.tensor(0.5))
         assert torch.equal(a, expected)
         assert not torch.equal(a, b)
-    half = TrainLoader(index, config, batch=PerEpoch(12), seed=3, device=torch.device("cpu"), half=True)
+    half = TrainLoader(index, config, Stream(PerEpoch(12), 3, torch.device("cpu"), half=True))
     assert torch.allclose(next(half.epoch(0)).images.float(), with_.images, atol=4e-3)
 
 

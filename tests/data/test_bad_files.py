@@ -14,6 +14,7 @@ from lsdali.clock import PerEpoch
 from lsdali.data.catalog import RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def run(loader, epochs=2):
 
 def train_loader(config, index, lines, **more):
     batch = PerEpoch(more.pop("batch", 8))
-    return TrainLoader(index, config, batch=batch, seed=0, device=CPU, half=False, say=lines.append, **more)
+    return TrainLoader(index, config, Stream(batch, 0, CPU, say=lines.append, **more))
 
 
 def named(faults):
@@ -280,13 +281,15 @@ def test_odd_files_are_good_and_upright_as_pil_has_them(zoo, texture):
 
 
 ZOO = """
-import os, sys, torch
+import json, os, sys, torch
 from lsdali import dist
 from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.clock import PerEpoch
 from lsdali.data.loader import TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.errors import SharedError
+from lsdali.events import open_events
 from tests.data.test_bad_files import DAMAGE
 from pathlib import Path
 
@@ -297,15 +300,17 @@ config = Folder(
 with dist.session() as device:
     index = open_index(config, "train")
     assert not len(index.bad())
-    lines = []
-    loader = TrainLoader(index, config, batch=PerEpoch(8), seed=3, device=device, half=False, say=lines.append)
+    events = open_events(Path(sys.argv[3]))
+    loader = TrainLoader(index, config, Stream(PerEpoch(8), 3, device, say=events.say))
     dist.barrier()
     if dist.is_main():
         for k, hurt in enumerate(DAMAGE.values()):
             hurt(Path(root) / f"train/ant/{3 * k + 1:03d}.jpg")
     dist.barrier()
     bad = {3 * k + 1 for k in range(len(DAMAGE))}
-    epochs = []
+    epochs, met = [], []
+    recover = loader._recover
+    loader._recover = lambda error: (recover(error), met.extend(loader._found))
     try:
         for first in (0, 5, 10):
             seen = [i for batch in loader.epoch(first) for i in batch.index.tolist()]
@@ -314,8 +319,12 @@ with dist.session() as device:
     except SharedError as error:
         os.write(1, f"STOPPED {error}\\n".encode())  # one write: two processes share the pipe
         sys.exit(3)
-    named = sorted(line for part in dist.gather_objects(lines) for line in part)
+    events.close()
+    met = dist.gather_objects(sorted(set(met)))
     if dist.is_main():
+        assert all(met) and set().union(*met) == bad, met  # each rank met some of them
+        written = map(json.loads, (Path(sys.argv[3]) / "events.jsonl").open())
+        named = [line["text"] for line in written if line["event"] == "said"]
         expected = sorted([i for i in range(40) if i not in bad] + [i + 1 for i in bad])
         assert epochs == [expected] * 3, epochs
         assert len(named) == len(set(named)) == len(bad), named
@@ -352,7 +361,7 @@ def real(folder, ranks, *arguments):
     file.write_text(ZOO)
     launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     return subprocess.run(
-        [sys.executable, *launch, str(file), *map(str, arguments)],
+        [sys.executable, *launch, str(file), *map(str, arguments), str(folder / "run")],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -8,29 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def as_rank(monkeypatch):
-    """Let this process think that it is one of several."""
-
-    def pretend(rank, world):
-        monkeypatch.setattr(dist, "rank", lambda: rank)
-        monkeypatch.setattr(dist, "world", lambda: world)
-
-    return pretend
-
-
 def loader(index, config, batch=12, **more):
-    return TrainLoader(index, config, batch=PerEpoch(batch), seed=3, device=CPU, half=False, **more)
+    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, CPU, **more))
 
 
 def samples(batches) -> dict[int, torch.Tensor]:
@@ -122,7 +111,7 @@ def test_seeds_and_epochs_differ(tree, plain):
     config = plain(tree(each=20))
     index = open_index(config, "train")
     first, second = (samples(loader(index, config, batch=40).epoch(e)) for e in range(2))
-    other = TrainLoader(index, config, batch=PerEpoch(40), seed=4, device=CPU, half=False)
+    other = TrainLoader(index, config, Stream(PerEpoch(40), 4, CPU))
     for there in (second, samples(other.epoch(0))):
         assert first.keys() == there.keys()
         assert not any(torch.equal(first[i], there[i]) for i in first)
@@ -182,6 +171,7 @@ from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index import open_index
 from lsdali.clock import PerEpoch
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 scans = []
@@ -191,7 +181,7 @@ root = sys.argv[1]
 config = Folder(root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1)
 with dist.session() as device:
     index, val = open_index(config, "train"), open_index(config, "val")
-    loader = TrainLoader(index, config, batch=PerEpoch(12), seed=3, device=device, half=False)
+    loader = TrainLoader(index, config, Stream(PerEpoch(12), 3, device))
     mine = {}
     for batch in loader.epoch(0):
         for i, x in zip(batch.index.tolist(), batch.images):

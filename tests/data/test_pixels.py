@@ -13,15 +13,14 @@ from lsdali.clock import PerEpoch
 from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop, SquaredCrop
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
+from lsdali.data.stream import Stream
 from lsdali.data.windows import crop_uniforms, flips, pad_crop, random_resized_crop
 
 CPU = torch.device("cpu")
 
 
-def train_loader(config, batch, **more):
-    index = open_index(config, "train")
-    settings = {"seed": 0, "device": CPU, "half": False} | more
-    return TrainLoader(index, config, batch=PerEpoch(batch), **settings)
+def train_loader(config, batch, seed=0, device=CPU, **more):
+    return TrainLoader(open_index(config, "train"), config, Stream(PerEpoch(batch), seed, device, **more))
 
 
 def levels(images) -> np.ndarray:

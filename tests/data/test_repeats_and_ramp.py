@@ -1,12 +1,9 @@
 """Repeated augmentation, and image sizes that rise with the epoch."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data.augment import ColorJitter, RandomErasing
 from lsdali.data.catalog import PadCrop, RandomResizedCrop
@@ -14,20 +11,12 @@ from lsdali.data.index import open_index
 from lsdali.data.loader import TrainLoader
 from lsdali.data.order import Plan
 from lsdali.data.ramp import Ramp
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 
-@pytest.fixture
-def as_rank(monkeypatch):
-    def pretend(rank, world):
-        monkeypatch.setattr(dist, "rank", lambda: rank)
-        monkeypatch.setattr(dist, "world", lambda: world)
-
-    return pretend
-
-
 def loader(index, config, batch=12, **more):
-    return TrainLoader(index, config, batch=PerEpoch(batch), seed=3, device=torch.device("cpu"), half=False, **more)
+    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, torch.device("cpu"), **more))
 
 
 def test_each_batch_holds_each_sample_so_often_and_an_epoch_reads_as_many():
@@ -153,7 +142,10 @@ def test_batches_follow_epochs_on_any_ranks_and_from_any_step(tree, plain, as_ra
     batches = PerEpoch(12, ((1, 30), (3, 6)))
     config = plain(tree(each=20), train=RandomResizedCrop(size=24, augment=[ColorJitter()]))
     index = open_index(config, "train")
-    make = partial(TrainLoader, index, config, batch=batches, seed=3, device=torch.device("cpu"), half=False)
+
+    def make(batch=batches):
+        return TrainLoader(index, config, Stream(batch, 3, torch.device("cpu")))
+
     whole = make()
     assert whole.steps_per_epoch == PerEpoch(3, ((1, 1), (3, 6)))
     stream = [batch for first in (0, 3, 4, 5) for batch in whole.epoch(first)]
@@ -161,7 +153,7 @@ def test_batches_follow_epochs_on_any_ranks_and_from_any_step(tree, plain, as_ra
     assert all(len(b.valid) == len(b.labels) == len(b.images) == len(b) and b.valid.all() for b in stream)
     for step in (1, 4, 7):
         assert torch.equal(next(make().epoch(step)).images, stream[step].images)
-    equal = TrainLoader(index, config, batch=PerEpoch(30), seed=3, device=torch.device("cpu"), half=False)
+    equal = make(PerEpoch(30))
     assert torch.equal(next(equal.epoch(2)).images, stream[4].images)  # an epoch's data are its own
     parts = []
     for rank in range(3):
@@ -170,6 +162,6 @@ def test_batches_follow_epochs_on_any_ranks_and_from_any_step(tree, plain, as_ra
     for step, batch in enumerate(stream):
         assert torch.equal(torch.cat([p[step].images for p in parts]), batch.images)
     with pytest.raises(UserError, match="batch 32 cannot be shared among 3 ranks; use 30 or 33"):
-        make(batch=PerEpoch(30, ((2, 32),)))
+        make(PerEpoch(30, ((2, 32),)))
     with pytest.raises(UserError, match="batch 60 is larger than the data with its 40 samples"):
-        make(batch=PerEpoch(30, ((2, 60),)))
+        make(PerEpoch(30, ((2, 60),)))

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lsdali import dist
 from lsdali.clock import PerEpoch
 from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.resident import ResidentEval, ResidentTrain
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ SIX = PerEpoch(6)
 
 def train(config, said=None, batch=SIX):
     index = open_data(config, "train", (said if said is not None else []).append)
-    return train_loader(index, config, batch=batch, seed=3, device=CPU, half=False, order="shuffled", say=print)
+    return train_loader(index, config, Stream(batch, 3, CPU))
 
 
 def evaluation(config, batch=4):
@@ -95,15 +95,14 @@ def test_evaluation_has_the_same_bits(same_size, settings, size):
             same(ours, theirs)
 
 
-def test_limits_splits_and_ranks_keep_samples_and_pixels(same_size, settings, monkeypatch):
+def test_limits_splits_and_ranks_keep_samples_and_pixels(same_size, settings, as_rank):
     more = {"limit": 20, "classes": ("bee", "ant"), "split": {"fraction": 0.2}, "noise": {"kind": "pair", "rate": 0.5}}
     configs = [
         settings(same_size).model_validate(settings(same_size).model_dump() | more | {"resident": r})
         for r in ("always", "never")
     ]
     for rank in range(2):
-        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(dist, "world", lambda: 2)
+        as_rank(rank, 2)
         held, read = (train(config) for config in configs)
         assert held.index.fingerprint == read.index.fingerprint
         assert len(held.index) == 20

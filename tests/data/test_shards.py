@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsdali import dist, scan
+from lsdali import scan
 from lsdali.clock import PerEpoch
 from lsdali.data import place
 from lsdali.data import shards as shards_module
@@ -19,6 +19,7 @@ from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.probe import FAULTS, probe
 from lsdali.data.shards import Shards
+from lsdali.data.stream import Stream
 from lsdali.data.survey import examine
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
@@ -57,7 +58,7 @@ def both(tree, tmp_path):
 def loader(config, index=None, lines=None, batch=8):
     index = open_index(config, "train") if index is None else index
     say = [].append if lines is None else lines.append
-    return TrainLoader(index, config, batch=PerEpoch(batch), seed=3, device=CPU, half=False, say=say)
+    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, CPU, say=say))
 
 
 def same(ours, theirs) -> bool:
@@ -79,7 +80,7 @@ def tar(file: Path, *members, **more):
 
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=40)])
-def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatch):
+def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatch, as_rank):
     monkeypatch.setattr(place, "OPEN", 2)  # fewer than there are shards
     root, out = both()
     files, shards = plain(root, train=crop), packed(out, train=crop)
@@ -91,11 +92,10 @@ def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatc
     whole = list(a.epoch(0))
     assert same(b.epoch(1), whole[1:])  # a jump back
     for rank in range(2):
-        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(dist, "world", lambda: 2)
+        as_rank(rank, 2)
         parts = [x.part(4 * rank, 4 * rank + 4) for x in whole]
         assert same(loader(shards).epoch(0), parts)
-    monkeypatch.undo()
+    as_rank(0, 1)
     x, y = (EvalLoader(open_index(c, "val"), c, batch=3, device=CPU, half=False) for c in (files, shards))
     assert same(y, x)
 
@@ -114,8 +114,7 @@ def test_images_of_one_size_are_held_with_the_same_bits(tmp_path, texture):
         config = packed(tmp_path, train=PadCrop(size=20), eval=CenterCrop(resize=20, size=20), resident=resident)
         index = open_data(config, "train", say=lambda line: None)
         assert (index.pixels is not None) == (resident == "always")
-        more = {"batch": PerEpoch(6), "seed": 0, "device": CPU, "half": False, "order": "shuffled", "say": print}
-        streams.append(list(train_loader(index, config, **more).epoch(0)))
+        streams.append(list(train_loader(index, config, Stream(PerEpoch(6), 0, CPU)).epoch(0)))
     assert same(*streams)
 
 

@@ -1,6 +1,7 @@
 """What every method promises, for each entry of METHODS: nothing here names one."""
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,12 @@ def method_configs(teacher: Path) -> list[Any]:
     return list(found.values())
 
 
-def trainer_for(config: Any, folder: Path, **others: Any) -> Trainer:
+def trainer_for(config: Any, folder: Path, device: str = "cpu", **others: Any) -> Trainer:
     """A trainer into `folder`, on the images that lie beside or above it."""
     images = next(above / "images" for above in folder.parents if (above / "images").is_dir())
     recipe = Recipe.model_validate(tiny(config, images, folder, **others))
     checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, print)
-    return build(recipe, folder, torch.device("cpu"), checkpoints, Events([]))
+    return build(recipe, folder, torch.device(device, 0), checkpoints, Events([]))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         make_images(base / "images")
         trainer_for({"name": "ce"}, base / "teacher", epochs=1).run()
         yield base
+
+
+@pytest.fixture
+def place(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder of one test inside the shared one; checkpoints of all tests would be gigabytes."""
+    yield folder / tmp_path.name
+    shutil.rmtree(folder / tmp_path.name, ignore_errors=True)
 
 
 CONFIGS = method_configs(Path("TEACHER"))
@@ -69,8 +77,8 @@ def named(config: Any) -> str:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_one_loss(config: Any, folder: Path, tmp_path: Path) -> None:
-    trainer = trainer_for(with_teacher(config, folder), folder / tmp_path.name)
+def test_one_loss(config: Any, folder: Path, place: Path) -> None:
+    trainer = trainer_for(with_teacher(config, folder), place)
     batch = next(trainer.train.epoch(0))
     trainer.step(batch)  # so that a memory holds something
     before = copy.deepcopy(trainer.method.state_dict())
@@ -93,8 +101,8 @@ def test_one_loss(config: Any, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_state_that_it_does_not_know_is_refused(config: Any, folder: Path, tmp_path: Path) -> None:
-    method = trainer_for(with_teacher(config, folder), folder / tmp_path.name).method
+def test_state_that_it_does_not_know_is_refused(config: Any, folder: Path, place: Path) -> None:
+    method = trainer_for(with_teacher(config, folder), place).method
     with pytest.raises(UserError):
         method.load_state_dict({**method.state_dict(), "nobody_knows_this": torch.zeros(1)})
 
@@ -148,11 +156,11 @@ def check_resume(config: Any, base: Path, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_resume_is_exact_on_one_rank(config: Any, folder: Path, tmp_path: Path) -> None:
-    check_resume(with_teacher(config, folder), folder / tmp_path.name, 1)
+def test_resume_is_exact_on_one_rank(config: Any, folder: Path, place: Path) -> None:
+    check_resume(with_teacher(config, folder), place, 1)
 
 
-def worker(rank: int, ranks: int, port: int, base: Path, start: int) -> None:
+def worker(rank: int, ranks: int, port: int, base: Path, place: Path, start: int) -> None:
     import os
 
     torch.set_num_threads(1)
@@ -166,7 +174,7 @@ def worker(rank: int, ranks: int, port: int, base: Path, start: int) -> None:
     )
     with dist.session():
         for number, config in enumerate(CONFIGS[start : start + CHUNK], start):
-            check_resume(with_teacher(config, base), base / f"{ranks}ranks{number}", ranks)
+            check_resume(with_teacher(config, base), place / str(number), ranks)
 
 
 CHUNK = 6  # configs for one start of the processes
@@ -175,8 +183,8 @@ CHUNK = 6  # configs for one start of the processes
 @pytest.mark.ranks
 @pytest.mark.parametrize("start", range(0, len(CONFIGS), CHUNK))
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_resume_is_exact_on_several_ranks(ranks: int, start: int, folder: Path) -> None:
-    mp.spawn(worker, (ranks, free_port(), folder, start), nprocs=ranks)
+def test_resume_is_exact_on_several_ranks(ranks: int, start: int, folder: Path, place: Path) -> None:
+    mp.spawn(worker, (ranks, free_port(), folder, place, start), nprocs=ranks)
 
 
 def free_port() -> int:
@@ -187,11 +195,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def test_micro_batches_give_the_gradient_of_the_whole(folder: Path, tmp_path: Path) -> None:
+def test_micro_batches_give_the_gradient_of_the_whole(place: Path) -> None:
     """In evaluation mode, since BatchNorm's statistics over a batch are those of its micro-batches otherwise."""
     grads = []
     for size in (None, 3):
-        trainer = trainer_for({"name": "ce"}, folder / f"{tmp_path.name}{size}", micro_batch=size)
+        trainer = trainer_for({"name": "ce"}, place / str(size), micro_batch=size)
         trainer.student.eval()
         batch = next(trainer.train.epoch(0))
         parts = trainer.micro_batches(batch)
