@@ -260,3 +260,12 @@ def test_braces_name_shards_here_too(site):
     )
     assert "use either" in refusal(config(site.folder, train_shards="t*/{8..9}.tar"))
     assert "names nothing" in refusal(config(site.folder, train_shards="train/{9..8}.tar"))
+
+
+def test_a_short_answer_is_a_fault(monkeypatch):
+    monkeypatch.setattr(store, "WAITS", (0.0,))
+    fsspec.filesystem("memory").pipe("/lsdali-short/a.tar", bytes(range(100)))
+    place = store.open_store("memory://lsdali-short")
+    assert place.fetch([("a.tar", 90, 10), ("a.tar", 0, 2)]) == [bytes(range(90, 100)), b"\0\1"]
+    with pytest.raises(UserError, match=r"a.tar cannot be read, tried 2 times \(10 of 11 bytes came\)"):
+        place.fetch([("a.tar", 90, 11)])
