@@ -5,6 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+REMOTE = ["fsspec[http]"]
 HERE = Path(__file__).parent
 ONNX = ["onnx", "onnxscript", "onnxruntime"]
 
@@ -46,8 +47,10 @@ setup(
             "types-PyYAML",
             "types-jsonschema",
             *ONNX,
+            *REMOTE,
         ],
         "onnx": ONNX,
+        "remote": REMOTE,
         "timm": ["timm"],
     },
     entry_points={"console_scripts": ["lsdali = lsdali.train:main"]},

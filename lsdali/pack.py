@@ -1,8 +1,10 @@
 """Pack class folders into tar shards: `python -m lsdali.pack ROOT OUT [--shard-bytes 1e9]`.
 
 ROOT holds train/<class>/* and val/<class>/*. OUT gets train/000000.tar, ..., val/000000.tar, ... in WebDataset's layout
-(<number>.jpg beside <number>.cls) and classes.txt; `data: {name: shards, root: OUT}` trains from it. Samples are in the
-order of `data.name: folder`, files as they are, and the same folders always give the same bytes.
+(<number>.jpg beside <number>.cls) and classes.txt; `data: {name: shards, root: OUT}` trains from it, here or from where
+OUT is copied to (`root: https://host/OUT`). Samples are in the order of `data.name: folder`, files as they are, and the
+same folders always give the same bytes. train/000000.tar.json and so on say what lies where in each shard, so that a
+shard in a store need not be read to find out.
 """
 
 import argparse
@@ -15,6 +17,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from lsdali.data.listing import Listing, list_folders
+from lsdali.data.shard_index import write_index
+from lsdali.data.shards import walk
 from lsdali.errors import UserError
 
 
@@ -44,7 +48,9 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
         for split, listing in zip(("train", "val"), both):
             (out / split).mkdir()
             for number, samples in enumerate(cut(listing, shard_bytes)):
-                write(listing, samples, out / split / f"{number:06d}.tar")
+                file = out / split / f"{number:06d}.tar"
+                write(listing, samples, file)
+                write_index(file, walk(file, file.name))
             print(f"{split}: {len(listing.labels):,} images in {number + 1:,} shards")
         (out / "classes.txt").write_text("".join(f"{name}\n" for name in listing.classes), encoding="utf-8")
     except (OSError, UnicodeEncodeError) as error:

@@ -43,9 +43,12 @@ def arguments() -> argparse.ArgumentParser:
 
 def scan(args: argparse.Namespace) -> int:
     """Survey both splits, print what was found, write what was asked for."""
+    from lsdali.data.place import is_url
     from lsdali.data.summary import as_html, as_text, contact_sheet, problems, summarize
     from lsdali.data.survey import Survey, copies, rotten, survey
 
+    if is_url(args.root):
+        raise UserError("lsdali.scan reads folders of this machine; look at the files before they go into a store")
     config = dataset(args)
     parts: dict[Any, Survey] = {}
     summary: dict[str, Any] = {"root": str(Path(args.root).expanduser().absolute()), "data": config.name, "splits": {}}

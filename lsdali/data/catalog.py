@@ -6,7 +6,7 @@ line in DATASETS of the package.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -99,6 +99,7 @@ TrainCrop = Annotated[RandomResizedCrop | PadCrop | SquaredCrop, Field(discrimin
 class DataSet(Config):
     """What every data set has."""
 
+    stores: ClassVar[bool] = False  # whether root may be a URL
     name: str
     root: str
     """Folder of the data set; ~ is the home folder."""

@@ -15,7 +15,8 @@ from lsdali import dist
 from lsdali.data.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.index import Index
 from lsdali.data.order import Ints
-from lsdali.data.place import Place
+from lsdali.data.place import Memory, Place
+from lsdali.data.remote import RemoteRanges
 from lsdali.errors import UserError
 
 FORMAT = "1"  # of the cached array; raise it when its content changes
@@ -68,6 +69,8 @@ def _key(index: Index) -> str:
 
 
 def _stats(index: Index, start: int) -> Ints:
+    if isinstance(index.ranges, RemoteRanges):
+        return index.ranges.stamps[index.ranges.spans[start : start + CHUNK, 0]]
     rows = []
     for i in range(start, min(start + CHUNK, len(index))):
         try:
@@ -84,8 +87,11 @@ def _write(index: Index, file: Path) -> None:
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
 
     def work(start: int) -> None:
-        for i in range(start, min(start + CHUNK, len(index))):
-            out[i] = _read(index.path(i), index.place(i), (width, height))
+        rows = np.arange(start, min(start + CHUNK, len(index)))
+        remote = index.ranges.fetch(rows) if isinstance(index.ranges, RemoteRanges) else None
+        for k, i in enumerate(rows.tolist()):
+            place = index.place(i) if remote is None else Memory(remote[k].tobytes())
+            out[i] = _read(index.path(i), place, (width, height))
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -99,7 +105,7 @@ def _write(index: Index, file: Path) -> None:
         ) from error
 
 
-def _read(path: str, place: Place, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read(path: str, place: Place | Memory, size: tuple[int, int]) -> NDArray[np.uint8]:
     """[H, W, 3]."""
     try:
         with Image.open(io.BytesIO(place.content())) as image:

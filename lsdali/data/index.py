@@ -18,9 +18,11 @@ from lsdali.data.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.catalog import DataSet
 from lsdali.data.listing import Listing, Split
 from lsdali.data.order import Ints, stratified
-from lsdali.data.place import Place, Ranges
-from lsdali.data.probe import FAULTS, GOOD, probe
+from lsdali.data.place import Pending, Place, Ranges, is_url
+from lsdali.data.probe import FAULTS, GOOD, Probe, probe
+from lsdali.data.remote import RemoteRanges, load_ranges
 from lsdali.data.splits import Chosen, held_out, noisy, of_classes, whole
+from lsdali.data.store import times
 from lsdali.errors import UserError
 
 Form = Literal["paths", "encoded", "pixels"]
@@ -32,7 +34,7 @@ THREADS, CHUNK = 16, 512
 class Index:
     """N samples. Bad files keep their numbers, so that a repaired file shifts no other sample."""
 
-    root: Path
+    root: Path | str  # a URL is text
     paths: NDArray[np.uint8]  # [N, L] relative to root, NUL-padded, at least one NUL each
     labels: Ints  # [N] in use
     size: NDArray[np.int32]  # [N, 2] width, height in pixels; 0 where unknown
@@ -62,8 +64,8 @@ class Index:
             return "pixels"
         return "paths" if self.ranges is None else "encoded"
 
-    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-        """[n] -> pixels [n, H, W, 3], or absolute paths [n, L'], NUL-padded, or each one's bytes, of parts of files."""
+    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]] | Pending:
+        """[n] -> pixels [n, H, W, 3], or absolute paths [n, L'], NUL-padded, or each one's bytes, or their promise."""
         if self.pixels is not None:
             pixels = self.pixels[self.numbers[i]]
             return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
@@ -71,6 +73,10 @@ class Index:
             return self.ranges.read(i)
         root = np.frombuffer(os.fsencode(self.root) + b"/", np.uint8)
         return np.hstack([np.broadcast_to(root, (len(i), len(root))), self.paths[i]])
+
+    def probe(self, i: int) -> Probe:
+        """What probe() says of sample i now. Raises UserError where a store fails or has other files."""
+        return self.ranges.probe(i) if isinstance(self.ranges, RemoteRanges) else probe(*self.place(i))
 
     def bad(self) -> Ints:
         """Numbers of the samples with a fault."""
@@ -155,6 +161,10 @@ def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.i
 
     `look` answers [N, 3] width, height, status. Raises UserError for a wrong layout.
     """
+    if is_url(config.root) and not config.stores:
+        raise UserError(
+            f"data.root is a URL, and data set {config.name} needs a folder; only shards are read from stores"
+        )
     stale = _folders(config, split)
     # A name that never comes back: other processes may still map the stale one.
     target = cache_dir() / "index" / f"{_key(config, split)}-{secrets.token_hex(4)}"
@@ -165,7 +175,7 @@ def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.i
 
 
 def _key(config: DataSet, split: Split) -> str:
-    root = os.path.realpath(Path(config.root).expanduser())
+    root = config.root if is_url(config.root) else os.path.realpath(Path(config.root).expanduser())
     words = (FORMAT, config.name, split, root, *config.layout())
     return hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -177,30 +187,29 @@ def _folders(config: DataSet, split: Split) -> list[Path]:
 def _fresh(folder: Path) -> bool:
     """Whether the watched folders are as they were, and the bad files still bad in the same way."""
     try:
-        root = Path(str(np.load(folder / "root.npy")))
+        root = _root(folder)
         watched = np.load(folder / "watched.npy")
-        if not np.array_equal(_times(root, watched.tolist()), np.load(folder / "times.npy")):
+        if not np.array_equal(times(root, watched.tolist()), np.load(folder / "times.npy")):
             return False
         index = _load(folder)
+        if isinstance(index.ranges, RemoteRanges):  # what is watched tells of any change
+            return True
         return all(probe(*index.place(int(i)))[2] == index.status[i] for i in index.bad())
     except (OSError, ValueError, EOFError):
         return False
 
 
-def _times(root: Path, watched: list[str]) -> Ints:
-    """Modification times in ns; -1 for what is gone."""
-    out = []
-    for name in watched:
-        try:
-            out.append((root / name).stat().st_mtime_ns)
-        except OSError:
-            out.append(-1)
-    return np.array(out, np.int64)
+def _root(folder: Path) -> Path | str:
+    root = str(np.load(folder / "root.npy"))
+    return root if is_url(root) else Path(root)
 
 
 def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target: Path) -> None:
-    times = _times(listing.root, list(listing.watched))
-    measured = look(listing) if listing.pixels is None else _measured(listing.pixels)
+    before = times(listing.root, list(listing.watched))
+    if listing.probed is not None:
+        measured = listing.probed
+    else:
+        measured = look(listing) if listing.pixels is None else _measured(listing.pixels)
     with new_folder(target) as draft:
         arrays: dict[str, NDArray[Any]] = {
             "paths": listing.paths.view(np.uint8).reshape(len(listing.labels), -1),
@@ -210,13 +219,13 @@ def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target
             "classes": np.array(listing.classes),
             "root": np.array(str(listing.root)),
             "watched": np.array(listing.watched),
-            "times": times,
+            "times": before,
             "fingerprint": np.array(_fingerprint(listing)),
         }
         if listing.pixels is not None:
             arrays["pixels"] = listing.pixels
         if listing.ranges is not None:
-            arrays |= {"files": listing.ranges.files, "spans": listing.ranges.spans}
+            arrays |= listing.ranges.arrays()
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array)
 
@@ -254,7 +263,7 @@ def _load(folder: Path) -> Index:
     def array(name: str) -> Any:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-    root, labels = Path(str(np.load(folder / "root.npy"))), array("labels")
+    root, labels = _root(folder), array("labels")
     return Index(
         root=root,
         paths=array("paths"),
@@ -266,7 +275,7 @@ def _load(folder: Path) -> Index:
         clean=labels,
         numbers=np.arange(len(labels)),
         pixels=array("pixels") if (folder / "pixels.npy").is_file() else None,
-        ranges=Ranges(root, array("files"), array("spans")) if (folder / "spans.npy").is_file() else None,
+        ranges=load_ranges(root, folder),
     )
 
 

@@ -20,13 +20,14 @@ EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b"
 class Listing:
     """The files of one split."""
 
-    root: Path
+    root: Path | str  # a URL is text
     paths: NDArray[np.bytes_]  # [N] relative to root; at least one NUL ends each
     labels: NDArray[np.int64]  # [N]
     classes: tuple[str, ...]
     watched: tuple[str, ...]  # folders and files, relative to root, whose change makes this listing stale
     pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
     ranges: Ranges | None = None  # of samples that are parts of larger files; paths then only name them
+    probed: NDArray[np.int32] | None = None  # [N, 3] what probe() says of each, where that is known already
 
     def path(self, i: int) -> bytes:
         """Absolute path of sample i."""

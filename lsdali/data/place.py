@@ -1,16 +1,23 @@
 """Place: where the encoded bytes of a sample lie: a whole file, or a range of a larger one."""
 
 import os
+import re
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 OPEN = 256  # files that stay open between reads: processes are often allowed 1,024
+
+
+def is_url(root: str | Path) -> bool:
+    """Whether it names a store, as https://host/folder does, and not a folder of this machine."""
+    return isinstance(root, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)", root) is not None
 
 
 class Place(NamedTuple):
@@ -25,6 +32,44 @@ class Place(NamedTuple):
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return file.read(-1 if self.length is None else self.length)
+
+
+class Readable(Protocol):
+    """The bytes of one sample."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, count: int, at: int) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that are at hand, read as if they were a file."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, count: int, at: int) -> bytes:
+        return self.data[at : at + count]
+
+    def content(self) -> bytes:
+        return self.data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """The bytes of some samples, on their way from a store."""
+
+    future: "Future[list[Bytes]]"
+    size: int  # bytes of all
+
+    def result(self) -> list[Bytes]:
+        """Raises UserError where they did not come."""
+        return self.future.result()
 
 
 class Span(NamedTuple):
@@ -68,7 +113,7 @@ class _Opened:
 class Ranges:
     """Where the bytes of N samples lie in S larger files."""
 
-    root: Path
+    root: Path | str  # a URL is text
     files: NDArray[np.bytes_]  # [S] relative to root
     spans: NDArray[np.int64]  # [N, 3] number of the file, first byte, bytes
     _opened: _Opened = field(default_factory=_Opened)
@@ -81,7 +126,11 @@ class Ranges:
         """The samples `rows`."""
         return Ranges(self.root, self.files, self.spans[rows], self._opened)
 
-    def read(self, rows: NDArray[np.int64]) -> list[Bytes]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What to save of it, beside the root."""
+        return {"files": self.files, "spans": self.spans}
+
+    def read(self, rows: NDArray[np.int64]) -> list[Bytes] | Pending:
         """The bytes of each; what cannot be read is short or empty, and left to the decoder to complain about.
 
         Read, not mapped: a mapped file that shrinks meanwhile kills the process (SIGBUS).

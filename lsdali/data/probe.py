@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from lsdali.data.place import Span
+from lsdali.data.place import Readable, Span
 
 # The place in this table is the status that the index stores; 0 is good.
 FAULTS = (
@@ -48,7 +48,7 @@ def absent(error: OSError) -> int:
     return MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
 
 
-def measure(file: Span, head: bytes) -> Probe:
+def measure(file: Readable, head: bytes) -> Probe:
     """The same for an open file and its first HEAD bytes."""
     try:
         return _probe(file, head)
@@ -60,7 +60,7 @@ def measure(file: Span, head: bytes) -> Probe:
         return 0, 0, UNREADABLE
 
 
-def _probe(file: Span, head: bytes) -> Probe:
+def _probe(file: Readable, head: bytes) -> Probe:
     if not head:
         return 0, 0, EMPTY
     for magic, measure in _FORMATS:
@@ -80,7 +80,7 @@ def _probe(file: Span, head: bytes) -> Probe:
 Measured = tuple[int, int, bool]  # width, height, whether the end is there
 
 
-def _tail(file: Span, head: bytes, mark: bytes, start: int) -> bool:
+def _tail(file: Readable, head: bytes, mark: bytes, start: int) -> bool:
     """Whether `mark` stands anywhere from `start` to the end; junk after it is common and harmless."""
     size = file.size
     if size <= len(head):
@@ -91,7 +91,7 @@ def _tail(file: Span, head: bytes, mark: bytes, start: int) -> bool:
     return near > start and mark in file.read(size - start, start)
 
 
-def _jpeg(file: Span, head: bytes) -> Measured:
+def _jpeg(file: Readable, head: bytes) -> Measured:
     """Walk the segments to the frame header (SOFn) and the scan (SOS), past any embedded thumbnail."""
     base, at = 0, 2
     width = height = 0
@@ -113,20 +113,20 @@ def _jpeg(file: Span, head: bytes) -> Measured:
     return width, height, _tail(file, head if base == 0 else b"", b"\xff\xd9", at)
 
 
-def _png(file: Span, head: bytes) -> Measured:
+def _png(file: Readable, head: bytes) -> Measured:
     if head[12:16] != b"IHDR":
         raise ValueError
     width, height = struct.unpack_from(">II", head, 16)
     return width, height, _tail(file, head, b"IEND\xaeB`\x82", 33)
 
 
-def _bmp(file: Span, head: bytes) -> Measured:
+def _bmp(file: Readable, head: bytes) -> Measured:
     (start,) = struct.unpack_from("<I", head, 10)
     width, height = struct.unpack_from("<ii", head, 18)
     return width, abs(height), file.size > start
 
 
-def _webp(file: Span, head: bytes) -> Measured:
+def _webp(file: Readable, head: bytes) -> Measured:
     if head[8:12] != b"WEBP":
         raise ValueError
     whole = file.size >= struct.unpack_from("<I", head, 4)[0] + 8
@@ -141,7 +141,7 @@ def _webp(file: Span, head: bytes) -> Measured:
     return width & 0x3FFF, height & 0x3FFF, whole
 
 
-def _pnm(file: Span, head: bytes) -> Measured:
+def _pnm(file: Readable, head: bytes) -> Measured:
     words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
     width, height, depth = (int(w) for w in words[1:])
     channels = 3 if words[0] == b"P6" else 1
@@ -149,7 +149,7 @@ def _pnm(file: Span, head: bytes) -> Measured:
     return width, height, file.size >= pixels
 
 
-def _tiff(file: Span, head: bytes) -> Measured:
+def _tiff(file: Readable, head: bytes) -> Measured:
     order = "<" if head[:2] == b"II" else ">"
     (place,) = struct.unpack_from(order + "I", head, 4)
     table = file.read(HEAD, place)
@@ -163,7 +163,7 @@ def _tiff(file: Span, head: bytes) -> Measured:
     return found.get(256, 0), found.get(257, 0), True
 
 
-_FORMATS: tuple[tuple[bytes, Callable[[Span, bytes], Measured]], ...] = (
+_FORMATS: tuple[tuple[bytes, Callable[[Readable, bytes], Measured]], ...] = (
     (b"\xff\xd8\xff", _jpeg),
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"BM", _bmp),

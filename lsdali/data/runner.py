@@ -1,5 +1,6 @@
 """Runner: a DALI pipeline at a known position."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,12 @@ from torch.utils.dlpack import from_dlpack
 
 from lsdali.data.graph import Graph, GraphSpec
 from lsdali.data.index import Index
-from lsdali.data.probe import FAULTS, GOOD, probe
+from lsdali.data.place import Pending
+from lsdali.data.probe import FAULTS, GOOD
 
 Arrays = tuple[Any, ...]  # as in graph.Source
+# Of images from a store, bytes that are on their way or wait, but for one batch more; and batches.
+AHEAD, MOST_AHEAD = 64 << 20, 64
 
 
 class Runner:
@@ -21,6 +25,7 @@ class Runner:
     def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], Arrays]) -> None:
         self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
         self._pipe: Any = None
+        self._ahead: deque[tuple[int, Arrays]] = deque()  # positions in a row; their images are on their way
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -38,6 +43,9 @@ class Runner:
     def close(self) -> None:
         """Free threads and memory; the next run() starts them again."""
         self._pipe = None
+        for _, (images, *_) in self._ahead:
+            images.future.cancel()
+        self._ahead.clear()
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W], channels last, and index [B] on the host.
@@ -46,13 +54,28 @@ class Runner:
         """
         if self._pipe is None:
             first = self.position
-            self._pipe = self._graph(lambda info: self._arrays(first + info.iteration), self._spec)
+            self._pipe = self._graph(lambda info: self._ready(first + info.iteration), self._spec)
         device = self._spec.device_id
         # On a GPU the outputs belong to torch's stream: no wait here, and no reuse of what torch still reads.
         stream = () if device is None else (torch.cuda.current_stream(device),)
         images, index = self._pipe.run(*stream)
         self.position += 1
         return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), from_dlpack(index.as_tensor()).flatten()
+
+    def _ready(self, position: int) -> Arrays:
+        """What the graph reads for one batch; images from a store are fetched ahead, in the order of use."""
+        if not self._ahead:
+            arrays = self._arrays(position)
+            if not isinstance(arrays[0], Pending):
+                return arrays
+            self._ahead.append((position, arrays))
+        under_way = sum(arrays[0].size for _, arrays in self._ahead)
+        while len(self._ahead) < 2 or (under_way < AHEAD and len(self._ahead) < MOST_AHEAD):
+            following = self._ahead[-1][0] + 1
+            self._ahead.append((following, self._arrays(following)))
+            under_way += self._ahead[-1][1][0].size
+        _, (images, *rest) = self._ahead.popleft()
+        return images.result(), *rest
 
     def culprits(self, error: RuntimeError) -> dict[int, str]:
         """The samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
@@ -61,6 +84,8 @@ class Runner:
         """
         self.close()  # what DALI does after an error is not documented
         rows = self._arrays(self.position)
+        if isinstance(rows[0], Pending):
+            rows = rows[0].result(), *rows[1:]
         found = {int(rows[1][k]): "" for k in self._failing(rows)}
         reasons = {i: self._reason(i) for i in found}
         sound = len(found) > 1 and not any(reasons.values())
@@ -96,7 +121,7 @@ class Runner:
 
     def _reason(self, i: int) -> str:
         """What the file's header says now; empty where it looks as it did at the scan."""
-        width, height, status = probe(*self._index.place(i))
+        width, height, status = self._index.probe(i)
         if status != GOOD:
             return FAULTS[status]
         same = (width, height) == tuple(self._index.size[i].tolist())
