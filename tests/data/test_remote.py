@@ -22,6 +22,7 @@ from lsdali.data.choose import open_data
 from lsdali.data.index import open_index
 from lsdali.data.loader import EvalLoader, TrainLoader
 from lsdali.data.shards import Shards, expand
+from lsdali.data.stream import Stream
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
 
@@ -96,7 +97,7 @@ def config(root, **more):
 def loader(config, lines=None):
     index = open_index(config, "train")
     say = [].append if lines is None else lines.append
-    return TrainLoader(index, config, batch=PerEpoch(8), seed=3, device=CPU, half=False, say=say)
+    return TrainLoader(index, config, Stream(PerEpoch(8), 3, CPU, say=say))
 
 
 def same(ours, theirs) -> bool:
