@@ -1,6 +1,6 @@
 """SAN: networks of self-attention over small windows (Zhao, Jia and Koltun, CVPR 2020), in plain PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -14,18 +14,30 @@ SHARE = 8
 """Channels that share one attention weight."""
 
 
-def windows(x: Tensor, kernel: int) -> Tensor:
-    """[B, C, H, W] -> [B, C, k k, H W]: the window around every place, mirrored at the border."""
+def padded(x: Tensor, kernel: int) -> Tensor:
+    """[B, H, W, C] -> [B, H + k - 1, W + k - 1, C], mirrored at the border."""
     half = kernel // 2
-    padded = F.pad(x, (half, half, half, half), mode="reflect")
-    return F.unfold(padded, kernel).view(*x.shape[:2], kernel * kernel, -1)
+    return F.pad(x.movedim(-1, 1), (half, half, half, half), mode="reflect").movedim(1, -1)
 
 
-def attend(values: Tensor, weights: Tensor, kernel: int) -> Tensor:
-    """[B, C, H, W], [B, C/8, k k, H W] -> [B, C, H, W]: weighted sums of windows; channel c has weights c mod C/8."""
-    around = windows(values, kernel)
-    grouped = around.view(values.shape[0], SHARE, -1, *around.shape[2:])  # [B, 8, C/8, k k, H W]
-    return (grouped * weights[:, None]).sum(3).view(values.shape)
+def windows(x: Tensor, kernel: int) -> list[Tensor]:
+    """[B, H + k - 1, W + k - 1, ...] -> k k views [B, H, W, ...]: the n-th neighbour of every place, row by row.
+
+    Views, because the backward pass would keep k k copies of each map.
+    """
+    high, wide = x.shape[1] - kernel + 1, x.shape[2] - kernel + 1
+    rows = [x[:, i : i + high] for i in range(kernel)]
+    return [row[:, :, j : j + wide] for row in rows for j in range(kernel)]
+
+
+def attend(values: Tensor, weights: Sequence[Tensor], kernel: int) -> Tensor:
+    """[B, H, W, C], k k times [B, H, W, C/8] -> [B, H, W, C]: weighted sums; channel c has weights c mod C/8."""
+    around = windows(torch.unflatten(padded(values, kernel), 3, (SHARE, -1)), kernel)  # each [B, H, W, 8, C/8]
+    # The terms of half precision add up in float32.
+    out = torch.zeros_like(around[0], dtype=torch.promote_types(values.dtype, torch.float32))
+    for value, weight in zip(around, weights, strict=True):
+        out = out + value * weight[:, :, :, None]
+    return out.to(values.dtype).flatten(3)
 
 
 class Pairwise(nn.Module):
@@ -49,11 +61,13 @@ class Pairwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        places = self.position(positions(x))  # [1, 2, H, W]
-        apart = self.query(x).flatten(2)[:, :, None] - windows(self.key(x), self.kernel)
-        moved = places.flatten(2)[:, :, None] - windows(places, self.kernel)
-        pairs = torch.cat([apart, moved.expand(x.shape[0], -1, -1, -1)], 1)  # [B, R + 2, k k, H W]
-        return attend(self.value(x), self.weight(pairs), self.kernel)
+        places = self.position(positions(x)).movedim(1, -1).expand(x.shape[0], -1, -1, -1)  # [B, H, W, 2]
+        query, key = (torch.cat([part(x).movedim(1, -1), places], 3) for part in (self.query, self.key))
+        around = torch.stack(windows(padded(key, self.kernel), self.kernel), 1)  # [B, k k, H, W, R + 2]
+        pairs = (query[:, None] - around).flatten(1, 2)  # the k k maps of an image below each other, as one tall map
+        weights = self.weight(pairs.movedim(-1, 1)).movedim(1, -1)  # [B, k k H, W, C'/8]
+        each = torch.unflatten(weights, 1, (self.kernel**2, -1)).unbind(1)
+        return attend(self.value(x).movedim(1, -1), each, self.kernel).movedim(-1, 1)
 
 
 class Patchwise(nn.Module):
@@ -77,21 +91,29 @@ class Patchwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        patch = windows(self.key(x), self.kernel).reshape(x.shape[0], -1, *x.shape[2:])
-        weights = self.weight(torch.cat([self.query(x), patch], 1))  # [B, C'/8 k k, H, W]
-        weights = weights.reshape(x.shape[0], -1, self.kernel**2, x.shape[2] * x.shape[3])
-        return attend(self.value(x), weights, self.kernel)
+        query, key, value = (part(x).movedim(1, -1) for part in (self.query, self.key, self.value))
+        # As published, channel r k k + n of the patch is channel r of the n-th neighbour.
+        patch = padded(key, self.kernel).unfold(1, self.kernel, 1).unfold(2, self.kernel, 1).flatten(3)
+        hidden = torch.cat([query, patch], 3).movedim(-1, 1)
+        *layers, last = self.weight
+        size = self.kernel**2
+        for layer in layers:
+            hidden = layer(hidden)
+        # As published, output g k k + n weighs the n-th neighbour. Here the layer's few rows are turned, not its maps.
+        rows, bias = (torch.unflatten(p, 0, (-1, size)).transpose(0, 1).flatten(0, 1) for p in last.parameters())
+        weights = F.conv2d(hidden, rows, bias).movedim(1, -1)  # [B, H, W, k k C'/8]
+        return attend(value, torch.unflatten(weights, 3, (size, -1)).unbind(3), self.kernel).movedim(-1, 1)
 
 
 Attention = type[Pairwise] | type[Patchwise]
 
 
 def positions(like: Tensor) -> Tensor:
-    """[1, 2, H, W]: column and row of every place, from -1 to 1."""
+    """[1, 2, H, W] in channels last: column and row of every place, from -1 to 1."""
     high, wide = like.shape[2:]
     columns = torch.linspace(-1, 1, wide, device=like.device, dtype=like.dtype).expand(high, wide)
     rows = torch.linspace(-1, 1, high, device=like.device, dtype=like.dtype)[:, None].expand(high, wide)
-    return torch.stack([columns, rows])[None]
+    return torch.stack([columns, rows], -1)[None].permute(0, 3, 1, 2)
 
 
 class AttentionBlock(nn.Module):

@@ -27,6 +27,8 @@ class Weights(Config):
     others: Literal["refuse", "report"] = "refuse"
     """What is done about tensors that are missing, or that the network does not have: refuse the weights, or report
     each and go on."""
+    classifier: Literal["fitting", "new"] = "fitting"
+    """Take the classifier over where it has as many classes, or begin with a new one, for other classes."""
 
     def fits(self, name: str) -> None:
         """Raises ValueError where the source has nothing for the network `name`."""
@@ -120,7 +122,8 @@ def unwrap(content: Any) -> dict[str, Tensor]:
 def load_weights(network: Network, name: str, config: WeightsConfig, say: Callable[[str], None]) -> None:
     """Put the weights of a recipe into a network. torch's random numbers are left as they were.
 
-    A classifier for another number of classes stays as it was initialised, and this is said.
+    A classifier for another number of classes stays as it was initialised, and so does any where the recipe wants a
+    new one; this is said.
 
     Raises:
         UserError: the weights cannot be read, have another digest, or do not fit the network; the tensors are named.
@@ -136,7 +139,7 @@ def load_weights(network: Network, name: str, config: WeightsConfig, say: Callab
     found = renamed(network, state)
     own = network.state_dict()
     head = own.keys() & found.keys() & {"classifier.weight", "classifier.bias"}
-    replaced = {key for key in head if found[key].shape != own[key].shape}
+    replaced = {key for key in head if config.classifier == "new" or found[key].shape != own[key].shape}
     if replaced:
         trained = len(found["classifier.weight"]) if "classifier.weight" in found else 0
         say(f"the weights {title} know {trained} classes: the classifier for {network.classes} begins untrained")

@@ -11,7 +11,6 @@ from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
 from lsdali.models.blocks import PadShortcut, PoolPadShortcut
 from lsdali.models.probes import DenseVotes, StageHead
 from lsdali.models.pyramid import ShakeDrop
-from lsdali.models.san import Pairwise, Patchwise, windows
 from lsdali.models.student import Student
 from lsdali.models.wideresnet import BiasedBlock
 
@@ -220,22 +219,3 @@ def test_the_textbook_block_adds_x_itself():
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(block(x), x)
-
-
-@pytest.mark.parametrize("kind", [Pairwise, Patchwise])
-def test_attention_is_the_sum_over_mirrored_windows(kind):
-    """Against plain loops over places and channels."""
-    module = kind(32, 4, 16, 3).double().eval()
-    x = torch.randn(1, 32, 5, 4, dtype=torch.float64)
-    out, values = module(x), module.value(x)
-    weights = {}
-    module.weight.register_forward_hook(lambda m, i, o: weights.update(w=o))
-    module(x)
-    w = weights["w"].reshape(1, 2, 9, 5, 4)
-    mirrored = nn.functional.pad(values, (1, 1, 1, 1), mode="reflect")
-    for c in range(16):
-        for h in range(5):
-            for v in range(4):
-                around = mirrored[0, c, h : h + 3, v : v + 3].flatten()
-                torch.testing.assert_close(out[0, c, h, v], (around * w[0, c % 2, :, h, v]).sum())
-    assert windows(x, 3).shape == (1, 32, 9, 20)

@@ -9,11 +9,12 @@ from torch import nn
 from lsdali.bench.layouts import COPYING, conversions, layout
 from lsdali.models import CIFAR, ModelConfig, build_network
 from lsdali.models.probes import DenseVotes, StageHead
+from lsdali.models.san import SAN
 from lsdali.models.student import Student
 
 NAMES = [
     *("resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mobilenet_v3_small"),
-    *("efficientnet_b0", "convnext_tiny", "squeezenet1_1", "vgg11"),
+    *("efficientnet_b0", "convnext_tiny", "squeezenet1_1", "vgg11", "san10_pairwise", "san10_patchwise"),
     *("cifar_resnet18", "resnet20", "resnet110_sd", "cifar_densenet40", "resnext29_32x4d", "wrn_16_2"),
     *("cifar_vgg8_bn", "cifar_mobilenet_v2_half", "cifar_shufflenet_v2", "lenet", "convnet", "shallow_cnn"),
 ]
@@ -28,7 +29,8 @@ def test_no_copies_between_layouts(name):
     stage, width = next(iter(network.channels.items()))
     probes = {"votes": DenseVotes()} if network.placewise else {}
     student = Student(network, {**probes, "exit": StageHead(stage, width, 7)})
-    found = conversions(student, torch.randn(2, 3, 32 if name in CIFAR else 64, 32 if name in CIFAR else 64))
+    side = 32 if name in CIFAR else 128 if name in SAN else 64
+    found = conversions(student, torch.randn(2, 3, side, side))
     assert {key: n for key, n in found.items() if key[0] in COPYING} == KNOWN.get(name, {})
     forward = {place for op, place in found if place != "backward"}
     assert not forward - {place for op, place in KNOWN.get(name, {})}

@@ -55,12 +55,13 @@ def test_safetensors_and_checkpoints_of_lsdali(tmp_path):
         assert said == []
 
 
-def test_another_number_of_classes_leaves_the_classifier_and_says_so(tmp_path):
+@pytest.mark.parametrize(("classes", "options"), [(8, {}), (5, {"classifier": "new"})])
+def test_other_classes_leave_the_classifier_and_say_so(tmp_path, classes, options):
     source = network(classes=5)
     torch.save(source.state_dict(), tmp_path / "w.pt")
-    loaded, said = load(tmp_path / "w.pt", classes=8)
-    assert said == [f"the weights '{tmp_path}/w.pt' know 5 classes: the classifier for 8 begins untrained"]
-    fresh = network(classes=8, seed=1)
+    loaded, said = load(tmp_path / "w.pt", classes=classes, **options)
+    assert said == [f"the weights '{tmp_path}/w.pt' know 5 classes: the classifier for {classes} begins untrained"]
+    fresh = network(classes=classes, seed=1)
     assert torch.equal(loaded.classifier.weight, fresh.classifier.weight)
     assert torch.equal(loaded.stem[0].weight, source.stem[0].weight)
 
