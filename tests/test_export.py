@@ -36,6 +36,8 @@ def test_safetensors_and_torchscript(tmp_path, name, capsys):
     network = make_run(tmp_path / "run", name)
     images = torch.randn(4, 3, 32, 32)
     assert room.main([str(tmp_path / "run")]) == 0
+    modes = {file.stat().st_mode for file in (tmp_path / "run/checkpoints").iterdir()}
+    assert len(modes) == 1, "whoever may read the checkpoint may read what was exported of it"
     with safe_open(tmp_path / "run/checkpoints/best.safetensors", "pt") as file:
         assert set(file.keys()) == network.state_dict().keys()
         assert file.metadata()["classes"] == "5"
