@@ -65,7 +65,7 @@ def read_index(store: Store, name: str, size: int) -> Shard | None:
     return Shard(name, list(members), list(labels), list(zip(starts, lengths, strict=True)), probed)
 
 
-class Stream:
+class RemoteFile:
     """A remote shard as a file that is read from its start to its end, CHUNK bytes a request. Raises UserError."""
 
     def __init__(self, store: Store, name: str, size: int) -> None:

@@ -20,7 +20,7 @@ from lsdali.data.listing import EXTENSIONS, Listing, Split, few, join, require_r
 from lsdali.data.place import Ranges, is_url
 from lsdali.data.probe import Probe
 from lsdali.data.remote import RemoteRanges
-from lsdali.data.shard_index import ENDING, Shard, Stream, read_index
+from lsdali.data.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.store import Store, has_magic, open_store
 from lsdali.errors import UserError
 
@@ -159,12 +159,12 @@ def _from_store(store: Store, files: Sequence[str], pool: ThreadPoolExecutor) ->
             flush=True,
         )
     walked = dict(
-        zip(lone, pool.map(lambda name: walk(Stream(store, name, sizes[name] or 0), name), lone), strict=True)
+        zip(lone, pool.map(lambda name: walk(RemoteFile(store, name, sizes[name] or 0), name), lone), strict=True)
     )
     return [walked[name] if shard is None else shard for name, shard in zip(files, found, strict=True)]
 
 
-def walk(file: Path | Stream, name: str) -> Shard:
+def walk(file: Path | RemoteFile, name: str) -> Shard:
     """What one tar file holds. Raises UserError for one that is damaged or compressed, or whose members do not pair."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
@@ -176,7 +176,7 @@ def walk(file: Path | Stream, name: str) -> Shard:
             raise UserError(f"{file} has two {what} with the key {key}; every sample needs a key of its own")
         if ending in _IMAGES:
             images[key] = member
-            if isinstance(file, Stream):  # while its bytes are here
+            if isinstance(file, RemoteFile):  # while its bytes are here
                 probed.append(file.probe(member.offset_data, member.size))
         elif (number := _LABEL.fullmatch(text)) is None:
             raise UserError(f"{file}:{member.name} holds {text!r}; expected a class number as text, 0 to 999999")
@@ -191,7 +191,7 @@ def walk(file: Path | Stream, name: str) -> Shard:
     return Shard(name, [m.name for m in found], [labels[k] for k in images], spans, probed or None)
 
 
-def _pairs(file: Path | Stream) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
+def _pairs(file: Path | RemoteFile) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
     """Key, ending, member and, of labels, content, of each image and label."""
     for member, text in _members(file):
         parts = _MEMBER.fullmatch(member.name)
@@ -204,11 +204,11 @@ def _pairs(file: Path | Stream) -> Iterator[tuple[str, str, tarfile.TarInfo, byt
             yield key, ending, member, text
 
 
-def _members(file: Path | Stream) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def _members(file: Path | RemoteFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     """Every member, and the content of labels. Raises UserError for a file that is damaged or compressed."""
     try:
-        with nullcontext(file) if isinstance(file, Stream) else open(file, "rb") as raw:
-            pread = raw.pread if isinstance(raw, Stream) else partial(os.pread, raw.fileno())
+        with nullcontext(file) if isinstance(file, RemoteFile) else open(file, "rb") as raw:
+            pread = raw.pread if isinstance(raw, RemoteFile) else partial(os.pread, raw.fileno())
             if pread(8, 0).startswith(_MAGIC):
                 raise UserError(f"{file} is compressed; samples are read at any place: decompress it")
             with tarfile.open(fileobj=cast(Any, raw), mode="r:") as tar:
@@ -223,7 +223,7 @@ def _members(file: Path | Stream) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         raise UserError(f"{file} is no whole tar file ({error}); get or pack it again") from None
 
 
-def _refuse_lone(file: Path | Stream, what: str, keys: list[str]) -> None:
+def _refuse_lone(file: Path | RemoteFile, what: str, keys: list[str]) -> None:
     if keys:
         raise UserError(f"{file} has {what}: {few(keys)}; every sample needs both")
 
