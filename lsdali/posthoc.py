@@ -1,4 +1,4 @@
-"""What is done to a trained network's logits afterwards: temperature scaling, and the mean of several networks."""
+"""What is done to trained networks afterwards: temperature scaling, the mean of several, features in a plane."""
 
 from collections.abc import Sequence
 
@@ -51,3 +51,35 @@ def ensemble(logits: Sequence[Tensor]) -> Tensor:
     """M times [N, K] -> [N, K] fp64: the logarithm of the mean of the M softmax outputs."""
     log_p = torch.stack([x.detach().double().log_softmax(1) for x in logits])
     return log_p.logsumexp(0) - float(np.log(len(logits)))
+
+
+def template_basis(weight: Tensor, bias: Tensor) -> Tensor:
+    """[n, D], [n]: a linear classifier's rows for n classes -> [D + 1, n] fp64, orthonormal, spanning the rows [w, b].
+
+    By QR (Mueller et al. 2019, figure 1), signs chosen so that R has a positive diagonal. The code of LS-KD takes the
+    biases of the classes 0, 1, 2 for any three (alpha-LS-KD_imagenet_centroids.py); here each has its own.
+    """
+    templates = torch.cat([weight, bias[:, None]], 1).double()
+    basis, upper = torch.linalg.qr(templates.T)
+    turned: Tensor = basis * upper.diagonal().sign()
+    return turned
+
+
+def projected(features: Tensor, basis: Tensor) -> Tensor:
+    """[N, D] features, [D + 1, n] of `template_basis` -> [N, n] fp64: where [x, 1] lies in its span."""
+    return features.double() @ basis[:-1] + basis[-1]
+
+
+def centroids(points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[N, n], [N] -> [classes, n]: the mean of each class."""
+    return torch.stack([points[labels == k].mean(0) for k in range(classes)])
+
+
+def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, n] -> their mean [n] and two principal axes [2, n], the largest component of each positive."""
+    from sklearn.decomposition import PCA
+
+    fit = PCA(n_components=2, svd_solver="full").fit(points.numpy())
+    axes = torch.from_numpy(fit.components_)
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    return torch.from_numpy(fit.mean_), axes * largest.sign()

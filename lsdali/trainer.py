@@ -242,7 +242,9 @@ class Trainer:
 
 
 @torch.no_grad()
-def predictions(network: nn.Module, data: EvalData, precision: Precision) -> Iterator[tuple[Tensor, Batch]]:
+def predictions(
+    network: Callable[[Tensor], Tensor], data: EvalData, precision: Precision
+) -> Iterator[tuple[Tensor, Batch]]:
     """The logits [B, K] of each batch, and the batch; the network is in evaluation mode."""
     for batch in data:
         with precision.autocast():

@@ -17,7 +17,15 @@ from sklearn.metrics import log_loss
 from lsdali import functional as f
 from lsdali.errors import UserError
 from lsdali.metrics import binned, calibration_error, equal_bins, pskd_bins, reliability
-from lsdali.posthoc import IBLS, ensemble, fit_temperature
+from lsdali.posthoc import (
+    IBLS,
+    centroids,
+    ensemble,
+    fit_temperature,
+    principal_plane,
+    projected,
+    template_basis,
+)
 
 VECTORS = json.loads((Path(__file__).parent / "reference/evaluation_vectors.json").read_text())
 
@@ -176,3 +184,23 @@ def test_I26_the_published_curve_adds_up_bins():
     for name, total in (("mean_confidence", sums), ("accuracy", rights)):
         expected = real([x for x in v[1][name] if x is not None])
         torch.testing.assert_close((total.cumsum(0) / n)[filled], expected, rtol=1e-12, atol=0)
+
+
+def test_features_in_a_plane():
+    """proj-07 and pca-09: LS-KD's projection with each class's own bias, and the plane fitted on training images."""
+    given, expected = VECTORS["proj-07"]["inputs"], VECTORS["proj-07"]["expected"]
+    rows, labels = given["class_rows"], torch.tensor(given["labels"])
+    basis = template_basis(real(given["fc_weight"])[rows], real(given["fc_bias"])[rows])
+    torch.testing.assert_close(basis, real(expected["basis_sign_fixed"]))
+    torch.testing.assert_close(basis @ basis.T, real(expected["projector_Q_Qt"]))
+    points = projected(real(given["features"]), basis)
+    torch.testing.assert_close(points, real(expected["projected_features_sign_fixed"]))
+    middles = centroids(points, labels, 3)
+    torch.testing.assert_close(middles, real(expected["projected_centroids_sign_fixed"]))
+    given, expected = VECTORS["pca-09"]["inputs"], VECTORS["pca-09"]["expected"]
+    mean, axes = principal_plane(torch.cat([points, middles]))
+    torch.testing.assert_close(mean, real(expected["mean"]))
+    torch.testing.assert_close(axes, real(expected["components"]))
+    unseen = projected(real(given["validation_features"]), basis)
+    for some, name in ((points, "train_2d"), (middles, "centroids_2d"), (unseen, "validation_2d")):
+        torch.testing.assert_close((some - mean) @ axes.T, real(expected[name]))

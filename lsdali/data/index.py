@@ -117,7 +117,7 @@ def select(config: DataSet, split: Split, index: Index) -> Index:
     """
     problem = ""
     try:
-        index = _subset(index, _choose(config, split, index))
+        index = subset(index, _choose(config, split, index))
     except UserError as error:
         problem = str(error)
     answers = dist.gather_objects((index.fingerprint, problem))
@@ -279,7 +279,7 @@ def _load(folder: Path) -> Index:
     )
 
 
-def _subset(index: Index, part: Chosen) -> Index:
+def subset(index: Index, part: Chosen) -> Index:
     """The chosen samples under the numbers 0, 1, 2, ..., with their labels."""
     if len(part.numbers) == len(index) and np.array_equal(part.labels, index.labels) and part.classes == index.classes:
         return index

@@ -1,6 +1,6 @@
 """Trained runs to what they predict: checkpoint, recipe, data, logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from lsdali import dist
 from lsdali.build import count_classes
 from lsdali.data.choose import eval_loader, open_data
 from lsdali.data.index import Index, open_index
+from lsdali.data.listing import Split
 from lsdali.errors import UserError
 from lsdali.models.fits import size_fits
 from lsdali.models.saved import find_checkpoint, open_network
@@ -87,14 +88,14 @@ def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
     return check(tree, run.path)
 
 
-def open_samples(run: Run, overrides: Sequence[str]) -> Samples:
-    """The validation data of a run, or what the overrides make of them. Collective.
+def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Samples:
+    """The data of a run, or what the overrides make of them. Collective.
 
     Raises UserError where they have other classes than the checkpoint, or images that the network does not take.
     """
     with dist.together():
         recipe = recipe_of(run, overrides)
-        index = open_data(recipe.data, "val", say=lambda line: None)
+        index = open_data(recipe.data, split, say=lambda line: None)
         if count_classes(recipe, index) != run.network.classes:
             raise UserError(
                 f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "
@@ -140,18 +141,28 @@ def same_samples(runs: Sequence[Run], samples: Sequence[Samples]) -> None:
 
 def predict(run: Run, samples: Samples, device: torch.device) -> Predicted:
     """What a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
-    recipe, index, network = samples.recipe, samples.index, run.network
+    network = run.network.to(device).to(memory_format=torch.channels_last)
+    return Predicted(run.name, *read(network, network.classes, samples, device))
+
+
+def read(
+    network: Callable[[Tensor], Tensor], width: int, samples: Samples, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a network on the device, [B, 3, H, W] -> [B, width], gives for all samples: [N, width] fp32, in their order.
+
+    Also their labels [N] and numbers [N]. On the host, the same on every rank. Collective.
+    """
+    recipe, index = samples.recipe, samples.index
     with dist.together():
         precision = Precision(recipe.precision, device)
         loader = eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    parts = [(torch.empty((0, network.classes)), torch.empty(0, dtype=torch.int64))]
-    for logits, batch in predictions(network, loader, precision):
+    parts, numbers = [torch.empty((0, width))], [torch.empty(0, dtype=torch.int64)]
+    for rows, batch in predictions(network, loader, precision):
         valid = batch.valid.cpu()
-        parts.append((logits.float().cpu()[valid], batch.index[valid]))
+        parts.append(rows.float().cpu()[valid])
+        numbers.append(batch.index[valid])
     loader.close()
-    numbers = dist.all_rows(torch.cat([i for _, i in parts]))
-    order = numbers.argsort()
-    logits = dist.all_rows(torch.cat([x for x, _ in parts]))[order]
-    labels = torch.from_numpy(np.array(index.labels))[numbers[order]]
-    return Predicted(run.name, logits, labels, numbers[order])
+    found = dist.all_rows(torch.cat(numbers))
+    order = found.argsort()
+    labels = torch.from_numpy(np.array(index.labels))[found[order]]
+    return dist.all_rows(torch.cat(parts))[order], labels, found[order]
