@@ -14,7 +14,6 @@ from sklearn.metrics import log_loss
 
 from lsdali.build import build
 from lsdali.data.order import stratified
-from lsdali.evaluate import plane
 from lsdali.evaluate.__main__ import WAYS, arguments, start
 from lsdali.evaluate.figures import FITS, fit, rows
 from lsdali.evaluate.runs import Predicted
@@ -229,8 +228,8 @@ def test_features_of_three_classes_in_a_plane(base, tmp_path, capsys):
     """Eight training and five validation images a class, in the order of the names that are asked for."""
     names = ["class4", "class0", "class2"]
     files = ["--html", str(tmp_path / "page.html"), "--json", str(tmp_path / "found.json")]
-    options = ["data.train.flip=0", *map(str, (base / "a", base / "b")), "--classes", *names, *files]
-    assert plane.start(plane.arguments().parse_intermixed_args(options)) == 0
+    runs = [str(base / "a"), str(base / "b")]
+    assert main([*runs, "--plane", *names, *files]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found) == [str(base / "a"), str(base / "b")]
     for part, images in (("train", 8), ("val", 5)):
@@ -242,10 +241,10 @@ def test_features_of_three_classes_in_a_plane(base, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert page.count("<circle") == 2 * 3 * (8 + 5)
     assert [page.index(name) for name in names] == sorted(page.index(name) for name in names)
-    assert (
-        plane.start(
-            plane.arguments().parse_intermixed_args([*options[1:3], "--classes", "class0", "class1", "x", *files])
-        )
-        == 2
-    )
-    assert "no class x" in capsys.readouterr().err
+    for wrong, why in (
+        (["--plane", "class0", "class1", "x", *files], "no class x"),
+        (["--plane", *names], "--html"),
+        (["--plane", *names, *files, "--ensemble"], "leave out --ensemble"),
+    ):
+        assert main([*runs, *wrong]) == 2
+        assert why in capsys.readouterr().err

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
     import torch
 
     from lsdali.evaluate.figures import Fitted, Row
-    from lsdali.evaluate.runs import Predicted
+    from lsdali.evaluate.runs import Predicted, Run
 
 WAYS = ("half", "held_out", "same", "ibls")  # figures.FITS tells what they are
 
@@ -46,6 +46,13 @@ def arguments() -> argparse.ArgumentParser:
         "these within the bounds of IBLS",
     )
     parser.add_argument("--ensemble", action="store_true", help="also evaluate the mean of the runs' softmax outputs")
+    parser.add_argument(
+        "--plane",
+        nargs=3,
+        metavar="CLASS",
+        help="instead of all that, draw the features of three classes into --html (and --json): two alike and another, "
+        "say",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and the bins of the ECE to FILE")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with reliability diagrams to FILE")
     parser.add_argument(
@@ -78,6 +85,8 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     with dist.together():
         check(args, names)
     runs = [open_run(Path(name), args.checkpoint, args.weights) for name in names]
+    if args.plane:
+        return draw(args, runs, overrides, device)
     held_out = [open_held_out(run, overrides) for run in runs] if args.temperature == "held_out" else []
     samples = [open_samples(run, overrides) for run in runs]
     if args.ensemble:
@@ -100,11 +109,28 @@ def check(args: argparse.Namespace, names: Sequence[str]) -> None:
         raise UserError("which run? Give a run folder, such as runs/digits_ce")
     if args.ensemble and len(names) < 2:
         raise UserError(f"--ensemble needs two runs or more, and {names[0]} is one")
+    if args.plane and args.html is None:
+        raise UserError("--plane draws into a page: add --html FILE")
+    if args.plane and (args.ensemble or args.temperature or args.predictions):
+        raise UserError("--plane evaluates nothing: leave out --ensemble, --temperature and --predictions")
     if args.predictions is not None and len(names) > 1:
         raise UserError(f"--predictions writes those of one run, and these are {len(names)}")
     for path in (args.json, args.html, args.predictions):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def draw(args: argparse.Namespace, runs: Sequence["Run"], overrides: Sequence[str], device: "torch.device") -> None:
+    """Write the features of three classes. Collective."""
+    from lsdali import dist
+    from lsdali.evaluate.plane import as_html, plane
+
+    found = {run.name: plane(run, overrides, args.plane, device) for run in runs}
+    with dist.together():
+        if dist.is_main():
+            write(args.html, as_html(found, args.plane).encode(errors="replace"))
+            if args.json is not None:
+                write(args.json, json.dumps(found).encode())
 
 
 def tell(

@@ -1,86 +1,36 @@
-"""Features of three classes in a plane: `python -m lsdali.evaluate.plane RUN [RUN ...] --classes A B C --html FILE`.
+"""Features of three classes in a plane.
 
 What the classifier reads of the first images of each class is projected onto the span of the classifier's rows for
 them, and from there onto the plane of its two principal axes (Mueller et al. 2019, figure 1). As in the code of LS-KD,
 axes are those of 150 training images a class and the classes' centroids; 50 validation images a class are put there
-too. Training images are cropped as in validation. Runs under torchrun too.
+too. Training images are cropped as in validation.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
-    import torch
-    from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor
 
-    from lsdali.data.listing import Split
-    from lsdali.evaluate.runs import Run, Samples
+from lsdali import dist
+from lsdali.data.index import subset
+from lsdali.data.listing import Split
+from lsdali.data.splits import of_classes, whole
+from lsdali.evaluate.runs import Run, Samples, open_samples, read
+from lsdali.posthoc import centroids, principal_plane, projected, template_basis
 
-MOST: "dict[Split, int]" = {"train": 150, "val": 50}  # images of a class
+MOST: dict[Split, int] = {"train": 150, "val": 50}  # images of a class
 COLOURS = ("#c33", "#2a2", "#36c")
 SIDE = 300  # of a figure, in pixels
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry. The exit status is 0, or 2 for bad input."""
-    args = arguments().parse_intermixed_args(argv)
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return int(record(start)(args) or 0)
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lsdali.evaluate.plane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN | key=value", help="a run folder or a checkpoint file")
-    parser.add_argument("--classes", nargs=3, required=True, metavar="NAME", help="two alike and another, say")
-    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="which one of each run folder")
-    parser.add_argument("--weights", choices=("student", "ema"), default="student")
-    parser.add_argument("--html", type=Path, required=True, metavar="FILE", help="the page to write")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points to FILE")
-    return parser
-
-
-def start(args: argparse.Namespace) -> int:
-    from lsdali import dist
-    from lsdali.errors import UserError, complain
-    from lsdali.evaluate.__main__ import write
-    from lsdali.evaluate.runs import open_run
-
-    overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
-    names = [text for text in args.runs if text not in overrides]
-    try:
-        with dist.session() as device:
-            if not names:
-                raise UserError("which run? Give a run folder, such as runs/digits_ce")
-            runs = [open_run(Path(name), args.checkpoint, args.weights) for name in names]
-            found = {run.name: plane(run, overrides, args.classes, device) for run in runs}
-            with dist.together():
-                if dist.is_main():
-                    write(args.html, as_html(found, args.classes).encode(errors="replace"))
-                    if args.json is not None:
-                        write(args.json, json.dumps(found).encode())
-    except UserError as error:
-        return complain(error)
-    return 0
-
-
-def plane(run: "Run", overrides: Sequence[str], names: Sequence[str], device: "torch.device") -> dict[str, Any]:
+def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torch.device) -> dict[str, Any]:
     """Points [x, y] and class (0, 1, 2) of each image, and centroids, of train and of val. Collective."""
-    import torch
-
-    from lsdali.evaluate.runs import read
-    from lsdali.posthoc import centroids, principal_plane, projected, template_basis
-
     network = run.network.to(device).to(memory_format=torch.channels_last)
     classifier = network.classifier
 
-    def features(images: "Tensor") -> "Tensor":
+    def features(images: Tensor) -> Tensor:
         return network.features(network.maps(images))
 
     points, labels = {}, {}
@@ -101,17 +51,8 @@ def plane(run: "Run", overrides: Sequence[str], names: Sequence[str], device: "t
     }
 
 
-def open_part(
-    run: "Run", overrides: Sequence[str], names: Sequence[str], split: "Split"
-) -> "tuple[Samples, list[int]]":
+def open_part(run: Run, overrides: Sequence[str], names: Sequence[str], split: Split) -> tuple[Samples, list[int]]:
     """The first images of the named classes, now 0, 1, 2, and what numbers they had. UserError for an unknown one."""
-    import numpy as np
-
-    from lsdali import dist
-    from lsdali.data.index import subset
-    from lsdali.data.splits import of_classes, whole
-    from lsdali.evaluate.runs import Samples, open_samples
-
     samples = open_samples(run, overrides, split)
     with dist.together():
         index = samples.index
@@ -164,6 +105,3 @@ circle { fill-opacity: .5 } rect { stroke: #000 }
 {% endfor %}
 </html>
 """
-
-if __name__ == "__main__":
-    sys.exit(main())
