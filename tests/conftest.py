@@ -1,9 +1,14 @@
-"""One place for temporary files: pytest's own, which it empties."""
+"""One place for temporary files, pytest's own, which it empties; and a folder to train in."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.harness import make_images
+from tests.methods.trainers import trainer_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,3 +21,21 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("system")))
         patch.setattr(tempfile, "tempdir", None)  # asked again
         yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained teacher in it; the index cache lies there too."""
+    with pytest.MonkeyPatch.context() as patch:
+        base = tmp_path_factory.mktemp("contract")
+        patch.setenv("LSDALI_CACHE", str(base / "cache"))
+        make_images(base / "images")
+        trainer_for({"name": "ce"}, base / "teacher", epochs=1).run()
+        yield base
+
+
+@pytest.fixture
+def place(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder of one test inside the shared one; checkpoints of all tests would be gigabytes."""
+    yield folder / tmp_path.name
+    shutil.rmtree(folder / tmp_path.name, ignore_errors=True)

@@ -26,7 +26,7 @@ from lsdali.recipe import Recipe
 from tests.data.test_augment import EVERY
 from tests.harness import tiny
 from tests.made_up_cuda import CUDA, half_precision, made_up_cuda
-from tests.methods.test_contract import CONFIGS, folder, named, trainer_for, with_teacher  # noqa: F401
+from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 
 
 def test_the_made_up_device_refuses_what_a_real_one_does() -> None:
@@ -63,7 +63,7 @@ def on_the_device(config: TeacherConfig, classes: int, device: torch.device) -> 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by deepcopy
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.model_validate(tiny(with_teacher(config, folder), folder / "images", tmp_path))
     monkeypatch.setattr(build, "load_teacher", on_the_device)
     with made_up_cuda() as host:
@@ -90,7 +90,7 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
-def test_a_gpu_trains_as_the_cpu_does(config: Any, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_gpu_trains_as_the_cpu_does(config: Any, folder: Path, tmp_path: Path) -> None:
     """Two epochs of a few steps: decoding and arithmetic differ a little, a wrong label or row would differ much."""
     runs = []
     for device in ("cpu", "cuda"):
@@ -108,7 +108,7 @@ def test_a_gpu_trains_as_the_cpu_does(config: Any, folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("mix", [Mixup(alpha=0.2), CutMix(alpha=1.0)], ids=["mixup", "cutmix"])
-def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: Path) -> None:
     data = {"train": {"crop": "pad", "size": 16, "pad": 2}, "resident": "always"}
     tree = tiny({"name": "ce"}, folder / "images", tmp_path)
     recipe = Recipe.model_validate({**tree, "data": {**tree["data"], **data}})

@@ -1,7 +1,6 @@
 """What every method promises, for each entry of METHODS: nothing here names one."""
 
 import copy
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,71 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-import yaml
 
 from lsdali import dist
 from lsdali.batch import Batch
-from lsdali.build import build
 from lsdali.errors import UserError
-from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.models.student import weights_digest
-from lsdali.recipe import Recipe
-from lsdali.state.checkpoint import Checkpoints
 from lsdali.trainer import Trainer
-from tests.harness import ROOT, equal, make_images, tiny
-
-
-def method_configs(teacher: Path) -> list[Any]:
-    """Every method part of every recipe in the repository, once each, with teachers replaced by one of this test."""
-    found: dict[str, Any] = {}
-    for path in sorted(ROOT.glob("recipes/*.yaml")):
-        config = yaml.safe_load(path.read_text())["method"]
-        if "teacher" in config:
-            config["teacher"] = {"source": "checkpoint", "path": str(teacher)}
-        found[yaml.safe_dump(config)] = config
-    return list(found.values())
-
-
-def trainer_for(config: Any, folder: Path, device: str = "cpu", **others: Any) -> Trainer:
-    """A trainer into `folder`, on the images that lie beside or above it."""
-    images = next(above / "images" for above in folder.parents if (above / "images").is_dir())
-    recipe = Recipe.model_validate(tiny(config, images, folder, **others))
-    checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, print)
-    return build(recipe, folder, torch.device(device, 0), checkpoints, Events([]))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a trained teacher in it; the index cache lies there too."""
-    with pytest.MonkeyPatch.context() as patch:
-        base = tmp_path_factory.mktemp("contract")
-        patch.setenv("LSDALI_CACHE", str(base / "cache"))
-        make_images(base / "images")
-        trainer_for({"name": "ce"}, base / "teacher", epochs=1).run()
-        yield base
-
-
-@pytest.fixture
-def place(folder: Path, tmp_path: Path) -> Iterator[Path]:
-    """A folder of one test inside the shared one; checkpoints of all tests would be gigabytes."""
-    yield folder / tmp_path.name
-    shutil.rmtree(folder / tmp_path.name, ignore_errors=True)
-
-
-CONFIGS = method_configs(Path("TEACHER"))
-
-
-def with_teacher(config: Any, base: Path) -> Any:
-    return yaml.safe_load(yaml.safe_dump(config).replace("TEACHER", str(base / "teacher/checkpoints/best.pt")))
+from tests.harness import equal
+from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 
 
 def test_every_method_is_tested() -> None:
     assert {config["name"] for config in CONFIGS} == set(METHODS)
-
-
-def named(config: Any) -> str:
-    return "-".join(str(v) for v in config.values() if not isinstance(v, dict))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)

@@ -9,9 +9,8 @@ import torch
 
 from lsdali.errors import UserError
 from tests.harness import equal
-from tests.methods.test_contract import CONFIGS, check_resume, final_state, folder, named, trainer_for, with_teacher
-
-__all__ = ["folder"]  # a fixture
+from tests.methods.test_contract import check_resume, final_state
+from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 
 MIXED = {"ce", "ls", "kd", "ibls", "tfkd", "zls", "zls_kd"}
 MIX = {"name": "mixup", "alpha": 0.5}
