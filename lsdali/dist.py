@@ -144,6 +144,26 @@ def all_rows(x: Tensor, group: Group | None = None) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
 
+def whole_batch(x: Tensor) -> Tensor:
+    """[b, ...] of each rank, b the same on all -> [world * b, ...] on every rank, in rank order.
+
+    For losses that read the batch as a whole, and that every rank works out from all of it. The gradient goes to this
+    rank's rows alone, times the number of ranks: DDP's mean over ranks makes of it the gradient of that one loss.
+    """
+    if not active():
+        return x
+    parts = [torch.empty_like(x) for _ in range(world())]
+    td.all_gather(parts, x.detach().contiguous())
+    if x.requires_grad:
+        parts[rank()] = x.detach() + world() * (x - x.detach())
+    return torch.cat(parts)
+
+
+def own_rows(x: Tensor) -> Tensor:
+    """[world * b, ...] -> [b, ...]: this rank's rows of a whole batch."""
+    return x.chunk(world())[rank()]
+
+
 def gather_objects(x: T, group: Group | None = None) -> list[T]:
     """Every rank's object, in rank order, on every rank (of the group). For small things outside the step."""
     if not active():

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, ensemble_targets, lift, soft_kl
@@ -16,7 +17,7 @@ class BatchEnsembling(Method):
 
     Batches come in pairs of one class (one further image of each class, `intra-images 1` in megvii-research/zipfls).
     There the method's code (train_methods.py) detaches the student's logits too, so that its term trains nothing; here,
-    as in the paper, only the target is without gradient. The mixture is over a micro-batch.
+    as in the paper, only the target is without gradient. The mixture is over the (micro-)batches of all processes.
     """
 
     sampling = "class_pairs"
@@ -39,7 +40,8 @@ class BatchEnsembling(Method):
         out = student(batch.images)
         ce = cross_entropy(out.logits, batch.labels)
         t = self.config.temperature
-        target = ensemble_targets(out.logits, out.features, t, self.config.propagation)
+        seen, features = dist.whole_batch(out.logits.detach()), dist.whole_batch(out.features.detach())
+        target = dist.own_rows(ensemble_targets(seen, features, t, self.config.propagation))
         ensemble = t**2 * soft_kl(lift(out.logits) / t, target).mean()
         total = ce + self.config.weight * ensemble
         return Loss(total, out.logits.detach(), {"ce": ce.detach(), "ensemble": ensemble.detach()})

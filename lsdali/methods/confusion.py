@@ -5,6 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from pydantic import Field
 
+from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import confusion, cross_entropy, lift
@@ -38,6 +39,6 @@ class PairwiseConfusion(Method):
         ce = cross_entropy(logits, batch.labels)
         if clock.epoch < self.config.from_epoch:
             return Loss(ce, logits.detach(), {"ce": ce.detach()})
-        x = logits if self.config.of == "logits" else F.softmax(lift(logits), 1)
-        apart = confusion(x, 1 if self.config.norm == "pair" else 0)
+        x = lift(logits) if self.config.of == "logits" else F.softmax(lift(logits), 1)
+        apart = confusion(dist.whole_batch(x), 1 if self.config.norm == "pair" else 0)
         return Loss(ce + self.config.weight * apart, logits.detach(), {"ce": ce.detach(), "confusion": apart.detach()})

@@ -57,7 +57,7 @@ class ClassSmoothing(ClassMatrix):
     def target(self, labels: Tensor) -> Tensor:
         """[B] int64 -> [B, K]."""
         a, t = self.config.smoothing, self.config.temperature
-        strength = torch.full_like(labels, a, dtype=torch.float32)
+        strength = torch.full_like(labels, a, dtype=self.matrix.dtype)
         if not self.filled:
             return even_target(strength, labels, len(self.matrix))
         rows = self.matrix[labels]

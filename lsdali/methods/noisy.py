@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import (
@@ -14,6 +15,7 @@ from lsdali.functional import (
     entropy,
     generalised_cross_entropy,
     hard_bootstrap,
+    lift,
     prior_term,
     soft_bootstrap,
     symmetric_cross_entropy,
@@ -81,7 +83,7 @@ class GeneralisedCrossEntropy(LogitLoss):
 class JointOptimisation(LogitLoss):
     """Tanaka et al. 2018 (arXiv 1803.11364), the loss alone: as in the OLS code, labels are never updated.
 
-    The prior term reads the mean prediction of this process's batch.
+    The prior term reads the mean prediction over the (micro-)batches of all processes.
     """
 
     class Config(Method.Config):
@@ -94,7 +96,8 @@ class JointOptimisation(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        spread = self.config.prior * prior_term(logits) + self.config.entropy * entropy(logits)
+        spread = self.config.prior * prior_term(dist.whole_batch(lift(logits)))
+        spread = spread + self.config.entropy * entropy(logits)
         return cross_entropy(logits, labels) + spread
 
 

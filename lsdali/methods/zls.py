@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.config import Config as Part
@@ -115,14 +116,14 @@ class ZipfLabelSmoothing(Method):
         """What mass a rank earns."""
         ranking: Literal["dense", "pooled", "friends"] = "dense"
         """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
-        the sample of this process's batch whose features are nearest."""
+        the other sample of the batch whose features are nearest."""
         soft: SoftRanks | None = None
         """Soft ranks of what `ranking` names; null: whole ranks, equal scores sharing the smallest."""
         upsample: Upsample | None = None
         """How maps are interpolated to twice their size before they vote; null: not at all."""
         samples: Literal["all", "correct"] = "all"
-        """The Zipf term is the mean over all samples, or over those that the student has right in this
-        process's batch."""
+        """The Zipf term is the mean over all samples, or over those of the batch that the student has
+        right."""
         criterion: Criterion = HardLabel()
         """The loss beside the Zipf term."""
         deep: DeepVotes | None = None
@@ -182,7 +183,7 @@ class ZipfLabelSmoothing(Method):
         right = out.logits.argmax(1) == labels
         found = [
             self.criterion(out.logits, labels, target),
-            kl.mean() if self.config.samples == "all" else masked_mean(kl, right),
+            kl.mean() if self.config.samples == "all" else masked_mean(dist.whole_batch(kl), dist.whole_batch(right)),
         ]
         if self.config.deep is not None:
             exits = [self.criterion(z, labels, target) for z in exit_logits(out, self.stages)]
@@ -231,7 +232,8 @@ class ZipfLabelSmoothing(Method):
             case "pooled":
                 return logits
             case "friends":
-                return logits[nearest(out.features.detach())]
+                friends = dist.own_rows(nearest(dist.whole_batch(out.features.detach())))
+                return dist.whole_batch(logits)[friends]
             case "dense":
                 return count_votes(self.votes(out), logits.shape[1])
 

@@ -78,7 +78,8 @@ class Recipe(Config):
     batch_schedule: Annotated[tuple[BatchChange, ...], Field(strict=False)] = ()
     """Later changes of `batch` (Smith et al., 2018). The learning rate stays what `schedule` says of the epoch."""
     micro_batch: int | None = Field(None, ge=1)
-    """The most images per forward and process; null: the whole share. Gradients of a step's parts add up."""
+    """The most images per forward and process; null: the whole share. Gradients of a step's parts add up;
+    BatchNorm, and losses that compare samples, know one part at a time."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     """The mode of torch.compile for the student's forward; null: eager."""

@@ -1,22 +1,30 @@
 """What every method promises, for each entry of METHODS: nothing here names one."""
 
 import copy
-from collections.abc import Iterator
+import dataclasses
+import os
+import socket
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch import Tensor, nn
 
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.models.student import weights_digest
-from lsdali.trainer import Trainer
+from lsdali.trainer import TrainData, Trainer
 from tests.harness import equal
 from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
+
+Check = Callable[[Any, Path, int], None]
+"""Config, an own folder and the number of processes -> AssertionError where something is wrong."""
 
 
 def test_every_method_is_tested() -> None:
@@ -107,9 +115,8 @@ def test_resume_is_exact_on_one_rank(config: Any, folder: Path, place: Path) -> 
     check_resume(with_teacher(config, folder), place, 1)
 
 
-def worker(rank: int, ranks: int, port: int, base: Path, place: Path, start: int) -> None:
-    import os
-
+def worker(rank: int, ranks: int, port: int, base: Path, place: Path, start: int, check: Check) -> None:
+    """One of several processes: the check of each configuration of a chunk."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -120,8 +127,8 @@ def worker(rank: int, ranks: int, port: int, base: Path, place: Path, start: int
         MASTER_PORT=str(port),
     )
     with dist.session():
-        for number, config in enumerate(CONFIGS[start : start + CHUNK], start):
-            check_resume(with_teacher(config, base), place / str(number), ranks)
+        for number, config in enumerate((CONFIGS + BATCHWIDE)[start : start + CHUNK], start):
+            check(with_teacher(config, base), place / str(number), ranks)
 
 
 CHUNK = 6  # configs for one start of the processes
@@ -131,15 +138,68 @@ CHUNK = 6  # configs for one start of the processes
 @pytest.mark.parametrize("start", range(0, len(CONFIGS), CHUNK))
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_resume_is_exact_on_several_ranks(ranks: int, start: int, folder: Path, place: Path) -> None:
-    mp.spawn(worker, (ranks, free_port(), folder, place, start), nprocs=ranks)
+    mp.spawn(worker, (ranks, free_port(), folder, place, start, check_resume), nprocs=ranks)
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+class Doubled:
+    """Images in float64: what is left of a difference is one of mathematics, or of a state in fewer bits."""
+
+    def __init__(self, inner: TrainData) -> None:
+        self.inner = inner
+
+    def epoch(self, step: int) -> Iterator[Batch]:
+        for batch in self.inner.epoch(step):
+            yield dataclasses.replace(batch, images=batch.images.double())
+
+
+def weights_after(config: Any, folder: Path) -> Tensor:
+    """Of a run whose BatchNorm keeps the statistics it has, since those of a batch are those of its process's share."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = trainer_for(config, folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    trainer.train = Doubled(trainer.train)
+    for module in trainer.student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train = types.MethodType(lambda self, mode=True: self, module.eval())  # type: ignore[method-assign]
+    for _ in range(trainer.clock.epochs):
+        for batch in trainer.train.epoch(trainer.clock.step):
+            trainer.step(batch)
+            trainer.clock = trainer.clock.tick()
+        trainer.method.end_epoch(trainer.student, trainer.clock)
+    return torch.cat([p.detach().flatten() for p in trainer.student.parameters()])
+
+
+def check_weights(config: Any, place: Path, ranks: int) -> None:
+    """Against those that one process left in the folder."""
+    one = torch.load(place / "one.pt")
+    away = torch.dist(weights_after(config, place / str(ranks)), one) / one.norm()
+    assert away < 1e-9, f"{named(config)}: {away:.1e} away"
+
+
+BATCHWIDE = [
+    {"name": "zls", "samples": "correct"},
+    {"name": "zls", "ranking": "friends"},
+    {"name": "pairwise_confusion", "of": "logits", "norm": "class"},
+]
+"""Losses that read more of the batch than one sample, and that no recipe uses."""
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("start", range(0, len(CONFIGS + BATCHWIDE), CHUNK))
+def test_several_ranks_train_as_one_does(start: int, folder: Path, place: Path) -> None:
+    for number, config in enumerate((CONFIGS + BATCHWIDE)[start : start + CHUNK], start):
+        (place / str(number)).mkdir(parents=True)
+        weights = weights_after(with_teacher(config, folder), place / str(number) / "1")
+        torch.save(weights, place / str(number) / "one.pt")
+    mp.spawn(worker, (2, free_port(), folder, place, start, check_weights), nprocs=2)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(place: Path) -> None:
