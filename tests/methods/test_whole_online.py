@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsdali.batch import Batch
+from lsdali.data.order import uniforms
 from lsdali.trainer import Trainer
 from tests.methods import whole_runs
 from tests.methods.trainers import trainer_for
@@ -211,3 +212,15 @@ def test_pairwise_confusion(place: Path, of: str, norm: str) -> None:
             descend(F.cross_entropy(logits, batch.labels) + 0.5 * (epoch >= 1) * confusion)
 
     compare({"name": "pairwise_confusion", "weight": 0.5, "of": of, "norm": norm, "from_epoch": 1}, twin, place)
+
+
+def test_disturbed_labels(place: Path) -> None:
+    """Xie et al. 2016: drawn anew in every epoch; the draws themselves are the project's, as they must be."""
+
+    def twin(student: nn.Module, epochs: list[list[Batch]]) -> None:
+        for epoch, batch, descend in steps(student, epochs):
+            chance, shift = torch.from_numpy(uniforms(0, epoch, batch.index.numpy(), 2, 202)).T
+            labels = torch.where(chance < 0.5, (batch.labels + (K * shift).long()) % K, batch.labels)
+            descend(F.cross_entropy(student.network(batch.images), labels))
+
+    compare({"name": "disturb", "rate": 0.5}, twin, place)
