@@ -80,6 +80,7 @@ def prepare(
         load_weights(network, recipe.model.name, recipe.model.weights, events.say)
     method, teachers = build_method(recipe, network, len(train_index), device)
     check_shares(recipe, method)
+    check_start(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
     stream = Stream(recipe.batches, recipe.seed, device, precision.half, method.sampling, events.say)
@@ -160,6 +161,16 @@ def check_shares(recipe: Recipe, method: Method) -> None:
                 f"mix: {recipe.mix.name} mixes neighbours, so each of {dist.world()} processes needs an even share; "
                 f"batch {batch} is no multiple of {2 * dist.world()}"
             )
+
+
+def check_start(recipe: Recipe, method: Method) -> None:
+    """Raises UserError where the run would be over before the method does anything of its own."""
+    if method.starts is not None and method.starts[1] >= recipe.epochs:
+        key, epoch = method.starts
+        raise UserError(
+            f"{key} {epoch} leaves no epoch of {recipe.epochs} to the method '{cast(Any, recipe.method).name}', "
+            f"which would be cross-entropy throughout; give at most {recipe.epochs - 1}"
+        )
 
 
 def new_network(recipe: Recipe, classes: int) -> Network:

@@ -77,7 +77,7 @@ class MatrixNoise(Config):
         try:
             found = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
             values: NDArray[np.float64] = np.asarray(found, np.float64)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise UserError(f"data.noise.file: {path} cannot be read as a matrix of numbers: {error}") from None
         if values.shape != (classes, classes):
             raise UserError(

@@ -66,6 +66,11 @@ class Method(ABC):
         """Once, on every rank, before the first step and before state is loaded: collectives are safe."""
 
     @property
+    def starts(self) -> tuple[str, int] | None:
+        """The key that puts off what the method does, and the epoch of its start; None where that is the first."""
+        return None
+
+    @property
     def unmixable(self) -> str | None:
         """Why mixed images (mixup, CutMix) have no loss here; None where `loss` reads labels by `Batch.per_label`."""
         return "no rule for mixed images is known for it"

@@ -16,6 +16,7 @@ from lsdali.models.student import Forward
 class PairwiseConfusion(Method):
     """Dubey et al. 2018 (arXiv 1705.08016): two samples should not be told apart too surely.
 
+    Every pair counts, also one of two samples of the same class; a last odd sample has no partner.
     The OLS code (loss_all_methods.py, PC) takes logits and one norm for each class over all pairs:
     `of: logits, norm: class, from_epoch: 200`.
     """
@@ -33,6 +34,10 @@ class PairwiseConfusion(Method):
         """Cross-entropy alone before this epoch."""
 
     config: Config
+
+    @property
+    def starts(self) -> tuple[str, int]:
+        return "method.from_epoch", self.config.from_epoch
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits

@@ -45,6 +45,8 @@ class Estimated(Part):
     """Patrini et al. 2017, section 4.3: row i is the prediction of the sample most certain to be of class i.
 
     The first epochs train with cross-entropy; the matrix comes from the predictions of the last of them and stays.
+    These are the predictions that training makes on its way, of augmented images. The paper's come from a network that
+    is trained to the end, and another one is trained with the matrix from the start.
     """
 
     name: Literal["estimated"] = "estimated"
@@ -58,7 +60,7 @@ Noise = Annotated[Identity | Symmetric | MatrixFile | Estimated, Field(discrimin
 def noise_matrix(noise: Noise, classes: int) -> Tensor:
     """[K, K] float32, rows summing to 1. Raises UserError for a file that holds no such matrix."""
     if isinstance(noise, MatrixFile):
-        return read_matrix(Path(noise.path), classes)
+        return read_matrix(Path(noise.path).expanduser(), classes)
     rate = noise.rate if isinstance(noise, Symmetric) else 0.0
     others = rate / max(classes - 1, 1)
     return torch.full((classes, classes), others).fill_diagonal_(1 - rate)
@@ -68,7 +70,7 @@ def read_matrix(path: Path, classes: int) -> Tensor:
     try:
         content = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text("utf-8"))
         matrix = np.asarray(content, dtype=np.float64)
-    except (OSError, ValueError, TypeError) as fault:
+    except (OSError, EOFError, ValueError, TypeError) as fault:
         raise UserError(f"method.noise.path: cannot read a matrix from {path} ({fault})") from None
     wanted = f"method.noise.path: {path} must hold a [{classes}, {classes}] matrix of probabilities whose rows sum to 1"
     if matrix.shape != (classes, classes):
@@ -104,6 +106,11 @@ class Correction(Method):
         # The most certain prediction of each class in this epoch, while the matrix is being estimated.
         self.best = torch.zeros(needs.classes, device=needs.device)
         self.rows = torch.zeros(needs.classes, needs.classes, device=needs.device)
+
+    @property
+    def starts(self) -> tuple[str, int] | None:
+        noise = self.config.noise
+        return ("method.noise.epochs", noise.epochs) if isinstance(noise, Estimated) else None
 
     def set_matrix(self, matrix: Tensor) -> None:
         """[K, K]. Raises UserError where the loss cannot use it."""
@@ -166,6 +173,8 @@ class ForwardCorrection(Correction):
         name: Literal["forward"] = "forward"
 
     def set_matrix(self, matrix: Tensor) -> None:
+        if len(matrix) > 1 and torch.allclose(matrix, matrix[:1].expand_as(matrix)):
+            raise UserError("method.noise: all rows of the matrix are the same, so labels tell nothing of the classes")
         unseen = (matrix.amax(0) <= 0).nonzero()
         if len(unseen):
             raise UserError(

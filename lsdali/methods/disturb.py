@@ -17,7 +17,8 @@ from lsdali.models.student import Forward
 class DisturbLabel(Method):
     """Xie et al. 2016 (arXiv 1605.00055): in every epoch some labels are replaced by random classes.
 
-    Which ones is a function of (seed, epoch, sample). The OLS code disturbs validation labels too; here nothing does.
+    Which ones is a function of (seed, epoch, sample), so repeats of a sample in an epoch share theirs. The OLS code
+    disturbs validation labels too; here nothing does.
     """
 
     class Config(Method.Config):

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lsdali import dist
@@ -23,7 +23,7 @@ from lsdali.functional import (
 from lsdali.methods.base import Loss, Method
 from lsdali.models.student import Forward
 
-Clamp = Annotated[float, Field(gt=0, lt=0.5)] | None
+Clamp = Annotated[float, Field(ge=1e-30, lt=0.5)] | None  # float32 knows no number much smaller
 
 
 class LogitLoss(Method):
@@ -51,10 +51,16 @@ class SymmetricCrossEntropy(LogitLoss):
         name: Literal["sce"] = "sce"
         forward: float = Field(6.0, ge=0)
         reverse: float = Field(0.1, ge=0)
-        zero: float = Field(1e-4, gt=0, lt=1)
+        zero: float = Field(1e-4, ge=1e-30, lt=1)
         """log 0 in the label is log of this."""
         clamp: Clamp = None
         """The least probability, and the label clamped in both parts, as in the OLS code; null: exact."""
+
+        @model_validator(mode="after")
+        def _loses(self) -> "SymmetricCrossEntropy.Config":
+            if self.forward == 0 and self.reverse == 0:
+                raise ValueError("forward and reverse are both 0, so there is no loss; give one of them a weight")
+            return self
 
     config: Config
 
@@ -72,7 +78,7 @@ class GeneralisedCrossEntropy(LogitLoss):
         """(1 - p[label]^q) / q."""
 
         name: Literal["gce"] = "gce"
-        q: float = Field(0.7, gt=0, le=1)
+        q: float = Field(0.7, ge=1e-30, le=1)
 
     config: Config
 

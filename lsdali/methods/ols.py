@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lsdali.batch import Batch
@@ -32,6 +32,14 @@ class OnlineLabelSmoothing(ClassMatrix):
         """The matrix of the first epoch; zeros: no soft term there."""
         freeze: float | None = Field(None, gt=0, lt=1)
         """A row whose greatest entry has reached this stays as it is while its class has right samples; null: never."""
+
+        @model_validator(mode="after")
+        def _loses_from_the_start(self) -> "OnlineLabelSmoothing.Config":
+            if self.hard == 0 and self.soft == 0:
+                raise ValueError("hard and soft are both 0, so there is no loss; give one of them a weight")
+            if self.hard == 0 and self.start == "zeros":
+                raise ValueError("hard is 0, and start: zeros leaves the first epoch no other loss; use start: uniform")
+            return self
 
     config: Config
 

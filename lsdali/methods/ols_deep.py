@@ -17,8 +17,9 @@ from lsdali.models.student import Forward, Probe
 class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
     """Zhang et al. 2021, the deep-supervision script: OLS on the final logits and on exits of earlier stages.
 
-    The matrix is collected from the final logits. The published first epoch is cross-entropy of the final logits alone,
-    which trains no exit; the default trains the exits from the start.
+    The matrix is collected from the final logits. The published exits have convolutions of their own before pool and
+    classifier; these are linear on a stage's mean. The published first epoch is cross-entropy of the final logits
+    alone, which trains no exit; the default trains the exits from the start.
     """
 
     class Config(OnlineLabelSmoothing.Config):
@@ -48,7 +49,9 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         exits = exit_logits(out, self.stages)
         final = cross_entropy(out.logits, batch.labels)
         if clock.epoch == 0 and c.first_epoch == "final_only":
-            unused = torch.stack([z.sum() for z in exits]).sum() * 0.0  # DDP waits for a gradient of every parameter
+            # DDP waits for a gradient of every parameter. So weight decay reaches the exits, which the published
+            # first epoch leaves as they are.
+            unused = torch.stack([z.sum() for z in exits]).sum() * 0.0
             return Loss(final + unused, out.logits.detach(), {"hard": final.detach(), "soft": torch.zeros_like(final)})
         early = torch.stack([cross_entropy(z, batch.labels) for z in exits]).sum()
         hard = c.final_weight * final + c.exit_hard * early

@@ -100,6 +100,10 @@ def test_matrices_that_do_not_fit(many, tmp_path):
     assert f"row 1 of {file} is no distribution" in refusal("\n".join([rows[0], "0.5 0.4 0 0 0", *rows[2:]]))
     assert f"row 4 of {file} is no distribution" in refusal("\n".join([*rows[:4], "2 -1 0 0 0"]))
     assert "cannot be read as a matrix of numbers" in refusal("one two")
+    empty = file.with_suffix(".npy")
+    empty.touch()
+    with pytest.raises(UserError, match="cannot be read"):
+        noisy(many, MatrixNoise(file=str(empty)))
     file.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         noisy(many, MatrixNoise(file=str(file)))

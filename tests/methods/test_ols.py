@@ -249,6 +249,8 @@ def test_O17_two_ranks_add_before_they_divide(tmp_path):
     [
         {"hard": -0.1},
         {"soft": -0.1},
+        {"hard": 0.0},
+        {"hard": 0.0, "soft": 0.0, "start": "uniform"},
         {"freeze": 1.0},
         {"start": "ones"},
         {"name": "ols_deep", "exits": 0},
