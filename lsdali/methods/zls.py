@@ -85,7 +85,7 @@ class SoftRanks(Part):
     ranks. The target is without gradient here as with plain ranks, as everywhere in the published code.
     """
 
-    strength: float = Field(0.5, gt=0)
+    strength: float = Field(0.5, ge=1e-6, le=1e6)
 
 
 class DeepVotes(Part):

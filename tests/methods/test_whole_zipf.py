@@ -16,8 +16,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from lsdali.batch import Batch
-from lsdali.functional import vote_target
+from lsdali.errors import UserError
+from lsdali.functional import off_label_target, soft_rank, unbiased_zipf_weights, vote_target
+from lsdali.methods.distributions import ExponentialDecay, rank_weights
 from lsdali.models.teacher import network_from_checkpoint
+from tests.harness import make_images
 from tests.methods.trainers import trainer_for
 from tests.methods.whole_runs import compare, steps
 
@@ -324,3 +327,27 @@ def test_mixed_images(place: Path, name: str, mix: str) -> None:
     if name in ("kd", "ibls"):
         config["teacher"] = {"source": "checkpoint", "path": str(teacher)}
     compare(config, twin, place, mix=MIXES[mix])
+
+
+@pytest.mark.parametrize("power", [1 - 1e-6, 1 + 1e-6])
+def test_the_integral_has_no_leap_at_power_1(power: float) -> None:
+    """The difference of two powers that both are nearly 1 had no digits left."""
+    rank = torch.arange(1, 1001)[None]
+    found, limit = (unbiased_zipf_weights(rank, torch.ones_like(rank), 1000, p, 0.001, 1.0) for p in (power, 1))
+    torch.testing.assert_close(found, limit, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_soft_ranks_far_from_1_decay_too(best: int) -> None:
+    """All ranks of 1000 near scores lie about 500, where exp(-rank / 2) is 0 in float32; the label is dropped."""
+    scores = torch.linspace(0, 4, 1000)[None]
+    scores[0, best] = 700.0
+    rank = soft_rank(scores, 0.5)
+    weights = rank_weights(ExponentialDecay(exp_lambda=0.5), rank, rank, 1000)
+    found = off_label_target(weights, torch.tensor([0]))[0, 1:]
+    torch.testing.assert_close(found, (-0.5 * rank.double())[0, 1:].softmax(0).float(), rtol=1e-3, atol=1e-9)
+
+
+def test_one_class_is_refused(place: Path) -> None:
+    with pytest.raises(UserError, match=r"^the data in .* has one class, class0; a classifier needs two or more$"):
+        trainer_for({"name": "ce"}, make_images(place / "images", classes=1).parent / "run")
