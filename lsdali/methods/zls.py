@@ -115,7 +115,8 @@ class ZipfLabelSmoothing(Method):
         """What mass a rank earns."""
         ranking: Literal["dense", "pooled", "friends"] = "dense"
         """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
-        the sample of this process's batch whose features are nearest."""
+        the sample of this process's batch whose features are nearest. In 16-bit precision some of a thousand logits
+        tie; votes are counted in float32."""
         soft: SoftRanks | None = None
         """Soft ranks of what `ranking` names; null: whole ranks, equal scores sharing the smallest."""
         upsample: Upsample | None = None

@@ -19,6 +19,7 @@ from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.functional import off_label_target, soft_rank, unbiased_zipf_weights, vote_target
 from lsdali.methods.distributions import ExponentialDecay, rank_weights
+from lsdali.models.probes import DenseVotes
 from lsdali.models.teacher import network_from_checkpoint
 from tests.harness import make_images
 from tests.methods.trainers import trainer_for
@@ -327,6 +328,16 @@ def test_mixed_images(place: Path, name: str, mix: str) -> None:
     if name in ("kd", "ibls"):
         config["teacher"] = {"source": "checkpoint", "path": str(teacher)}
     compare(config, twin, place, mix=MIXES[mix])
+
+
+@pytest.mark.parametrize("upsample", ["bilinear", "bicubic"])
+def test_the_map_is_upsampled_before_a_neck(upsample: Any) -> None:
+    """A LayerNorm, as ConvNeXt has it, does not commute with the interpolation."""
+    torch.manual_seed(0)
+    maps, neck, linear = torch.randn(4, 8, 3, 3), nn.LayerNorm(8), nn.Linear(8, K)
+    large = F.interpolate(maps, scale_factor=2, mode=upsample)
+    found = DenseVotes(upsample)({"last": maps}, nn.Sequential(neck, linear))
+    assert torch.equal(found, linear(neck(large.permute(0, 2, 3, 1))).argmax(-1).flatten(1))
 
 
 @pytest.mark.parametrize("power", [1 - 1e-6, 1 + 1e-6])
