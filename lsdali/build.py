@@ -221,6 +221,8 @@ def count_classes(recipe: Recipe, index: Index) -> int:
             f"model.classes: the data in {index.root} has {found} classes and the model only {wanted}; "
             f"leave the key out or give at least {found}"
         )
+    if (wanted or found) < 2:
+        raise UserError(f"the data in {index.root} has one class, {index.classes[0]}; a classifier needs two or more")
     return wanted or found
 
 

@@ -73,10 +73,11 @@ def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float
     cell = (right - left) / classes
     tied = lift(tied)
     start = left + (lift(rank) - 1) * cell
-    stop = start + tied * cell
+    # The difference of two powers, nearly equal for narrow cells and for powers near 1, would lose digits.
+    length = torch.log1p(tied * cell / start)
     if power == 1:
-        return torch.log(stop / start) / tied
-    return (start.pow(1 - power) - stop.pow(1 - power)) / ((power - 1) * tied)
+        return length / tied
+    return start.pow(1 - power) * torch.expm1((1 - power) * length) / ((1 - power) * tied)
 
 
 def sorted_weights(rank: Tensor, draws: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""What mass a class earns by its rank, or without one: the distributions that Liang et al. 2022 compare."""
+"""What mass a class earns by its rank, or without one: the distributions that Liang et al. 2022 compare.
+
+Bounds on powers and rates keep weights within float32: where it holds 0 for every class but the label, the order
+of the ranks is lost.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -11,6 +15,7 @@ from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.functional import (
     exponential_weights,
+    lift,
     linear_weights,
     unbiased_zipf_weights,
     zipf_weights,
@@ -22,7 +27,7 @@ class RankZipf(Config):
     """rank^-power."""
 
     name: Literal["rank_zipf"] = "rank_zipf"
-    power: float = Field(1.0, gt=0)
+    power: float = Field(1.0, gt=0, le=5)
 
 
 class Constant(Config):
@@ -67,16 +72,16 @@ class ExponentialDecay(Config):
     """exp(-exp_lambda (rank - 1))."""
 
     name: Literal["exponential_decay"] = "exponential_decay"
-    exp_lambda: float = Field(gt=0)
+    exp_lambda: float = Field(gt=0, le=40)
 
 
 class UnbiasedZipf(Config):
     """The integral of x^-power over the rank's cell of [left_bound, right_bound] cut into K, averaged over ties."""
 
     name: Literal["unbiased_zipf"] = "unbiased_zipf"
-    power: float = Field(1.0, gt=0)
-    left_bound: float = Field(0.001, gt=0)
-    right_bound: float = Field(1.0, gt=0)
+    power: float = Field(1.0, gt=0, le=5)
+    left_bound: float = Field(0.001, ge=1e-6)
+    right_bound: float = Field(1.0, le=1e6)
 
     @model_validator(mode="after")
     def bounds_rise(self) -> Self:
@@ -125,7 +130,10 @@ def rank_weights(distribution: Distribution, rank: Tensor, tied: Tensor, classes
         case LinearDecay(smallest_prob=smallest):
             return linear_weights(rank, classes, smallest)
         case ExponentialDecay(exp_lambda=rate):
-            return exponential_weights(rank, rate)
+            # Ratios alone count. Soft ranks may all lie far from 1, where every weight is 0 in float32: rank 1 is put
+            # where the second-best class stands, because the best may be the label, which is dropped.
+            second = lift(rank).kthvalue(2, 1, keepdim=True).values
+            return exponential_weights((rank - second + 1).clamp(min=1 - 80 / rate), rate)
         case UnbiasedZipf(power=power, left_bound=left, right_bound=right):
             return unbiased_zipf_weights(rank, tied, classes, power, left, right)
         case _:

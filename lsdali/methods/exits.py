@@ -3,8 +3,9 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
@@ -19,9 +20,9 @@ from lsdali.models.student import Forward, Outputs, Probe
 class FromFinal(Part):
     """Each exit should predict what the final one does; no gradient reaches the final one by this."""
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, gt=0)
     """Of the sum over exits of T^2 KL(final at T || exit at T)."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=1000)
     """T, which divides the logits of both."""
 
 
@@ -64,6 +65,16 @@ class DeepSupervision(Method):
         """Epochs at the start without smoothing; 1 in the OLS code."""
         distill: FromFinal | None = None
         """What exits learn from the final one; null: nothing."""
+
+        @model_validator(mode="after")
+        def nothing_is_dead(self) -> Self:
+            if self.hard_epochs and not self.smoothing:
+                raise ValueError("without smoothing every epoch is hard; give `smoothing`, or leave out `hard_epochs`")
+            if not self.exit_weight and self.distill is None:
+                raise ValueError(
+                    "nothing trains the exits; give `exit_weight` or `distill`, or use the method ce or ls"
+                )
+            return self
 
     config: Config
 

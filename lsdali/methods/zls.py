@@ -86,7 +86,7 @@ class SoftRanks(Part):
     ranks. The target is without gradient here as with plain ranks, as everywhere in the published code.
     """
 
-    strength: float = Field(0.5, gt=0)
+    strength: float = Field(0.5, ge=1e-6, le=1e6)
 
 
 class DeepVotes(Part):
@@ -116,7 +116,8 @@ class ZipfLabelSmoothing(Method):
         """What mass a rank earns."""
         ranking: Literal["dense", "pooled", "friends"] = "dense"
         """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
-        the other sample of the batch whose features are nearest."""
+        the other sample of the batch whose features are nearest. In 16-bit precision some of a thousand logits tie;
+        votes are counted in float32."""
         soft: SoftRanks | None = None
         """Soft ranks of what `ranking` names; null: whole ranks, equal scores sharing the smallest."""
         upsample: Upsample | None = None

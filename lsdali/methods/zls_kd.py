@@ -29,7 +29,7 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
         """Weight of the distillation term."""
         alpha: float = Field(0.5, ge=0, le=1)
         """Share of the teacher in it; the rest is cross-entropy."""
-        temperature: float = Field(1.0, gt=0)
+        temperature: float = Field(1.0, gt=0, le=1000)
         """T, which divides the logits of both."""
 
     config: Config

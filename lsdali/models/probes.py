@@ -48,13 +48,20 @@ class DenseVotes(Probe):
     def vote(self, maps: Tensor, classifier: nn.Module) -> Tensor:
         """[b, C, H, W] -> [b, L] int64.
 
-        Upsampling acts on the logits, not the map: it is linear with weights that sum to 1, so it commutes
-        with the classifier, which then reads a quarter of the places.
+        Before a linear classifier, upsampling acts on the logits, not the map: its weights sum to 1, so it commutes
+        with the classifier, which then reads a quarter of the places. A neck need not be linear.
         """
+        late = isinstance(classifier, nn.Linear)
+        maps = maps if late else self.enlarged(maps)
         logits: Tensor = classifier(maps.movedim(1, -1)).movedim(-1, 1)  # [b, K, H, W]
-        if self.upsample:
-            logits = F.interpolate(logits, scale_factor=2, mode=self.upsample, align_corners=False)
+        logits = self.enlarged(logits) if late else logits
         return logits.argmax(1).flatten(1)
+
+    def enlarged(self, maps: Tensor) -> Tensor:
+        """[b, C, H, W] -> [b, C, 2 H, 2 W], or as they are without upsampling."""
+        if self.upsample is None:
+            return maps
+        return F.interpolate(maps, scale_factor=2, mode=self.upsample, align_corners=False)
 
 
 class StageHead(Probe):

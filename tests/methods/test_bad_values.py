@@ -48,7 +48,26 @@ BAD = [
         "method.distribution.smallest_prob: must be greater than or equal to 0, got -0.1",
     ),
     ({"name": "zls", "distribution": {"name": "linear_decay"}}, "method.distribution.smallest_prob: missing"),
-    ({"name": "zls", "soft": {"strength": 0.0}}, "method.soft.strength: must be greater than 0, got 0.0"),
+    (
+        {"name": "zls", "soft": {"strength": 0.0}},
+        "method.soft.strength: must be greater than or equal to 0.000001, got 0.0",
+    ),
+    (
+        {"name": "zls", "distribution": {"name": "unbiased_zipf", "power": 40.0}},
+        "method.distribution.power: must be less than or equal to 5, got 40.0",
+    ),
+    (
+        {"name": "zls_kd", "teacher": T, "temperature": 1e30},
+        "method.temperature: must be less than or equal to 1000, got 1e+30",
+    ),
+    (
+        {"name": "exits", "hard_epochs": 1},
+        "method: without smoothing every epoch is hard; give `smoothing`, or leave out `hard_epochs`",
+    ),
+    (
+        {"name": "exits", "exit_weight": 0.0},
+        "method: nothing trains the exits; give `exit_weight` or `distill`, or use the method ce or ls",
+    ),
     ({"name": "ibls", "teacher": T, "rule": "ils3"}, "method.rule: 'ils3' is not allowed; did you mean 'ils2'?"),
     (
         {"name": "ibls", "teacher": T, "quadratic": {"shift": 0.5}},

@@ -72,7 +72,7 @@ def test_the_target_of_votes_is_that_of_all_ranks(classes, places, name):
     target = fast.vote_target(votes, labels, classes, lambda r, t: WEIGH[name](r, t, classes), torch.float64)
     torch.testing.assert_close(target, expected, rtol=1e-12, atol=0)
     single = fast.vote_target(votes, labels, classes, lambda r, t: WEIGH[name](r, t, classes))
-    torch.testing.assert_close(single.double(), expected, rtol=1e-3 if name == "unbiased" else 1e-5, atol=1e-9)
+    torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-9)
 
 
 def soft_cases(classes):
