@@ -73,15 +73,13 @@ def instance_strength(teacher: Tensor, labels: Tensor, smoothing: float, tempera
     return smoothing * {"constant": torch.ones_like(p), "sure": p, "unsure": 1 - p}[by]
 
 
-def quadratic_strength(
-    teacher: Tensor, labels: Tensor, temperature: float, shift: float, coefficient: float, most: float
-) -> Tensor:
+def quadratic_strength(teacher: Tensor, labels: Tensor, shift: float, coefficient: float, most: float) -> Tensor:
     """[B, K] logits, [B] int64 -> [B]: the mass taken from the label, min(most, P2 (p - P1)^2).
 
-    p is the teacher's probability of the label at T, P1 the shift, P2 the coefficient. Inferred from the appendix of
+    p is the teacher's probability of the label, P1 the shift, P2 the coefficient. Inferred from the appendix of
     Maher and Kull 2021 (text, and figure 6, whose curves end at 0.2 for small p), not checked against their Equation 3.
     """
-    p = F.softmax(lift(teacher) / temperature, 1).gather(1, labels[:, None]).squeeze(1)
+    p = F.softmax(lift(teacher), 1).gather(1, labels[:, None]).squeeze(1)
     return (coefficient * (p - shift).square()).clamp(max=most)
 
 
