@@ -23,8 +23,9 @@ class ClassSmoothing(ClassMatrix):
     samples. After that the teacher rests. A class without a sample there is smoothed evenly (published: NaN).
 
     The rule `alike` is what is meant: each class gets a in proportion to q. The rule `code` is what is written: in
-    proportion to 1 - q, with rows that do not sum to 1, and the matrix replaced by its own softmax at T in every step
-    (here: in every micro-batch), so that soon all classes are equal.
+    proportion to (1 - q) / (1 - q[label]), in rows that do not sum to 1 and are huge where the teacher is sure; and the
+    matrix is replaced by its own softmax at T in every step (here: in every micro-batch), so that soon all classes are
+    equal.
     """
 
     class Config(Method.Config):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lsdali.config import Config
 from lsdali.errors import UserError
+from lsdali.functional import lift
 from lsdali.models.imagenet import from_torchvision, torchvision_normal
 from lsdali.models.saved import open_network
 from lsdali.models.student import Network, Normal, weights_digest
@@ -76,7 +77,7 @@ class Teacher:
         if self._change is not None:
             images = images * self._change[0] + self._change[1]
         logits: Tensor = self._network(images)
-        return logits if self._temperature == 1 else logits / self._temperature
+        return logits if self._temperature == 1 else lift(logits) / self._temperature
 
 
 def load_teacher(config: TeacherConfig, classes: int, device: torch.device) -> Teacher:

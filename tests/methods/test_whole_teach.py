@@ -11,8 +11,11 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor, nn
 
+from lsdali import build
 from lsdali.batch import Batch
+from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
+from lsdali.models.teacher import Teacher, load_teacher
 from lsdali.trainer import Trainer
 from tests.harness import tiny
 from tests.methods import whole_runs
@@ -163,3 +166,27 @@ def test_ibls_cls(rule: str, means: str, folder: Path, place: Path) -> None:
     config = {"name": "ibls_cls", "teacher": TEACHER, "rule": rule, "means": means}
     config |= {"smoothing": a, "temperature": temperature}
     compare(with_teacher(config, folder), twin, place, evaluate={"batch": 7})
+
+
+@pytest.mark.parametrize(("takes", "wrong"), [(32, 16), (16, 8)])
+def test_a_teacher_of_another_image_size_is_refused(
+    takes: int, wrong: int, folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step, whatever epoch shows it images of that size."""
+
+    def fixed(*args: Any) -> Teacher:
+        teacher = load_teacher(*args)
+        teacher.image_size = takes
+        return teacher
+
+    monkeypatch.setattr(build, "load_teacher", fixed)
+    config = with_teacher({"name": "kd", "teacher": TEACHER}, folder)
+    data = tiny(config, folder / "images", place)["data"]
+    if wrong == 8:
+        data["train"]["ramp"] = {"first": 8, "end": 1}
+    with pytest.raises(UserError) as caught:
+        trainer_for(config, place, data=data)
+    assert str(caught.value) == (
+        f"'the teacher' takes images of {takes} px only, and the data has {wrong}: "
+        "set data.train.size and data.eval.size"
+    )
