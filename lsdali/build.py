@@ -1,5 +1,6 @@
 """Recipe -> live objects. The only place where names become things."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali import dist
+from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.index import Index
@@ -78,14 +80,14 @@ def prepare(
     network = new_network(recipe, classes)
     if recipe.model.weights is not None and not resumes:
         load_weights(network, recipe.model.name, recipe.model.weights, events.say)
-    method, teachers = build_method(recipe, network, len(train_index), device)
+    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
+    method, teachers = build_method(recipe, network, len(train_index), device, val)
     check_shares(recipe, method)
     check_start(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
     stream = Stream(recipe.batches, recipe.seed, device, precision.half, method.sampling, events.say)
     train = train_loader(train_index, recipe.data, stream)
-    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
     trainer = Trainer(
@@ -178,8 +180,13 @@ def new_network(recipe: Recipe, classes: int) -> Network:
     model, data = recipe.model, recipe.data
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
-    size_fits(network, model.name, (data.train.size, data.eval.size))
+    size_fits(network, model.name, (*train_sizes(recipe), data.eval.size))
     return network
+
+
+def train_sizes(recipe: Recipe) -> list[int]:
+    """Pixels a side of training images in each epoch."""
+    return [recipe.data.train.size_at(epoch) for epoch in range(recipe.epochs)]
 
 
 def open_student(recipe: Recipe, network: Network, method: Method, device: torch.device) -> Student:
@@ -192,12 +199,16 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
     return Student(network, probes).to(device).to(memory_format=torch.channels_last)
 
 
-def build_method(recipe: Recipe, network: Network, samples: int, device: torch.device) -> tuple[Method, list[str]]:
+def build_method(
+    recipe: Recipe, network: Network, samples: int, device: torch.device, validation: Iterable[Batch]
+) -> tuple[Method, list[str]]:
     """The method, and the digests of the teachers that it asked for."""
     digests: list[str] = []
 
     def teacher(config: TeacherConfig) -> Teacher:
         loaded = load_teacher(config, network.classes, device)
+        size_fits(loaded, "the teacher", train_sizes(recipe))
+        loaded.expect((recipe.data.mean, recipe.data.std))
         digests.append(loaded.digest)
         return loaded
 
@@ -208,6 +219,7 @@ def build_method(recipe: Recipe, network: Network, samples: int, device: torch.d
         device=device,
         seed=recipe.seed,
         teacher=teacher,
+        validation=validation,
     )
     kind = cast(Any, METHODS[cast(Any, recipe.method).name])
     return cast(Method, kind(recipe.method, needs)), digests

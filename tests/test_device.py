@@ -68,7 +68,7 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(build, "load_teacher", on_the_device)
     with made_up_cuda() as host:
         network = build.new_network(recipe, 5)
-        method, _ = build.build_method(recipe, network, 40, CUDA)
+        method, _ = build.build_method(recipe, network, 40, CUDA, [])
         student = build.open_student(recipe, network, method, CUDA)
         method.begin(student)
         images = torch.empty(8, 3, 16, 16, device=CUDA, dtype=torch.float16)

@@ -85,7 +85,7 @@ def made_up(count: int, classes: int, spread: float) -> tuple[Tensor, Tensor, Te
 def answers(path: Path) -> tuple[Tensor, Tensor]:
     """Logits [N, K] of a checkpoint's network for the validation images of its own recipe, and labels [N]."""
     content = read_checkpoint(path)
-    network = network_from_checkpoint(path, content["classes"]).eval()
+    network = network_from_checkpoint(path, content["classes"])[0].eval()
     recipe = Recipe.model_validate(content["recipe"])
     index = open_data(recipe.data, "val", lambda text: None)
     batches = list(eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=CPU, half=False))

@@ -73,15 +73,13 @@ def instance_strength(teacher: Tensor, labels: Tensor, smoothing: float, tempera
     return smoothing * {"constant": torch.ones_like(p), "sure": p, "unsure": 1 - p}[by]
 
 
-def quadratic_strength(
-    teacher: Tensor, labels: Tensor, temperature: float, shift: float, coefficient: float, most: float
-) -> Tensor:
+def quadratic_strength(teacher: Tensor, labels: Tensor, shift: float, coefficient: float, most: float) -> Tensor:
     """[B, K] logits, [B] int64 -> [B]: the mass taken from the label, min(most, P2 (p - P1)^2).
 
-    p is the teacher's probability of the label at T, P1 the shift, P2 the coefficient. Inferred from the appendix of
+    p is the teacher's probability of the label, P1 the shift, P2 the coefficient. Inferred from the appendix of
     Maher and Kull 2021 (text, and figure 6, whose curves end at 0.2 for small p), not checked against their Equation 3.
     """
-    p = F.softmax(lift(teacher) / temperature, 1).gather(1, labels[:, None]).squeeze(1)
+    p = F.softmax(lift(teacher), 1).gather(1, labels[:, None]).squeeze(1)
     return (coefficient * (p - shift).square()).clamp(max=most)
 
 
@@ -108,11 +106,12 @@ def unlike_target(teacher: Tensor, labels: Tensor, smoothing: float, temperature
     """[B, K] logits, [B] int64 -> [B, K]: a (1 - q) / (1 - q[label]) off the label and 1 - a on it; q: softmax at T.
 
     The class-based smoothing of IBLS's code (utils/loss.py): the more alike a class is, the less it gets, and rows sum
-    to 1 + a (K - 3 + 2 q[label]) / (1 - q[label]).
+    to 1 + a (K - 3 + 2 q[label]) / (1 - q[label]), which grows without bound with q[label].
     """
     label = labels[:, None]
     q = F.softmax(lift(teacher) / temperature, 1)
-    return (smoothing * (1 - q) / (1 - q.gather(1, label))).scatter(1, label, 1 - smoothing)
+    rest = q.scatter(1, label, 0.0).sum(1, keepdim=True)  # 1 - q[label], also where that rounds to 0
+    return (smoothing * (1 - q) / rest).scatter(1, label, 1 - smoothing)
 
 
 def logit_target(teacher: Tensor, labels: Tensor, smoothing: float, shift: Literal["always", "negative"]) -> Tensor:

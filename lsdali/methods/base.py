@@ -1,7 +1,7 @@
 """Method: what decides the loss. One file each; the trainer knows this protocol and no method by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class Needs:
     device: torch.device
     seed: int
     teacher: Callable[[TeacherConfig], Teacher]
+    validation: Iterable[Batch] = ()  # this rank's part, as evaluation reads it, anew in every loop
 
 
 class Method(ABC):

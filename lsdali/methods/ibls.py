@@ -41,6 +41,7 @@ Rule = Literal[
     "paper_ils",
 ]
 CURVED = ("paper_ils1", "paper_ils")
+COLD = ("logits", "logits_code", "paper_ils1")  # rules that read no temperature
 
 STRENGTHS: dict[str, Strength] = {
     "ils1": "sure",
@@ -66,6 +67,8 @@ class InstanceSmoothing(Method):
     """Maher and Kull 2021: each sample is smoothed by its own amount, as a teacher trained without smoothing tells.
 
     The name stands for a family; p is the teacher's softmax at T, p[label] its probability of the label, a `smoothing`.
+    In the paper's rules the curve reads p[label] at T = 1. Its appendix takes it from a teacher with temperature
+    scaling, which is `teacher.temperature` here.
 
     | rule | taken from the label | shared among the other classes |
     |---|---|---|
@@ -100,12 +103,18 @@ class InstanceSmoothing(Method):
         smoothing: float = Field(0.1, ge=0, lt=1)
         """a, the most that a label loses."""
         temperature: float = Field(1.0, gt=0)
-        """T, which divides the teacher's logits; the rules logits and logits_code do not depend on it."""
+        """T, which divides the teacher's logits; not of the rules logits, logits_code and paper_ils1."""
         quadratic: Quadratic = Quadratic()
         """P1 and P2 of the rules paper_ils1 and paper_ils."""
         memory: Literal["dense32", "dense16"] | None = None
         """How the teacher's logits of every sample are kept (ImageNet: 5.1 or 2.6 GB per node and checkpoint); null:
         not at all, and the teacher reads the images of every step."""
+
+        @model_validator(mode="after")
+        def temperature_is_read(self) -> Self:
+            if self.rule in COLD and self.temperature != 1:
+                raise ValueError(f"the rule {self.rule} reads no temperature; leave out `temperature`")
+            return self
 
         @model_validator(mode="after")
         def curve_belongs_to_the_paper(self) -> Self:
@@ -183,7 +192,7 @@ class InstanceSmoothing(Method):
             return logit_target(taught, labels, a, "always" if rule == "logits" else "negative")
         if rule in CURVED:
             curve = self.config.quadratic
-            strength = quadratic_strength(taught, labels, t, curve.shift, curve.coefficient, a)
+            strength = quadratic_strength(taught, labels, curve.shift, curve.coefficient, a)
         else:
             strength = instance_strength(taught, labels, a, t, STRENGTHS[rule])
         if rule in ("ils1", "ils11", "paper_ils1"):

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import alone_target, even_target, lift, soft_cross_entropy, teacher_spread, unlike_target
@@ -18,14 +19,13 @@ from lsdali.models.teacher import TeacherConfig
 class ClassSmoothing(ClassMatrix):
     """Maher and Kull 2021, utils/loss.py of their code (cls-ce): a label's mass goes to the classes that are like it.
 
-    What is alike, a teacher tells: the softmax at T of its mean logits over the samples of a class. The published mean
-    is over the validation images, before training. Here it is over the training images of the first epoch, in which
-    labels are smoothed evenly; after that the teacher rests. A class without a sample there is smoothed evenly
-    (published: NaN).
+    What is alike, a teacher tells: the softmax at T of its mean logits over the samples of a class; `means` says which
+    samples. After that the teacher rests. A class without a sample there is smoothed evenly (published: NaN).
 
     The rule `alike` is what is meant: each class gets a in proportion to q. The rule `code` is what is written: in
-    proportion to 1 - q, with rows that do not sum to 1, and the matrix replaced by its own softmax at T in every step
-    (here: in every micro-batch), so that soon all classes are equal.
+    proportion to (1 - q) / (1 - q[label]), in rows that do not sum to 1 and are huge where the teacher is sure; and the
+    matrix is replaced by its own softmax at T in every step (here: in every micro-batch), so that soon all classes are
+    equal.
     """
 
     class Config(Method.Config):
@@ -40,6 +40,10 @@ class ClassSmoothing(ClassMatrix):
         """a, what a label loses."""
         temperature: float = Field(1.0, gt=0)
         """T, which divides the mean logits."""
+        means: Literal["training", "validation"] = "training"
+        """training: over the training images of the first epoch, in which labels are smoothed evenly. validation: over
+        the validation images, before the first step, as published: their labels take part in the training, so hold
+        out a part of the training set (data.split) and test on other data."""
 
     config: Config
 
@@ -47,6 +51,16 @@ class ClassSmoothing(ClassMatrix):
         super().__init__(config, needs, 0.0)
         self.teacher = matching_teacher(config.teacher, needs)
         self.filled = False  # whether the matrix holds anything; the same on every rank
+        self.validation = needs.validation
+
+    def begin(self, student: Student) -> None:
+        if self.config.means == "training":
+            return
+        with dist.together():
+            for batch in self.validation:
+                outputs = self.teacher(batch.images.float())  # no autocast here
+                self.collect(outputs[batch.valid], batch.labels[batch.valid])
+        self.fill()
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         shown = None if self.filled else self.teacher(batch.images)
@@ -68,17 +82,25 @@ class ClassSmoothing(ClassMatrix):
     def observe(self, batch: Batch, seen: Tensor) -> None:
         """`seen` are the teacher's logits, until the matrix is there."""
         if not self.filled:
-            self.sums.index_add_(0, batch.labels, lift(seen).to(self.sums.dtype))
-            self.counts.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=self.counts.dtype))
-            self.empty = False
+            self.collect(seen, batch.labels)
         elif self.config.rule == "code":
             self.matrix.copy_((self.matrix / self.config.temperature).softmax(1))
 
     def end_epoch(self, student: Student, clock: Clock) -> None:
         if not self.filled:
-            sums, counts = self.collected()
-            self.matrix.copy_(sums / counts.clamp(min=1)[:, None])
-            self.filled = True
+            self.fill()
+
+    def collect(self, outputs: Tensor, labels: Tensor) -> None:
+        """[B, K] logits of the teacher, [B] int64: one more part of the means."""
+        self.sums.index_add_(0, labels, lift(outputs).to(self.sums.dtype))
+        self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
+        self.empty = False
+
+    def fill(self) -> None:
+        """Make the matrix of all ranks' parts; a collective."""
+        sums, counts = self.collected()
+        self.matrix.copy_(sums / counts.clamp(min=1)[:, None])
+        self.filled = True
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         super().load_state_dict(state)

@@ -15,9 +15,10 @@ from lsdali.models.teacher import TeacherConfig
 class KnowledgeDistillation(Method):
     """Hinton et al. 2015: the student's softened prediction should be the teacher's.
 
-    Also how IBLS (Maher and Kull 2021) teaches a shallow student: soft 0.9, hard 0.1, temperature 20. The teacher
-    reads the student's own images. The code of IBLS (Network-distillation.py) looks the teacher's answers up by batch
-    number while every epoch is shuffled anew, so that they belong to other images; that is not offered.
+    Also how IBLS (Maher and Kull 2021) teaches a shallow student: soft 0.9, hard 0.1, temperature 20, in its code with
+    mean: elements; half of its teachers have a `teacher.temperature`. The teacher reads the student's own images. The
+    code of IBLS (Network-distillation.py) looks the teacher's answers up by batch number while every epoch is shuffled
+    anew, so that they belong to other images; that is not offered.
     """
 
     class Config(Method.Config):

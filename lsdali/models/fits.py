@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from lsdali.errors import UserError
 from lsdali.models.student import Network, Probe
+from lsdali.models.teacher import Teacher
 
 
 def probes_fit(network: Network, model: str, probes: Mapping[str, Probe], method: str) -> None:
@@ -17,7 +18,7 @@ def probes_fit(network: Network, model: str, probes: Mapping[str, Probe], method
         )
 
 
-def size_fits(network: Network, model: str, sizes: Iterable[int]) -> None:
+def size_fits(network: Network | Teacher, model: str, sizes: Iterable[int]) -> None:
     """Raises UserError where the network takes images of one size only, and one of `sizes`, in pixels, is another."""
     wrong = set(sizes) - {network.image_size}
     if network.image_size is not None and wrong:

@@ -14,7 +14,7 @@ from torchvision.models.densenet import DenseNet
 from lsdali.errors import UserError
 from lsdali.models.blocks import average
 from lsdali.models.names import unknown
-from lsdali.models.student import Network
+from lsdali.models.student import Network, Normal
 
 RESNETS = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -239,6 +239,12 @@ def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
     entry = weights_entry(name, weights)
     state: dict[str, Tensor] = fetched(entry, lambda: entry.get_state_dict(progress=False, check_hash=True))
     return state
+
+
+def torchvision_normal(name: str, weights: str) -> Normal:
+    """How the images that these weights were trained on were normalised."""
+    change = weights_entry(name, weights).transforms()
+    return tuple(change.mean), tuple(change.std)
 
 
 def known_network(name: str) -> None:

@@ -23,6 +23,8 @@ class Outputs:
 register_dataclass(Outputs)
 
 Forward = Callable[[Tensor], Outputs]
+Normal = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of red, green and blue that images were normalised by, of values in 0..1."""
 
 
 class Network(nn.Module):

@@ -9,23 +9,32 @@ from torch import Tensor
 
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.models.imagenet import from_torchvision
+from lsdali.functional import lift
+from lsdali.models.imagenet import from_torchvision, torchvision_normal
 from lsdali.models.saved import open_network
-from lsdali.models.student import Network, weights_digest
+from lsdali.models.student import Network, Normal, weights_digest
 from lsdali.state import checkpoint
 
 
-class CheckpointTeacher(Config):
+class Scaled(Config):
+    """What every teacher has."""
+
+    digest: str | None = None
+    """SHA-256 of the network's weights, as in the summary of an lsdali run; null takes any."""
+    temperature: float = Field(1.0, gt=0)
+    """That of temperature scaling (Guo et al. 2017), as lsdali.evaluate --temperature fits it: the teacher's logits are
+    divided by it before anything else is done to them."""
+
+
+class CheckpointTeacher(Scaled):
     """A network trained by lsdali."""
 
     source: Literal["checkpoint"] = "checkpoint"
     path: str
     """A checkpoint file of the teacher's run."""
-    digest: str | None = None
-    """SHA-256 of the network's weights, as in the summary of the teacher's run; null takes any."""
 
 
-class TorchvisionTeacher(Config):
+class TorchvisionTeacher(Scaled):
     """A network with torchvision's weights."""
 
     source: Literal["torchvision"] = "torchvision"
@@ -33,26 +42,42 @@ class TorchvisionTeacher(Config):
     """torchvision's name, such as resnet50."""
     weights: str
     """torchvision's name of the weights, such as IMAGENET1K_V1."""
-    digest: str | None = None
-    """SHA-256 of the network's weights; null takes any."""
 
 
 TeacherConfig = Annotated[CheckpointTeacher | TorchvisionTeacher, Field(discriminator="source")]
 
 
 class Teacher:
-    """A frozen network in evaluation mode. No module, so that it lands in nobody's parameters or state."""
+    """A frozen network in evaluation mode. No module, so that it lands in nobody's parameters or state.
 
-    def __init__(self, network: Network) -> None:
+    Its logits are divided by `temperature`. `normal` is how the images that it was trained on were normalised; None:
+    as those that it is given.
+    """
+
+    def __init__(self, network: Network, temperature: float = 1.0, normal: Normal | None = None) -> None:
         self._network = network.eval().requires_grad_(requires_grad=False)
-        self.classes = network.classes
+        self.classes, self.image_size = network.classes, network.image_size
         self.digest = weights_digest(network)
+        self._temperature, self._normal = temperature, normal
+        self._change: tuple[Tensor, Tensor] | None = None  # factor and summand [3, 1, 1]
+
+    def expect(self, given: Normal) -> None:
+        """From now on, images come normalised in this way."""
+        if self._normal is None or self._normal == given:
+            self._change = None
+            return
+        (mean, std), (own_mean, own_std) = torch.tensor(given), torch.tensor(self._normal)
+        device = next(self._network.parameters()).device
+        parts = (std / own_std, (mean - own_mean) / own_std)
+        self._change = parts[0].view(3, 1, 1).to(device), parts[1].view(3, 1, 1).to(device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, K], without gradient."""
+        if self._change is not None:
+            images = images * self._change[0] + self._change[1]
         logits: Tensor = self._network(images)
-        return logits
+        return logits if self._temperature == 1 else lift(logits) / self._temperature
 
 
 def load_teacher(config: TeacherConfig, classes: int, device: torch.device) -> Teacher:
@@ -62,11 +87,12 @@ def load_teacher(config: TeacherConfig, classes: int, device: torch.device) -> T
     """
     with torch.random.fork_rng(devices=[]):
         if isinstance(config, CheckpointTeacher):
-            network = network_from_checkpoint(Path(config.path), classes)
+            network, normal = network_from_checkpoint(Path(config.path), classes)
         else:
             network = from_torchvision(config.model, config.weights, classes)
+            normal = torchvision_normal(config.model, config.weights)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    teacher = Teacher(network.to(device).to(memory_format=layout))
+    teacher = Teacher(network.to(device).to(memory_format=layout), config.temperature, normal)
     if config.digest is not None and config.digest != teacher.digest:
         name = config.path if isinstance(config, CheckpointTeacher) else f"{config.model} {config.weights}"
         raise UserError(
@@ -76,12 +102,14 @@ def load_teacher(config: TeacherConfig, classes: int, device: torch.device) -> T
     return teacher
 
 
-def network_from_checkpoint(path: Path, classes: int) -> Network:
-    """The network saved in a checkpoint file, on the CPU."""
+def network_from_checkpoint(path: Path, classes: int) -> tuple[Network, Normal]:
+    """The network saved in a checkpoint file, on the CPU, and how its images were normalised."""
     saved = read_checkpoint(path)
     if saved["classes"] != classes:
         raise UserError(f"the teacher '{path}' knows {saved['classes']} classes, but the data set has {classes}")
-    return open_network(saved, f"the teacher '{path}'")
+    network = open_network(saved, f"the teacher '{path}'")
+    data = saved["recipe"]["data"]
+    return network, (tuple(data["mean"]), tuple(data["std"]))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -73,6 +73,14 @@ BAD = [
         {"name": "ibls", "teacher": T, "quadratic": {"shift": 0.5}},
         "method: the rule logits has no curve; leave out `quadratic`, or use one of paper_ils1, paper_ils",
     ),
+    (
+        {"name": "ibls", "teacher": T, "temperature": 2.0},
+        "method: the rule logits reads no temperature; leave out `temperature`",
+    ),
+    (
+        {"name": "kd", "teacher": {**T, "temperature": 0.0}},
+        "method.teacher.temperature: must be greater than 0, got 0.0",
+    ),
     ({"name": "zls", "weight": float("inf")}, "method.weight: must be a finite number, got inf"),
     ({"name": "bake", "temperature": float("nan")}, "method.temperature: must be a finite number, got nan"),
 ]

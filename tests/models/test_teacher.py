@@ -28,7 +28,7 @@ def write_checkpoint(path, **changes):
     student = Student(teacher, {"exit": StageHead("stage1", 16, 5)})
     saved = {
         "format": 1,
-        "recipe": {"model": MODEL.model_dump(), "seed": 0},
+        "recipe": {"model": MODEL.model_dump(), "data": {"mean": [0.4] * 3, "std": [0.2] * 3}, "seed": 0},
         "classes": 5,
         "data": "fingerprint",
         "step": 7,
@@ -55,6 +55,18 @@ def test_a_checkpoint_becomes_a_teacher(tmp_path):
     assert torch.equal(teacher(images), source(images))
 
 
+def test_a_teacher_sees_pixels_as_in_its_own_training(tmp_path):
+    """Images normalised for the student are taken back to what the teacher's network knows; a temperature scales."""
+    source = write_checkpoint(tmp_path / "t.pt").double()
+    teacher = load_teacher(CheckpointTeacher(path=str(tmp_path / "t.pt"), temperature=2.5), 5, CPU)
+    teacher._network.double()
+    pixels = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    for mean, std in (((0.5, 0.3, 0.1), (0.2, 0.3, 0.6)), ((0.4,) * 3, (0.2,) * 3)):
+        teacher.expect((mean, std))
+        given = (pixels - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(3, 1, 1)
+        torch.testing.assert_close(teacher(given), source((pixels - 0.4) / 0.2) / 2.5, rtol=1e-4, atol=1e-6)
+
+
 def test_loading_leaves_random_numbers_alone(tmp_path):
     write_checkpoint(tmp_path / "t.pt")
     torch.manual_seed(3)
@@ -71,6 +83,9 @@ def test_torchvision_teacher(monkeypatch):
     teacher = load_teacher(TorchvisionTeacher(model="resnet18", weights="IMAGENET1K_V1"), 1000, CPU)
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(teacher(images), theirs.eval()(images))
+    teacher.expect(((0.5,) * 3, (1.0,) * 3))
+    own = torchvision.transforms.functional.normalize(images + 0.5, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(teacher(images), theirs(own), rtol=1e-4, atol=1e-4)
 
 
 def test_training_the_student_does_not_touch_the_teacher():

@@ -35,7 +35,7 @@ def ibls(teacher, label, smoothing, temperature, rule, shift=0.8, coefficient=2.
         taken = smoothing * (g[label] / sum(g) if sum(g) > 0 else 1 / count)
         rest = [g[k] for k in others]
     elif rule.startswith("paper"):
-        taken = min(smoothing, coefficient * (p[label] - shift) ** 2)
+        taken = min(smoothing, coefficient * (softmax(teacher, 1.0)[label] - shift) ** 2)
         rest = [1.0 if rule == "paper_ils1" else p[k] for k in others]
     else:
         taken = smoothing * {"ils1": p[label], "ils12": p[label], "ils2": 1.0}.get(rule, 1 - p[label])
