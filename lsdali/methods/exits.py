@@ -13,7 +13,7 @@ from lsdali.config import Config as Part
 from lsdali.errors import UserError
 from lsdali.functional import Mass, distillation_kl, label_smoothing
 from lsdali.methods.base import Loss, Method, Needs
-from lsdali.models.probes import StageHead
+from lsdali.models.probes import ConvolutionalHead, StageHead
 from lsdali.models.student import Forward, Outputs, Probe
 
 
@@ -26,21 +26,33 @@ class FromFinal(Part):
     """T, which divides the logits of both."""
 
 
-def earlier_stages(needs: Needs, exits: int, key: str = "method.exits") -> dict[str, int]:
-    """Width of the last `exits` stages before the last one, the latest first. UserError where there are fewer."""
-    earlier = list(reversed(needs.channels.items()))[1:]
-    if exits > len(earlier):
-        raise UserError(f"{key} is {exits}, but {len(earlier)} come before the last stage")
-    return dict(earlier[:exits])
+Kind = Literal["linear", "convolutional"]
 
 
-def heads(stages: dict[str, int], classes: int) -> dict[str, StageHead]:
-    return {f"exit_{name}": StageHead(name, channels, classes) for name, channels in stages.items()}
+class Exits:
+    """Heads on the last `count` stages before the last one, the latest first."""
 
+    def __init__(self, needs: Needs, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
+        """Raises UserError where there are fewer such stages; `key` is what said how many."""
+        (_, self.width), *earlier = reversed(needs.channels.items()) if needs.channels else [("", 0)]
+        if count > len(earlier):
+            raise UserError(f"{key} is {count}, but {len(earlier)} come before the last stage")
+        self.stages = dict(earlier[:count])
+        self.classes, self.kind = needs.classes, kind
 
-def exit_logits(out: Outputs, stages: dict[str, int]) -> list[Tensor]:
-    """[B, K] each."""
-    return [out.probes[f"exit_{name}"] for name in stages]
+    def heads(self) -> dict[str, StageHead]:
+        """New ones, by the names that they have among the probes."""
+        return {f"exit_{name}": self.head(name, back) for back, name in enumerate(self.stages, 1)}
+
+    def head(self, stage: str, back: int) -> StageHead:
+        """On a stage that comes `back` before the last one. The stride is twice that of the stages between them."""
+        if self.kind == "linear":
+            return StageHead(stage, self.stages[stage], self.classes)
+        return ConvolutionalHead(stage, self.stages[stage], self.classes, self.width, 2 ** (back + 1))
+
+    def logits(self, out: Outputs) -> list[Tensor]:
+        """[B, K] each."""
+        return [out.probes[f"exit_{name}"] for name in self.stages]
 
 
 class DeepSupervision(Method):
@@ -55,6 +67,9 @@ class DeepSupervision(Method):
         name: Literal["exits"] = "exits"
         exits: int = Field(2, ge=1)
         """How many of the stages before the last have one."""
+        head: Kind = "linear"
+        """linear: on the mean of the stage's places; convolutional: three convolutions before that, as the OLS code has
+        them."""
         final_weight: float = Field(1.5, gt=0)
         exit_weight: float = Field(0.5, ge=0)
         smoothing: float = Field(0.0, ge=0, lt=1)
@@ -80,15 +95,14 @@ class DeepSupervision(Method):
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
-        self.stages = earlier_stages(needs, config.exits)
-        self.classes = needs.classes
+        self.exits = Exits(needs, config.exits, config.head)
 
     def probes(self) -> dict[str, Probe]:
-        return {**heads(self.stages, self.classes)}
+        return {**self.exits.heads()}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out, c = student(batch.images), self.config
-        exits = exit_logits(out, self.stages)
+        exits = self.exits.logits(out)
         smoothing = 0.0 if clock.epoch < c.hard_epochs else c.smoothing
         final, *early = (label_smoothing(z, batch.labels, smoothing, c.mass) for z in (out.logits, *exits))
         terms = {"final": final, "exits": torch.stack(early).sum()}

@@ -9,7 +9,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, Needs
-from lsdali.methods.exits import earlier_stages, exit_logits, heads
+from lsdali.methods.exits import Exits, Kind
 from lsdali.methods.ols import OnlineLabelSmoothing
 from lsdali.models.student import Forward, Probe
 
@@ -17,9 +17,8 @@ from lsdali.models.student import Forward, Probe
 class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
     """Zhang et al. 2021, the deep-supervision script: OLS on the final logits and on exits of earlier stages.
 
-    The matrix is collected from the final logits. The published exits have convolutions of their own before pool and
-    classifier; these are linear on a stage's mean. The published first epoch is cross-entropy of the final logits
-    alone, which trains no exit; the default trains the exits from the start.
+    The matrix is collected from the final logits. The published first epoch is cross-entropy of the final logits alone,
+    which trains no exit; the default trains the exits from the start.
     """
 
     class Config(OnlineLabelSmoothing.Config):
@@ -28,6 +27,8 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         name: Literal["ols_deep"] = "ols_deep"  # type: ignore[assignment]
         exits: int = Field(2, ge=1)
         """How many of the stages before the last have one."""
+        head: Kind = "convolutional"
+        """convolutional: three convolutions before a stage's places are averaged, as published; linear: none."""
         final_weight: float = Field(1.5, gt=0)
         exit_hard: float = Field(0.5, ge=0)
         exit_soft: float = Field(0.25, ge=0)
@@ -38,15 +39,14 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
-        self.stages = earlier_stages(needs, config.exits)
-        self.classes = needs.classes
+        self.exits = Exits(needs, config.exits, config.head)
 
     def probes(self) -> dict[str, Probe]:
-        return {**heads(self.stages, self.classes)}
+        return {**self.exits.heads()}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out, c = student(batch.images), self.config
-        exits = exit_logits(out, self.stages)
+        exits = self.exits.logits(out)
         final = cross_entropy(out.logits, batch.labels)
         if clock.epoch == 0 and c.first_epoch == "final_only":
             # DDP waits for a gradient of every parameter. So weight decay reaches the exits, which the published

@@ -45,7 +45,7 @@ from lsdali.methods.distributions import (
     rank_weights,
 )
 from lsdali.methods.draws import ZIPF_WEIGHTS, draws, to_device
-from lsdali.methods.exits import earlier_stages, exit_logits, heads
+from lsdali.methods.exits import Exits
 from lsdali.models.probes import DenseVotes, Upsample
 from lsdali.models.student import Forward, Outputs, Probe
 
@@ -155,10 +155,10 @@ class ZipfLabelSmoothing(Method):
         check(config.distribution, needs.classes)
         self.seed, self.classes = needs.seed, needs.classes
         self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
-        self.stages = earlier_stages(needs, 0 if config.deep is None else config.deep.exits, "method.deep.exits")
+        self.exits = Exits(needs, 0 if config.deep is None else config.deep.exits, key="method.deep.exits")
 
     def probes(self) -> dict[str, Probe]:
-        exits, upsample = heads(self.stages, self.classes), self.config.upsample
+        exits, upsample = self.exits.heads(), self.config.upsample
         if not self.dense:
             return {**exits}
         votes = {f"votes_{head.stage}": DenseVotes(upsample, head) for head in exits.values()}
@@ -187,7 +187,7 @@ class ZipfLabelSmoothing(Method):
             kl.mean() if self.config.samples == "all" else masked_mean(dist.whole_batch(kl), dist.whole_batch(right)),
         ]
         if self.config.deep is not None:
-            exits = [self.criterion(z, labels, target) for z in exit_logits(out, self.stages)]
+            exits = [self.criterion(z, labels, target) for z in self.exits.logits(out)]
             found.append(torch.stack(exits).sum())
         return found
 
@@ -240,5 +240,5 @@ class ZipfLabelSmoothing(Method):
 
     def votes(self, out: Outputs) -> Tensor:
         """[B, L] int64: of the last stage and of those with exits."""
-        names = ["votes", *(f"votes_{name}" for name in self.stages)]
+        names = ["votes", *(f"votes_{name}" for name in self.exits.stages)]
         return torch.cat([out.probes[name] for name in names], 1)

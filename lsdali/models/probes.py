@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsdali.errors import UserError
 from lsdali.models.blocks import place_mean
 from lsdali.models.student import Probe
 
@@ -65,14 +66,39 @@ class DenseVotes(Probe):
 
 
 class StageHead(Probe):
-    """A linear classifier of its own on the mean of one stage, for methods with several exits."""
+    """A classifier of its own on one stage, for methods with several exits: linear, on the mean of the places."""
 
     def __init__(self, stage: str, channels: int, classes: int) -> None:
         super().__init__()
         self.stage = stage
+        self.body: nn.Module = nn.Identity()
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
         """-> [B, K] logits."""
-        logits: Tensor = self.linear(place_mean(stages[self.stage]))
+        logits: Tensor = self.linear(place_mean(self.body(stages[self.stage])))
         return logits
+
+
+class ConvolutionalHead(StageHead):
+    """1x1, s x s with stride s, 1x1, each with BatchNorm and ReLU, before the mean; `width` is that of the last stage.
+
+    The side branches of the deep-supervision script in the code of Zhang et al. 2021 (OLS).
+    """
+
+    def __init__(self, stage: str, channels: int, classes: int, width: int, stride: int) -> None:
+        super().__init__(stage, width, classes)
+        self.stride = stride
+        sizes = [(channels, width // 4, 1), (width // 4, width // 4, stride), (width // 4, width, 1)]
+        parts = [[nn.Conv2d(a, b, s, s), nn.BatchNorm2d(b), nn.ReLU(inplace=True)] for a, b, s in sizes]
+        self.body = nn.Sequential(*(layer for part in parts for layer in part))
+
+    def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
+        """-> [B, K] logits. Raises UserError where the stage's map is smaller than the convolution."""
+        height, width = stages[self.stage].shape[2:]
+        if min(height, width) < self.stride:
+            raise UserError(
+                f"method.head: convolutional needs maps of at least {self.stride} x {self.stride} places, but "
+                f"'{self.stage}' gives {height} x {width}: use larger images, fewer `exits`, or head: linear"
+            )
+        return super().forward(stages, classifier)

@@ -18,7 +18,8 @@ from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
-from lsdali.models.student import Outputs
+from lsdali.models import ModelConfig, build_network
+from lsdali.models.student import Outputs, Student
 from tests.harness import equal
 from tests.methods.test_contract import free_port
 
@@ -27,8 +28,8 @@ FIRST, LATER = Clock(0, PerEpoch(10), 2), Clock(10, PerEpoch(10), 2)
 CHANNELS = {"stage1": 8, "stage2": 8, "stage3": 8}
 
 
-def make(classes=4, **tree):
-    needs = Needs(classes, 100, CHANNELS, torch.device("cpu"), 0, lambda config: None)
+def make(classes=4, channels=CHANNELS, **tree):
+    needs = Needs(classes, 100, channels, torch.device("cpu"), 0, lambda config: None)
     kind = METHODS[tree.setdefault("name", "ols")]
     return kind(TypeAdapter(kind.Config).validate_python(tree), needs)
 
@@ -178,6 +179,23 @@ def test_exits_are_stages_before_the_last():
     assert list(make(name="ols_deep").probes()) == ["exit_stage2", "exit_stage1"]
     with pytest.raises(UserError, match=r"method.exits is 3, but 2 come before the last stage"):
         make(name="ols_deep", exits=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnext29_2x64d", 15_399_020), ("resnext29_4x64d", 51_572_332), ("resnext29_32x4d", 11_044_460)],
+)
+def test_exits_are_as_large_as_the_published_ones(name, parameters):
+    network = build_network(ModelConfig(name=name), 100)
+    student = Student(network, make(100, network.channels, name="ols_deep").probes())
+    assert sum(p.numel() for p in student.parameters()) == parameters
+
+
+def test_exits_that_images_are_too_small_for_are_refused():
+    network = build_network(ModelConfig(name="preact_resnet18", width=16), 5)
+    student = Student(network, make(5, network.channels, name="ols_deep").probes())
+    with pytest.raises(UserError, match=r"at least 4 x 4 places, but .stage3. gives 1 x 1: use larger images, fewer"):
+        student(torch.zeros(2, 3, 4, 4))
 
 
 # ---- state

@@ -89,15 +89,25 @@ def test_ols_of_the_finegrained_script(place: Path) -> None:
     compare({"name": "ols", "hard": 1.0, "soft": 1.0, "start": "uniform", "freeze": 0.4}, twin, place)
 
 
-@pytest.mark.parametrize("first_epoch", ["all_exits", "final_only"])
-def test_ols_deep(place: Path, first_epoch: str) -> None:
+def side(head: Any, x: Tensor) -> Tensor:
+    """A side branch: convolution, norm and ReLU thrice, or nothing, then the mean and a linear layer."""
+    layers = list(head.body.children())
+    for convolution, norm in zip(layers[0::3], layers[1::3], strict=True):
+        stride = convolution.weight.shape[2]
+        x = F.relu(norm(F.conv2d(x, convolution.weight, convolution.bias, stride=stride)))
+    mean: Tensor = head.linear(x.mean((2, 3)))
+    return mean
+
+
+@pytest.mark.parametrize(("first_epoch", "head"), [("all_exits", "convolutional"), ("final_only", "linear")])
+def test_ols_deep(place: Path, first_epoch: str, head: str) -> None:
     def twin(student: nn.Module, epochs: list[list[Batch]]) -> None:
         soft = Matrix(0.0)
         for epoch, batch, descend in steps(student, epochs):
             soft.enter(epoch)
             maps, y = student.network.maps(batch.images), batch.labels
             final = student.network.logits(maps, student.network.features(maps))
-            first, second = (head.linear(maps[head.stage].mean((2, 3))) for head in student.probes.values())
+            first, second = (side(head, maps[head.stage]) for head in student.probes.values())
             soft.add(final, y)
             hard = sum(w * F.cross_entropy(z, y) for w, z in ((1.5, final), (0.5, first), (0.5, second)))
             gentle = sum(w * soft.loss(z, y) for w, z in ((1.5, final), (0.25, first), (0.25, second)))
@@ -105,7 +115,7 @@ def test_ols_deep(place: Path, first_epoch: str) -> None:
             # The published exits are untouched in that epoch; here weight decay reaches them, by gradients of 0.
             descend(F.cross_entropy(final, y) + 0 * hard if alone else 0.5 * hard + 0.5 * gentle)
 
-    compare({"name": "ols_deep", "first_epoch": first_epoch}, twin, place)
+    compare({"name": "ols_deep", "first_epoch": first_epoch, "head": head}, twin, place)
 
 
 def log(logits: Tensor, clamp: float = 0.0) -> Tensor:
