@@ -39,9 +39,9 @@ class ClassWiseDistillation(Method):
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         if len(batch) % 2:
             raise UserError(f"cskd reads pairs of one class, but the batch has {len(batch)} samples: use an even one")
+        logits = student(batch.images[0::2]).logits
         with torch.no_grad():
             partner = student(batch.images[1::2]).logits
-        logits = student(batch.images[0::2]).logits
         ce = cross_entropy(logits, batch.labels[0::2])
         pair = distillation_kl(logits, partner, self.config.temperature)
         both = torch.stack([logits.detach(), partner], 1).flatten(0, 1)
