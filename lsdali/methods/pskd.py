@@ -30,8 +30,6 @@ class ProgressiveDistillation(Method):
     label and stores nothing.
     """
 
-    each_once = True
-
     class Config(Method.Config):
         """Cross-entropy against (1 - a) label + a past prediction."""
 
@@ -60,6 +58,7 @@ class ProgressiveDistillation(Method):
             return
         layout = Layout(config.history, needs.classes, min(config.keep, needs.classes))
         self.past = StoredPast(SampleMemory(needs.samples, layout, needs.device))
+        self.each_once = True
 
     @property
     def unmixable(self) -> str | None:
