@@ -20,7 +20,8 @@ class TeacherFreeDistillation(Method):
     The virtual teacher's probabilities u (`correct` on the label) are softened as softmax(u / T), without a logarithm,
     as its code does; at T = 20 they are nearly even.
 
-    `rule: text` is distillation as it is written: both sides at temperature T, T^2 times the mean over samples.
+    `rule: text` is distillation as Hinton et al. (2015) write it: both sides at temperature T, T^2 times the mean over
+    samples.
     `rule: code` is yuanli2333/Teacher-free-Knowledge-Distillation (my_loss_function.py): the mean runs over samples and
     classes, so that the term is K times smaller, and `multiplier` makes up for it; with the virtual teacher the student
     is at temperature 1, and T^2 is left out.
@@ -41,7 +42,7 @@ class TeacherFreeDistillation(Method):
         correct: float = Field(0.99, gt=0, lt=1)
         """The virtual teacher's probability of the label."""
         rule: Literal["text", "code"] = "text"
-        """What the paper says, or what its code does."""
+        """Distillation as it is commonly written, or what the published code does."""
         multiplier: float = Field(1.0, gt=0)
         """Of the rule code; published for CIFAR-100's ResNet-18: self 50, virtual 100."""
 
