@@ -8,6 +8,7 @@ from typing_extensions import Self
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
+from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl, soft_kl, virtual_teacher
 from lsdali.methods.base import Loss, Method, Needs, matching_teacher
 from lsdali.models.student import Forward
@@ -52,6 +53,8 @@ class TeacherFreeDistillation(Method):
                 raise ValueError("the form self needs a teacher; name one under `teacher`, or use the form virtual")
             if self.form == "virtual" and self.teacher is not None:
                 raise ValueError("the form virtual makes its own teacher; leave out `teacher`, or use the form self")
+            if self.form == "self" and self.correct != 0.99:
+                raise ValueError("the form self has no virtual teacher; leave out `correct`, or use the form virtual")
             if self.rule == "text" and self.multiplier != 1.0:
                 raise ValueError("the rule text has no multiplier; leave out `multiplier`, or use the rule code")
             return self
@@ -61,6 +64,11 @@ class TeacherFreeDistillation(Method):
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
+        if config.correct <= 1 / needs.classes:
+            raise UserError(
+                f"method.correct {config.correct:g} is no more than a guess among {needs.classes} classes: "
+                "give the label's probability, such as 0.99"
+            )
         self.teacher = None if config.teacher is None else matching_teacher(config.teacher, needs)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
