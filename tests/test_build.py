@@ -111,6 +111,12 @@ def test_bf16_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
 
 
+def test_repeats_go_with_a_past_that_is_no_memory(base: Path, tmp_path: Path) -> None:
+    tree = tiny({"name": "pskd", "history": "network"}, base / "images", tmp_path)
+    tree["data"]["train"]["repeats"] = 2
+    live(Recipe.model_validate(tree), tmp_path).run()
+
+
 @pytest.mark.parametrize("method", ["pskd", "cskd"])
 def test_repeated_samples_are_refused_where_each_must_come_once(method: str, base: Path, tmp_path: Path) -> None:
     tree = tiny({"name": method}, base / "images", tmp_path)

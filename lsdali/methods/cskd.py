@@ -18,8 +18,9 @@ class ClassWiseDistillation(Method):
 
     Samples 2j are trained; samples 2j + 1 of the same class are their partners, read without gradient in a forward of
     their own, in training mode, so that BatchNorm sees them apart. Published code (alinlab/cs-kd, datasets.py) draws a
-    partner for every sample, perhaps itself: its epoch trains every sample and reads twice as many images; here an
-    epoch reads every sample once, half of them as partners. A published batch of 128 is a batch of 256 here.
+    partner for every sample, perhaps itself: its epoch trains every sample and reads twice as many images. Here, as in
+    megvii-research/zipfls, an epoch reads every sample once, half of them as partners: a batch of 128 and an epoch of
+    alinlab's are a batch of 256 and two epochs here.
     """
 
     sampling = "class_pairs"
@@ -39,9 +40,9 @@ class ClassWiseDistillation(Method):
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         if len(batch) % 2:
             raise UserError(f"cskd reads pairs of one class, but the batch has {len(batch)} samples: use an even one")
+        logits = student(batch.images[0::2]).logits
         with torch.no_grad():
             partner = student(batch.images[1::2]).logits
-        logits = student(batch.images[0::2]).logits
         ce = cross_entropy(logits, batch.labels[0::2])
         pair = distillation_kl(logits, partner, self.config.temperature)
         both = torch.stack([logits.detach(), partner], 1).flatten(0, 1)

@@ -30,8 +30,6 @@ class ProgressiveDistillation(Method):
     label and stores nothing.
     """
 
-    each_once = True
-
     class Config(Method.Config):
         """Cross-entropy against (1 - a) label + a past prediction."""
 
@@ -43,7 +41,7 @@ class ProgressiveDistillation(Method):
         checkpoint on ImageNet); dense16: in half precision; topk: the `keep` greatest, the rest spread evenly; network:
         a copy of the network at the epoch's end, in evaluation mode, run once more on each batch."""
         keep: int = Field(16, ge=1)
-        """How many probabilities of a sample the history topk keeps."""
+        """How many probabilities of a sample the history topk keeps; all of them where there are fewer classes."""
 
         @model_validator(mode="after")
         def keep_belongs_to_topk(self) -> Self:
@@ -60,6 +58,7 @@ class ProgressiveDistillation(Method):
             return
         layout = Layout(config.history, needs.classes, min(config.keep, needs.classes))
         self.past = StoredPast(SampleMemory(needs.samples, layout, needs.device))
+        self.each_once = True
 
     @property
     def unmixable(self) -> str | None:

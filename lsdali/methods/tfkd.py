@@ -8,6 +8,7 @@ from typing_extensions import Self
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
+from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl, soft_kl, virtual_teacher
 from lsdali.methods.base import Loss, Method, Needs, matching_teacher
 from lsdali.models.student import Forward
@@ -20,7 +21,8 @@ class TeacherFreeDistillation(Method):
     The virtual teacher's probabilities u (`correct` on the label) are softened as softmax(u / T), without a logarithm,
     as its code does; at T = 20 they are nearly even.
 
-    `rule: text` is distillation as it is written: both sides at temperature T, T^2 times the mean over samples.
+    `rule: text` is distillation as Hinton et al. (2015) write it: both sides at temperature T, T^2 times the mean over
+    samples.
     `rule: code` is yuanli2333/Teacher-free-Knowledge-Distillation (my_loss_function.py): the mean runs over samples and
     classes, so that the term is K times smaller, and `multiplier` makes up for it; with the virtual teacher the student
     is at temperature 1, and T^2 is left out.
@@ -41,7 +43,7 @@ class TeacherFreeDistillation(Method):
         correct: float = Field(0.99, gt=0, lt=1)
         """The virtual teacher's probability of the label."""
         rule: Literal["text", "code"] = "text"
-        """What the paper says, or what its code does."""
+        """Distillation as it is commonly written, or what the published code does."""
         multiplier: float = Field(1.0, gt=0)
         """Of the rule code; published for CIFAR-100's ResNet-18: self 50, virtual 100."""
 
@@ -51,6 +53,8 @@ class TeacherFreeDistillation(Method):
                 raise ValueError("the form self needs a teacher; name one under `teacher`, or use the form virtual")
             if self.form == "virtual" and self.teacher is not None:
                 raise ValueError("the form virtual makes its own teacher; leave out `teacher`, or use the form self")
+            if self.form == "self" and self.correct != 0.99:
+                raise ValueError("the form self has no virtual teacher; leave out `correct`, or use the form virtual")
             if self.rule == "text" and self.multiplier != 1.0:
                 raise ValueError("the rule text has no multiplier; leave out `multiplier`, or use the rule code")
             return self
@@ -60,6 +64,11 @@ class TeacherFreeDistillation(Method):
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
+        if config.correct <= 1 / needs.classes:
+            raise UserError(
+                f"method.correct {config.correct:g} is no more than a guess among {needs.classes} classes: "
+                "give the label's probability, such as 0.99"
+            )
         self.teacher = None if config.teacher is None else matching_teacher(config.teacher, needs)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lsdali import dist
@@ -17,38 +18,70 @@ def shared_memory(size: int, purpose: str) -> mmap.mmap:
 
     Raises UserError on every rank where any node has too little memory or a rank cannot reach it.
     """
-    handle, told = -1, ""
-    if dist.local_rank() == 0:
-        if size > (free := free_bytes()):
-            told = (
-                f"{purpose} needs {size / 1e9:.2f} GB on each node, and {free / 1e9:.2f} GB are free: "
-                "choose a smaller form"
-            )
-        else:
-            handle = os.memfd_create("lsdali")
-            os.ftruncate(handle, size)
-    failed = told
-    offers = dist.gather_objects((f"/proc/{os.getpid()}/fd/{handle}", told))
-    _raise_first([wrong for _, wrong in offers])
-    if handle < 0:
-        try:
-            handle = os.open(offers[dist.node_leader()][0], os.O_RDWR)
-        except OSError as error:
-            failed = f"{purpose}: rank {dist.rank()} cannot reach the memory of its node's first rank: {error.strerror}"
-    _raise_first(dist.gather_objects(failed))  # also keeps the file open until every rank has it
+    with dist.together():
+        handle = made(size, purpose) if dist.local_rank() == 0 else -1
     try:
-        return mmap.mmap(handle, size)
+        offers = dist.gather_objects(f"/proc/{os.getpid()}/fd/{handle}")
+        with dist.together():  # also keeps the file open until every rank has it
+            return mapped(offers[dist.node_leader()], size, purpose)
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
 
 
-def _raise_first(failures: list[str]) -> None:
-    for text in failures:
-        if text:
-            raise UserError(text)
+def made(size: int, purpose: str) -> int:
+    """A handle of an anonymous file. Raises UserError where this machine has no room for it."""
+    if size > (free := free_bytes()):
+        raise UserError(
+            f"{purpose} needs {size / 1e9:.2f} GB on each node, and {free / 1e9:.2f} GB are free: choose a smaller form"
+        )
+    try:
+        handle = os.memfd_create("lsdali")
+        os.ftruncate(handle, size)
+    except OSError as error:
+        raise UserError(f"{purpose} needs {size / 1e9:.2f} GB of shared memory: {error.strerror}") from error
+    return handle
+
+
+def mapped(path: str, size: int, purpose: str) -> mmap.mmap:
+    """That file in this process's memory."""
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise UserError(
+            f"{purpose}: rank {dist.rank()} cannot map the memory of its node's first rank: {error.strerror}"
+        ) from error
 
 
 def free_bytes() -> int:
-    """What a process of this machine can still allocate, as the kernel estimates it."""
+    """What this process can still allocate: the kernel's estimate, or what its control groups leave, which is less
+    in a container."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    machine = int(fields["MemAvailable"].split()[0]) * 1024
+    groups = left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())
+    return max(min([machine, *groups]), 0)
+
+
+def left_by_groups(root: Path, own: str) -> Iterator[int]:
+    """The bytes that each limited control group (v1 or v2) round this process leaves, file cache counted as free.
+
+    `own` is the text of /proc/self/cgroup. Shared memory is charged to the group of who first touches it.
+    """
+    for line in own.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, usage, total = root, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            base, limit, usage, total = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not (folder.is_relative_to(base) and (folder / limit).is_file()):
+                continue
+            if (most := (folder / limit).read_text().strip()) == "max":
+                continue
+            stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+            cache = sum(int(stat.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
+            yield int(most) - int((folder / usage).read_text()) + cache

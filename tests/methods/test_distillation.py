@@ -237,6 +237,14 @@ def test_wrong_values_are_refused(tree):
         make(tree)
 
 
+def test_a_virtual_teacher_must_know_more_than_nothing():
+    with pytest.raises(UserError) as caught:
+        make({**VIRTUAL, "correct": 0.25}, classes=4)
+    assert str(caught.value) == (
+        "method.correct 0.25 is no more than a guess among 4 classes: give the label's probability, such as 0.99"
+    )
+
+
 @pytest.mark.parametrize(
     ("tree", "sentence"),
     [
@@ -251,6 +259,10 @@ def test_wrong_values_are_refused(tree):
         (
             {**VIRTUAL, "multiplier": 50.0},
             "the rule text has no multiplier; leave out `multiplier`, or use the rule code",
+        ),
+        (
+            {**SELF, "correct": 0.9},
+            "the form self has no virtual teacher; leave out `correct`, or use the form virtual",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The memory of samples: one copy per node, the same rows on every node, no room that is not asked for."""
 
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -83,6 +84,37 @@ def test_too_little_memory_is_said_before_it_is_taken(monkeypatch):
     assert str(caught.value) == (
         "a memory of 10000 samples (dense16) needs 0.02 GB on each node, and 0.00 GB are free: choose a smaller form"
     )
+
+
+def test_a_system_that_refuses_says_why():
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
+    try:
+        with pytest.raises(UserError) as caught:
+            shared.made(10_000_000, "a memory")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    assert str(caught.value) == "a memory needs 0.01 GB of shared memory: File too large"
+    with pytest.raises(UserError) as caught:
+        shared.mapped("/proc/self/fd/99999", 8, "a memory")
+    assert str(caught.value) == (
+        "a memory: rank 0 cannot map the memory of its node's first rank: No such file or directory"
+    )
+
+
+def test_the_memory_of_a_container_is_what_its_limit_leaves(tmp_path):
+    """Control groups of both versions, the limit in an outer group, file cache free; no limit, no number."""
+    for folder, limit, usage, stat in (
+        (tmp_path / "a", "memory.max", "memory.current", "anon 5\nactive_file 30\ninactive_file 70\n"),
+        (tmp_path / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "active_file 1\ntotal_active_file 5\n"),
+    ):
+        folder.mkdir()
+        (folder / limit).write_text("1000\n")
+        (folder / usage).write_text("600\n")
+        (folder / "memory.stat").write_text(stat)
+    (tmp_path / "a/b").mkdir()
+    (tmp_path / "a/b/memory.max").write_text("max\n")
+    assert list(shared.left_by_groups(tmp_path, "7:cpu,memory:/not/mounted\n2:cpu:/\n0::/a/b\n")) == [405, 500]
 
 
 # ---- several processes
