@@ -58,7 +58,7 @@ class ClassSmoothing(ClassMatrix):
             return
         with dist.together():
             for batch in self.validation:
-                outputs = self.teacher(batch.images.float())  # no autocast here
+                outputs = self.teacher(batch.images.to(torch.get_default_dtype()))  # no autocast here
                 self.collect(outputs[batch.valid], batch.labels[batch.valid])
         self.fill()
 

@@ -203,8 +203,9 @@ class ZipfLabelSmoothing(Method):
     def target(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> Tensor:
         """[B, K] with 0 on the label, rows summing to 1; without gradient."""
         distribution, classes = self.config.distribution, out.logits.shape[1]
+        dtype = torch.promote_types(out.logits.dtype, torch.float32)
         if isinstance(distribution, Constant):
-            weights = torch.ones_like(out.logits.detach(), dtype=torch.float32)
+            weights = torch.ones_like(out.logits.detach(), dtype=dtype)
         elif isinstance(distribution, Random):
             numbers = random_numbers(distribution, lambda k: draws(self.seed, clock, batch, k * classes, ZIPF_WEIGHTS))
             weights = to_device(numbers, out.logits.device)
@@ -213,7 +214,7 @@ class ZipfLabelSmoothing(Method):
         else:
             weigh = partial(rank_weights, distribution, classes=classes)
             if self.dense and self.config.soft is None:
-                return vote_target(self.votes(out), labels, classes, weigh)
+                return vote_target(self.votes(out), labels, classes, weigh, dtype)
             rank = self.rank(out)
             # Ties count for one distribution only; the others are spared them.
             weights = weigh(rank, tie_size(rank) if isinstance(distribution, UnbiasedZipf) else rank)

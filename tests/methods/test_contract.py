@@ -1,7 +1,6 @@
 """What every method promises, for each entry of METHODS: nothing here names one."""
 
 import copy
-import dataclasses
 import os
 import socket
 import types
@@ -19,9 +18,9 @@ from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.models.student import weights_digest
-from lsdali.trainer import TrainData, Trainer
+from lsdali.trainer import Trainer
 from tests.harness import equal
-from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
+from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher
 
 Check = Callable[[Any, Path, int], None]
 """Config, an own folder and the number of processes -> AssertionError where something is wrong."""
@@ -147,25 +146,9 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-class Doubled:
-    """Images in float64: what is left of a difference is one of mathematics, or of a state in fewer bits."""
-
-    def __init__(self, inner: TrainData) -> None:
-        self.inner = inner
-
-    def epoch(self, step: int) -> Iterator[Batch]:
-        for batch in self.inner.epoch(step):
-            yield dataclasses.replace(batch, images=batch.images.double())
-
-
 def weights_after(config: Any, folder: Path) -> Tensor:
     """Of a run whose BatchNorm keeps the statistics it has, since those of a batch are those of its process's share."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        trainer = trainer_for(config, folder)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    trainer.train = Doubled(trainer.train)
+    trainer = trainer_in_float64(config, folder)
     for module in trainer.student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train = types.MethodType(lambda self, mode=True: self, module.eval())  # type: ignore[method-assign]

@@ -1,8 +1,6 @@
 """Self-distillation as its authors would write it: what is remembered of whom, and when it is written and read."""
 
 import copy
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsdali.batch import Batch
-from lsdali.trainer import Trainer
-from tests.methods import whole_runs
-from tests.methods.trainers import trainer_for
 from tests.methods.whole_runs import EPOCHS, compare, steps
 
 ALPHA = 0.8
-
-
-class Doubled:
-    """A loader's batches with images in float64."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def epoch(self, step: int) -> Iterator[Batch]:
-        return (replace(batch, images=batch.images.double()) for batch in self.inner.epoch(step))
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (replace(batch, images=batch.images.double()) for batch in self.inner)
-
-
-@pytest.fixture(autouse=True)
-def _double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in float64: BatchNorm over few samples lets last bits grow beyond any tolerance within a few steps."""
-
-    def build(*arguments: Any, **others: Any) -> Trainer:
-        trainer = trainer_for(*arguments, **others)
-        trainer.student.double()
-        trainer.train, trainer.val = Doubled(trainer.train), Doubled(trainer.val)
-        trainer.method.begin(trainer.student)
-        if teacher := getattr(trainer.method, "teacher", None):
-            trainer.method.teacher = lambda images: teacher(images.float()).double()
-        return trainer
-
-    monkeypatch.setattr(whole_runs, "trainer_for", build)
 
 
 def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
@@ -130,7 +96,7 @@ def test_cskd(place: Path) -> None:
 def virtual(labels: Tensor, t: float) -> Tensor:
     u = torch.full((len(labels), 5), 0.01 / 4)
     u[torch.arange(len(labels)), labels] = 0.99
-    return (u / t).softmax(1).double()  # from constants in float32, as anybody would
+    return (u / t).softmax(1)
 
 
 def test_tfkd_from_the_virtual_teacher_as_its_code_has_it(place: Path) -> None:

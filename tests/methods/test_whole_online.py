@@ -11,26 +11,9 @@ from torch import Tensor, nn
 
 from lsdali.batch import Batch
 from lsdali.data.order import uniforms
-from lsdali.trainer import Trainer
-from tests.methods import whole_runs
-from tests.methods.trainers import trainer_for
 from tests.methods.whole_runs import compare, steps
 
 K = 5
-
-
-@pytest.fixture(autouse=True)
-def _small_steps_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the usual rate a change of weights by 1e-7 grows 10,000-fold in these 15 steps and hides small faults."""
-
-    def double(config: Any, folder: Path, **others: Any) -> Trainer:
-        optimizer = {"name": "nesterov", "lr": 0.01, "weight_decay": whole_runs.DECAY}
-        trainer = trainer_for(config, folder, **{"optimizer": optimizer, **others})
-        trainer.student.double().network.stem.register_forward_pre_hook(lambda stem, images: (images[0].double(),))
-        return trainer
-
-    monkeypatch.setattr(whole_runs, "trainer_for", double)
-    monkeypatch.setattr(whole_runs, "LR", 0.01)
 
 
 class Matrix:

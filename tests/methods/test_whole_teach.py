@@ -1,7 +1,6 @@
 """Students of fixed teachers: instance-based smoothing and distillation, as their authors' scripts train them."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +15,17 @@ from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.teacher import Teacher, load_teacher
-from lsdali.trainer import Trainer
 from tests.harness import tiny
-from tests.methods import whole_runs
-from tests.methods.trainers import trainer_for, with_teacher
+from tests.methods.trainers import trainer_for, trainer_in_float64, with_teacher
 from tests.methods.whole_runs import compare, steps
 
 TEACHER = {"source": "checkpoint", "path": "TEACHER"}
 CLASSES = 5
 
 
-class Doubled:
-    """A loader's batches in float64."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def epoch(self, step: int) -> Iterator[Batch]:
-        return (replace(batch, images=batch.images.double()) for batch in self.inner.epoch(step))
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (replace(batch, images=batch.images.double()) for batch in self.inner)
-
-
-@pytest.fixture(autouse=True)
-def _in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in float64: in float32 a target that is rounded otherwise ends, kink by kink, in other weights."""
-
-    def doubled(*args: Any, **others: Any) -> Trainer:
-        trainer = trainer_for(*args, **others)
-        trainer.student.double()
-        method: Any = trainer.method
-        method.teacher._network.double()
-        for name in ("matrix", "sums", "counts"):
-            if hasattr(method, name):
-                setattr(method, name, getattr(method, name).double())
-        trainer.train, trainer.val = Doubled(trainer.train), Doubled(trainer.val)
-        return trainer
-
-    monkeypatch.setattr(whole_runs, "trainer_for", doubled)
-
-
 def validation(folder: Path) -> Iterator[Batch]:
     """The validation images, in float64; the last batch is padded."""
-    return iter(Doubled(trainer_for({"name": "ce"}, folder / "validation", evaluate={"batch": 7}).val))
+    return iter(trainer_in_float64({"name": "ce"}, folder / "validation", evaluate={"batch": 7}).val)
 
 
 def teacher_of(folder: Path) -> nn.Module:

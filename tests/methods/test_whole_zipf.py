@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,16 @@ from torch import Tensor, nn
 
 from lsdali.batch import Batch
 from lsdali.errors import UserError
-from lsdali.functional import off_label_target, soft_rank, unbiased_zipf_weights, vote_target
+from lsdali.functional import off_label_target, soft_rank, unbiased_zipf_weights
 from lsdali.methods.distributions import ExponentialDecay, rank_weights
 from lsdali.models.probes import DenseVotes
 from lsdali.models.teacher import network_from_checkpoint
 from tests.harness import make_images
-from tests.methods.trainers import trainer_for
+from tests.methods.trainers import trainer_for, trainer_in_float64
 from tests.methods.whole_runs import compare, steps
 
 Ranks = NDArray[np.float64]
 K = 5  # classes of the test's images
-
-
-@pytest.fixture(autouse=True)
-def _in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32 a vote or a ReLU that rounding turns the other way parts two runs that are the same to the letter."""
-
-    def exact(*args: Any, **others: Any) -> Any:
-        trainer = trainer_for(*args, **others)
-        trainer.student.double()
-        stem: Any = trainer.student.network.stem
-        stem.register_forward_pre_hook(lambda stem, x: (x[0].to(next(stem.parameters()).dtype),))
-        if (teacher := getattr(trainer.method, "teacher", None)) is not None:
-            monkeypatch.setattr(trainer.method, "teacher", lambda images: teacher(images).double())
-        return trainer
-
-    monkeypatch.setattr("tests.methods.whole_runs.trainer_for", exact)
-    monkeypatch.setattr("lsdali.methods.zls.vote_target", partial(vote_target, dtype=torch.float64))
 
 
 def stages(network: Any, images: Tensor) -> list[Tensor]:
@@ -243,7 +225,7 @@ def test_zipf_with_a_teacher(place: Path) -> None:
     teacher = place.parent / "teacher/checkpoints/best.pt"
 
     def twin(student: Any, epochs: list[list[Batch]]) -> None:
-        guide = network_from_checkpoint(teacher, K).eval()
+        guide = network_from_checkpoint(teacher, K)[0].eval()
         for _, batch, descend in steps(student, epochs):
             maps, _, logits = forward(student.network, batch.images)
             kl = divergences(logits, 1 / ranks(counts(places(maps[-1], student.network.classifier))), batch.labels)
@@ -293,14 +275,14 @@ def mixed_loss(name: str, logits: Tensor, votes: Tensor, seen: Tensor | None, la
 @pytest.mark.parametrize(("name", "mix"), [*zip(MIXED, ["mixup"] * 6), ("ce", "cutmix")])
 def test_mixed_images(place: Path, name: str, mix: str) -> None:
     teacher = place.parent / "teacher/checkpoints/best.pt"
-    whole = trainer_for({"name": "ce"}, place.parent / f"{place.name}whole", epochs=3).train
+    whole = trainer_in_float64({"name": "ce"}, place.parent / f"{place.name}whole", epochs=3).train
 
     def twin(student: Any, epochs: list[list[Batch]]) -> None:
-        guide: Any = network_from_checkpoint(teacher, K).eval() if name in ("kd", "ibls") else None
+        guide: Any = network_from_checkpoint(teacher, K)[0].eval() if name in ("kd", "ibls") else None
         originals, parted = (batch for epoch in range(3) for batch in whole.epoch(5 * epoch)), 0
         for epoch, batch, descend in steps(student, epochs):
             if name == "pskd" and batch is epochs[epoch][0] and epoch:
-                guide = copy.deepcopy(student.network).float().eval()
+                guide = copy.deepcopy(student.network).eval()
             own = next(originals).images
             other, share, partners = own, 1.0, batch.labels
             if batch.mixture is not None:

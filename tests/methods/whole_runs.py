@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lsdali.batch import Batch
-from tests.methods.trainers import trainer_for
+from tests.methods.trainers import float64, trainer_in_float64
 
 EPOCHS = 3
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.001
@@ -25,13 +25,14 @@ Twin = Callable[[nn.Module, list[list[Batch]]], None]
 
 def compare(config: Any, twin: Twin, folder: Path, **others: Any) -> None:
     """Train by the trainer and by the twin: the same weights, and not those of the start."""
-    trainer = trainer_for(config, folder, epochs=EPOCHS, **others)
+    trainer = trainer_in_float64(config, folder, epochs=EPOCHS, **others)
     student, start = copy.deepcopy(trainer.student), copy.deepcopy(trainer.student.state_dict())
     length = trainer.clock.steps // EPOCHS
     epochs = [[owned(batch) for batch in trainer.train.epoch(length * epoch)] for epoch in range(EPOCHS)]
     assert [len(batches) for batches in epochs] == [length] * EPOCHS
-    twin(student, epochs)
-    trainer.run()
+    with float64():
+        twin(student, epochs)
+        trainer.run()
     trained = trainer.student.state_dict()
     torch.testing.assert_close(trained, student.state_dict(), rtol=1e-3, atol=1e-5)
     still = [name for name, value in trained.items() if value.ndim > 1 and torch.equal(value, start[name])]
