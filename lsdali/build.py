@@ -81,7 +81,7 @@ def prepare(
     if recipe.model.weights is not None and not resumes:
         load_weights(network, recipe.model.name, recipe.model.weights, events.say)
     val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
-    method, teachers = build_method(recipe, network, len(train_index), device, val)
+    method, teachers = build_method(recipe, network, train_index, device, val)
     check_shares(recipe, method)
     check_start(recipe, method)
     student = open_student(recipe, network, method, device)
@@ -109,6 +109,7 @@ def prepare(
         header={
             "recipe": recipe.model_dump(mode="json"),
             "classes": classes,
+            "names": list(train_index.classes),
             "data": train_index.fingerprint,
             "teachers": teachers,
         },
@@ -200,13 +201,13 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
 
 
 def build_method(
-    recipe: Recipe, network: Network, samples: int, device: torch.device, validation: Iterable[Batch]
+    recipe: Recipe, network: Network, train: Index, device: torch.device, validation: Iterable[Batch]
 ) -> tuple[Method, list[str]]:
     """The method, and the digests of the teachers that it asked for."""
     digests: list[str] = []
 
     def teacher(config: TeacherConfig) -> Teacher:
-        loaded = load_teacher(config, network.classes, device)
+        loaded = load_teacher(config, network.classes, device, train.classes)
         size_fits(loaded, "the teacher", train_sizes(recipe))
         loaded.expect((recipe.data.mean, recipe.data.std))
         digests.append(loaded.digest)
@@ -214,7 +215,7 @@ def build_method(
 
     needs = Needs(
         classes=network.classes,
-        samples=samples,
+        samples=len(train),
         channels=network.channels,
         device=device,
         seed=recipe.seed,

@@ -17,7 +17,7 @@ from lsdali.clock import Clock, PerEpoch
 from lsdali.data.choose import eval_loader, open_data, train_loader
 from lsdali.data.effects import EFFECTS
 from lsdali.data.graph import Graph, GraphSpec, padded_graph, resized_graph
-from lsdali.data.index import Form
+from lsdali.data.index import Form, open_index
 from lsdali.data.mixing import CutMix, MixedBatches, Mixup
 from lsdali.data.stream import Stream
 from lsdali.metrics import Evaluation
@@ -53,10 +53,10 @@ def test_the_made_up_device_refuses_what_a_real_one_does() -> None:
                 wait()
 
 
-def on_the_device(config: TeacherConfig, classes: int, device: torch.device) -> Teacher:
+def on_the_device(config: TeacherConfig, classes: int, device: torch.device, names: tuple[str, ...]) -> Teacher:
     """`load_teacher`, which reads real weights before they can be made up."""
     with _disable_current_modes():
-        teacher = load_teacher(config, classes, torch.device("cpu"))
+        teacher = load_teacher(config, classes, torch.device("cpu"), names)
     teacher._network.to(device)
     return teacher
 
@@ -66,9 +66,10 @@ def on_the_device(config: TeacherConfig, classes: int, device: torch.device) -> 
 def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.model_validate(tiny(with_teacher(config, folder), folder / "images", tmp_path))
     monkeypatch.setattr(build, "load_teacher", on_the_device)
+    index = open_index(recipe.data, "train")
     with made_up_cuda() as host:
         network = build.new_network(recipe, 5)
-        method, _ = build.build_method(recipe, network, 40, CUDA, [])
+        method, _ = build.build_method(recipe, network, index, CUDA, [])
         student = build.open_student(recipe, network, method, CUDA)
         method.begin(student)
         images = torch.empty(8, 3, 16, 16, device=CUDA, dtype=torch.float16)

@@ -198,6 +198,9 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
     )
     other = f"the checkpoint {base}/a/checkpoints/best.pt knows 5 classes, but the data in {base}/three has 3"
     assert said(capsys, base / "a", f"data.root={base}/three") == f"error: {other}\n"
+    assert "as class 0, which is 'class4' in the data" in said(
+        capsys, base / "a", "data.classes=[class4,class3,class2,class1,class0]"
+    )
     assert "data.rot: unknown key; did you mean 'root'?" in said(capsys, base / "a", "data.rot=x")
     assert "only data.*, evaluate.batch and precision can be changed" in said(capsys, base / "a", "model.name=lenet")
 

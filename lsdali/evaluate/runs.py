@@ -17,7 +17,7 @@ from lsdali.data.index import Index, open_index
 from lsdali.data.listing import Split
 from lsdali.errors import UserError
 from lsdali.models.fits import size_fits
-from lsdali.models.saved import find_checkpoint, open_network
+from lsdali.models.saved import find_checkpoint, open_network, same_classes
 from lsdali.models.student import Network, weights_digest
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe, apply, check
@@ -101,6 +101,7 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
                 f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "
                 f"{len(index.classes)}"
             )
+        same_classes(run.content, index.classes, f"the checkpoint {run.path}")
         size_fits(run.network, recipe.model.name, (recipe.data.eval.size,))
     return Samples(recipe, index)
 

@@ -1,5 +1,6 @@
 """Networks out of checkpoints: the one way in which teachers, exports and evaluations open a trained run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,23 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
     if wrong is not None:
         raise UserError(f"the checkpoint {path} is {wrong}")
     return path
+
+
+def same_classes(content: dict[str, Any], names: Sequence[str], what: str) -> None:
+    """Raises UserError, about `what`, where the classes it was trained on lie in another order than `names`.
+
+    Names that have none in common tell nothing: the same classes may be called otherwise in another data set. Nor do
+    checkpoints that hold no names.
+    """
+    known = content.get("names", ())
+    if set(known).isdisjoint(names):
+        return
+    for number, (known_as, name) in enumerate(zip(known, names, strict=False)):
+        if known_as != name:
+            raise UserError(
+                f"{what} was trained with '{known_as}' as class {number}, which is '{name}' in the data: "
+                "use the same classes in the same order (data.classes)"
+            )
 
 
 def open_network(content: dict[str, Any], what: str, weights: str = "student") -> Network:

@@ -1,5 +1,6 @@
 """Teacher: a frozen network that methods ask for logits. Named in the recipe with its digest, never saved."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.functional import lift
 from lsdali.models.imagenet import from_torchvision, torchvision_normal
-from lsdali.models.saved import open_network
+from lsdali.models.saved import open_network, same_classes
 from lsdali.models.student import Network, Normal, weights_digest
 from lsdali.state import checkpoint
 
@@ -80,19 +81,19 @@ class Teacher:
         return logits if self._temperature == 1 else lift(logits) / self._temperature
 
 
-def load_teacher(config: TeacherConfig, classes: int, device: torch.device) -> Teacher:
+def load_teacher(config: TeacherConfig, classes: int, device: torch.device, names: Sequence[str] = ()) -> Teacher:
     """The teacher that a recipe names, on the device; torch's random numbers are left as they were.
 
-    Raises UserError where it cannot be found or read, knows another number of classes, or has another digest.
+    Raises UserError where it cannot be found or read, knows another number of classes or, as far as `names` tell, other
+    ones, or has another digest.
     """
     with torch.random.fork_rng(devices=[]):
         if isinstance(config, CheckpointTeacher):
-            network, normal = network_from_checkpoint(Path(config.path), classes)
+            network, normal = network_from_checkpoint(Path(config.path), classes, names)
         else:
             network = from_torchvision(config.model, config.weights, classes)
             normal = torchvision_normal(config.model, config.weights)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    teacher = Teacher(network.to(device).to(memory_format=layout), config.temperature, normal)
+    teacher = Teacher(network.to(device).to(memory_format=torch.channels_last), config.temperature, normal)
     if config.digest is not None and config.digest != teacher.digest:
         name = config.path if isinstance(config, CheckpointTeacher) else f"{config.model} {config.weights}"
         raise UserError(
@@ -102,11 +103,12 @@ def load_teacher(config: TeacherConfig, classes: int, device: torch.device) -> T
     return teacher
 
 
-def network_from_checkpoint(path: Path, classes: int) -> tuple[Network, Normal]:
+def network_from_checkpoint(path: Path, classes: int, names: Sequence[str] = ()) -> tuple[Network, Normal]:
     """The network saved in a checkpoint file, on the CPU, and how its images were normalised."""
     saved = read_checkpoint(path)
     if saved["classes"] != classes:
         raise UserError(f"the teacher '{path}' knows {saved['classes']} classes, but the data set has {classes}")
+    same_classes(saved, names, f"the teacher '{path}'")
     network = open_network(saved, f"the teacher '{path}'")
     data = saved["recipe"]["data"]
     return network, (tuple(data["mean"]), tuple(data["std"]))

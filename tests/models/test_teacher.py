@@ -45,7 +45,7 @@ def load(path, digest=None, classes=5):
 
 
 def test_a_checkpoint_becomes_a_teacher(tmp_path):
-    source = write_checkpoint(tmp_path / "t.pt")
+    source = write_checkpoint(tmp_path / "t.pt").to(memory_format=torch.channels_last)
     teacher = load(tmp_path / "t.pt", weights_digest(source))
     images = torch.randn(3, 3, 16, 16)
     assert torch.equal(teacher(images), source(images))
@@ -82,7 +82,7 @@ def test_torchvision_teacher(monkeypatch):
     monkeypatch.setattr(type(entry), "get_state_dict", lambda self, **_: theirs.state_dict())
     teacher = load_teacher(TorchvisionTeacher(model="resnet18", weights="IMAGENET1K_V1"), 1000, CPU)
     images = torch.randn(1, 3, 64, 64)
-    assert torch.equal(teacher(images), theirs.eval()(images))
+    assert torch.equal(teacher(images), theirs.eval().to(memory_format=torch.channels_last)(images))
     teacher.expect(((0.5,) * 3, (1.0,) * 3))
     own = torchvision.transforms.functional.normalize(images + 0.5, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     torch.testing.assert_close(teacher(images), theirs(own), rtol=1e-4, atol=1e-4)
@@ -150,6 +150,22 @@ def test_other_number_of_classes(tmp_path):
     path = tmp_path / "t.pt"
     write_checkpoint(path)
     assert sentence(path, classes=10) == f"the teacher '{path}' knows 5 classes, but the data set has 10"
+
+
+def test_the_same_classes_in_another_order(tmp_path):
+    """Names that are all others may be other names of the same; old checkpoints have none."""
+    path, names = tmp_path / "t.pt", ["ant", "bee", "cow", "dog", "eel"]
+    teacher = CheckpointTeacher(path=str(path))
+    for known in ({}, {"names": names}, {"names": ["0", "1", "2", "3", "4"]}):
+        write_checkpoint(path, **known)
+        load_teacher(teacher, 5, CPU, names)
+    write_checkpoint(path, names=["ant", "cow", "bee", "dog", "eel"])
+    with pytest.raises(UserError) as caught:
+        load_teacher(teacher, 5, CPU, names)
+    assert str(caught.value) == (
+        f"the teacher '{path}' was trained with 'cow' as class 1, which is 'bee' in the data: "
+        "use the same classes in the same order (data.classes)"
+    )
 
 
 def test_other_digest(tmp_path):
