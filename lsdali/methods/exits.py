@@ -92,6 +92,7 @@ class DeepSupervision(Method):
             return self
 
     config: Config
+    unmixable = None
 
     def __init__(self, config: Config, needs: Needs) -> None:
         super().__init__(config, needs)
@@ -104,7 +105,9 @@ class DeepSupervision(Method):
         out, c = student(batch.images), self.config
         exits = self.exits.logits(out)
         smoothing = 0.0 if clock.epoch < c.hard_epochs else c.smoothing
-        final, *early = (label_smoothing(z, batch.labels, smoothing, c.mass) for z in (out.logits, *exits))
+        final, *early = batch.per_label(
+            lambda labels: torch.stack([label_smoothing(z, labels, smoothing, c.mass) for z in (out.logits, *exits)])
+        )
         terms = {"final": final, "exits": torch.stack(early).sum()}
         total = c.final_weight * final + c.exit_weight * terms["exits"]
         if c.distill is not None:

@@ -12,7 +12,7 @@ from tests.harness import equal
 from tests.methods.test_contract import check_resume, final_state
 from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 
-MIXED = {"ce", "ls", "kd", "ibls", "tfkd", "zls", "zls_kd"}
+MIXED = {"ce", "ls", "exits", "kd", "ibls", "tfkd", "zls", "zls_kd"}
 MIX = {"name": "mixup", "alpha": 0.5}
 
 
