@@ -27,12 +27,16 @@ class Holdout(Config):
     """Validate on a part of the training files, which training then leaves out; the official validation is not read."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the training files that is held out, in the classes' own proportions."""
+    """Share of the training files that is held out."""
     seed: Seed = 0
     """Which ones."""
+    by: Literal["class", "numpy"] = "class"
+    """class: in the classes' own proportions; numpy: the last ones after a shuffle by NumPy's legacy generator, as the
+    code of IBLS (mmaher22/Instance-based-smoothing) splits, with seed 42."""
 
     def describe(self) -> str:
-        return f"{100 * self.fraction:g} % of the training files, held out with seed {self.seed}"
+        way = " by numpy" if self.by == "numpy" else ""
+        return f"{100 * self.fraction:g} % of the training files, held out{way} with seed {self.seed}"
 
 
 class SymmetricNoise(Config):
@@ -136,7 +140,10 @@ def held_out(part: Chosen, split: Split, holdout: Holdout) -> Chosen:
             f"{count} to validate on and {len(part.labels) - count} to train on; both need at least one"
         )
     out = np.zeros(len(part.labels), bool)
-    out[stratified(part.labels, count, holdout.seed)] = True
+    if holdout.by == "numpy":
+        out[np.random.RandomState(holdout.seed).permutation(len(out))[-count:]] = True
+    else:
+        out[stratified(part.labels, count, holdout.seed)] = True
     return part.at(np.flatnonzero(out if split == "val" else ~out))
 
 

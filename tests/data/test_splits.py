@@ -28,6 +28,21 @@ def many():
     return whole(np.random.default_rng(0).permutation(labels), NAMES)
 
 
+def test_I21_I22_the_split_of_the_ibls_code():
+    """NumPy's legacy generator with seed 42, which shuffles the numbers of all samples."""
+    some = whole(np.zeros(20, np.int64), ("one",))
+    published = Holdout(fraction=0.2, seed=42, by="numpy")
+    assert held_out(some, "train", published).numbers.tolist() == sorted(
+        [0, 17, 15, 1, 8, 5, 11, 3, 18, 16, 13, 2, 9, 19, 4, 12]
+    )
+    assert held_out(some, "val", published).numbers.tolist() == sorted([7, 10, 14, 6])
+    cifar = whole(np.zeros(50_000, np.int64), ("one",))
+    train, val = (held_out(cifar, side, published).numbers for side in ("train", "val"))
+    assert (len(train), len(val)) == (40_000, 10_000)
+    assert {33553, 9427, 199, 12447, 39489, 42724, 10822, 49498, 4144, 36958} <= set(train.tolist())
+    assert {7928, 2107, 30363, 31262, 42135, 38216, 19465, 47451, 30624, 10447} <= set(val.tolist())
+
+
 def test_a_held_out_part_is_the_rest_stratified_and_seeded(many):
     train, val = (held_out(many, side, Holdout(fraction=0.1)) for side in ("train", "val"))
     assert sorted([*train.numbers, *val.numbers]) == list(range(len(many.labels)))
