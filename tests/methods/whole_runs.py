@@ -28,7 +28,7 @@ def compare(config: Any, twin: Twin, folder: Path, **others: Any) -> None:
     trainer = trainer_in_float64(config, folder, epochs=EPOCHS, **others)
     student, start = copy.deepcopy(trainer.student), copy.deepcopy(trainer.student.state_dict())
     length = trainer.clock.steps // EPOCHS
-    epochs = [[owned(batch) for batch in trainer.train.epoch(length * epoch)] for epoch in range(EPOCHS)]
+    epochs = [[copy.deepcopy(batch) for batch in trainer.train.epoch(length * epoch)] for epoch in range(EPOCHS)]
     assert [len(batches) for batches in epochs] == [length] * EPOCHS
     with float64():
         twin(student, epochs)
@@ -37,11 +37,6 @@ def compare(config: Any, twin: Twin, folder: Path, **others: Any) -> None:
     torch.testing.assert_close(trained, student.state_dict(), rtol=1e-3, atol=1e-5)
     still = [name for name, value in trained.items() if value.ndim > 1 and torch.equal(value, start[name])]
     assert not still, "these were not trained"
-
-
-def owned(batch: Batch) -> Batch:
-    """Apart from the loader's memory."""
-    return copy.deepcopy(batch)
 
 
 def sgd(student: nn.Module) -> torch.optim.Optimizer:
