@@ -102,9 +102,8 @@ class JointOptimisation(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        spread = self.config.prior * prior_term(dist.whole_batch(lift(logits)))
-        spread = spread + self.config.entropy * entropy(logits)
-        return cross_entropy(logits, labels) + spread
+        prior = self.config.prior * prior_term(dist.whole_batch(lift(logits)))
+        return cross_entropy(logits, labels) + prior + self.config.entropy * entropy(logits)
 
 
 class SoftBootstrap(LogitLoss):

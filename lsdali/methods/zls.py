@@ -123,8 +123,7 @@ class ZipfLabelSmoothing(Method):
         upsample: Upsample | None = None
         """How maps are interpolated to twice their size before they vote; null: not at all."""
         samples: Literal["all", "correct"] = "all"
-        """The Zipf term is the mean over all samples, or over those of the batch that the student has
-        right."""
+        """The Zipf term is the mean over all samples, or over those of the batch that the student has right."""
         criterion: Criterion = HardLabel()
         """The loss beside the Zipf term."""
         deep: DeepVotes | None = None
