@@ -13,19 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.data.choose import eval_loader, open_data, train_loader
-from lsdali.data.index import Index
-from lsdali.data.mixing import MixedBatches
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import Index
+from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sampling.mixing import MixedBatches
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, Needs
 from lsdali.models import build_network
-from lsdali.models.fits import probes_fit, size_fits
+from lsdali.models.checks import probes_fit, size_fits
+from lsdali.models.pretrained import load_weights
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
-from lsdali.models.weights import load_weights
 from lsdali.optim import build_optimizer
 from lsdali.optim.ema import Average
 from lsdali.optim.precision import Precision

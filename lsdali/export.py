@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
-from lsdali.models.saved import find_checkpoint, open_network
+from lsdali.models.checkpoint_net import find_checkpoint, open_network
 from lsdali.models.student import Network
 from lsdali.state import checkpoint
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from lsdali.data.listing import Listing, list_folders
-from lsdali.data.shard_index import write_index
-from lsdali.data.shards import walk
+from lsdali.data.io.shard_index import write_index
+from lsdali.data.sets.listing import Listing, list_folders
+from lsdali.data.sets.shards import walk
 from lsdali.errors import UserError
 
 

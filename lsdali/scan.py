@@ -43,9 +43,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def scan(args: argparse.Namespace) -> int:
     """Survey both splits, print what was found, write what was asked for."""
-    from lsdali.data.place import is_url
-    from lsdali.data.summary import as_html, as_text, contact_sheet, problems, summarize
-    from lsdali.data.survey import Survey, copies, rotten, survey
+    from lsdali.data.index.collect import Survey, copies, rotten, survey
+    from lsdali.data.index.scan_report import as_html, as_text, contact_sheet, problems, summarize
+    from lsdali.data.io.byte_range import is_url
 
     if is_url(args.root):
         raise UserError("lsdali.scan reads folders of this machine; look at the files before they go into a store")
@@ -71,7 +71,7 @@ def scan(args: argparse.Namespace) -> int:
 def dataset(args: argparse.Namespace) -> Any:
     """The data set's config, as a recipe that names it would have it."""
     from lsdali.data import DATASETS
-    from lsdali.data.catalog import CenterCrop, RandomResizedCrop
+    from lsdali.data.sets.catalog import CenterCrop, RandomResizedCrop
 
     name = args.data or guess(Path(args.root).expanduser(), args.train_dir or "train")
     if name not in DATASETS:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.schema:
             return print_schema()
         if args.recipe is None:
-            raise UserError("which recipe? Give a YAML file, for example recipes/digits_ce.yaml")
+            raise UserError("which recipe? Give a YAML file, for example recipes/digits/ce.yaml")
         from lsdali.recipe import load, to_yaml
 
         recipe = load(args.recipe, args.overrides)

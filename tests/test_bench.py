@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.__main__ import main as record
+from benchmarks.models import image_size
 from lsdali.bench import stream
 from lsdali.bench.__main__ import main
 from lsdali.bench.loader import LOADERS, LoaderRun, link_images
-from lsdali.bench.models import image_size
 from tests.harness import ROOT, make_images, tiny
 
 
@@ -27,7 +28,7 @@ def test_each_loader_delivers_whole_batches_without_end(
 
 
 def test_small_images_are_measured_against_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["resident", "--reps", "1", "--seconds", "0.05"]) == 0
+    assert record(["resident", "--reps", "1", "--seconds", "0.05"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("lsdali,", "PIL,"))]
     assert len(rows) == 3
     assert rows[2].split()[-1] == "1.0"
@@ -56,7 +57,7 @@ def test_streams_of_several_ranks_are_compared(
 
 def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("zls", "kd", "pskd", "cskd")
-    recipes = [str(ROOT / f"recipes/digits_{name}.yaml") for name in names]
+    recipes = [str(ROOT / f"recipes/digits/{name}.yaml") for name in names]
     assert main(["methods", *recipes, "--shape", "cifar", "--batch", "4", "--reps", "1", "--warmup", "0"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     relative = {row[0]: float(row[-1]) for row in rows if row and row[0] in ("ce", *names)}
@@ -68,7 +69,7 @@ def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixtur
 
 def test_the_target_of_zipf_is_measured_against_the_published_way(capsys: pytest.CaptureFixture[str]) -> None:
     """Which compares the targets, too."""
-    assert main(["zls", "--batch", "8", "--classes", "10", "300", "--reps", "1", "--calls", "1"]) == 0
+    assert record(["zls", "--batch", "8", "--classes", "10", "300", "--reps", "1", "--calls", "1"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-6:]]
     assert [row[0] for row in rows] == ["10"] * 3 + ["300"] * 3
     assert rows[0][-1] == rows[3][-1] == "1.0"
@@ -76,7 +77,7 @@ def test_the_target_of_zipf_is_measured_against_the_published_way(capsys: pytest
 
 def test_the_memory_of_the_past_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--samples", "5000", "--classes", "20", "--keep", "4", "20", "--spread", "2"]
-    assert main(["pskd", *small, "--share", "0.5"]) == 0
+    assert record(["pskd", *small, "--share", "0.5"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("dense", "topk", "made up"))]
     sizes, errors = lines[:4], [line.split() for line in lines[4:]]
     for line in sizes:
@@ -95,18 +96,18 @@ def test_what_is_missing_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp
 
 def test_networks_are_measured_each_way(capsys: pytest.CaptureFixture[str]) -> None:
     ways = ["eager, channels_last", "eager, contiguous", "torchvision, channels_last"]
-    assert main(["models", "lenet", "squeezenet1_1", "--reps", "2", "--batch", "2", "--ways", *ways]) == 0
+    assert record(["models", "lenet", "squeezenet1_1", "--reps", "2", "--batch", "2", "--ways", *ways]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("lenet ", "squeezenet1_1 "))]
     assert len(lines) == 5, "torchvision has no LeNet"
     assert [line.count("(") for line in lines] == [2] * 5
     assert ["1.000 (1.000-1.000)" in line for line in lines] == [True, False, True, False, False]
     assert [image_size(n) for n in ("resnet20", "resnet50", "timm/inception_v4")] == [32, 224, 299]
-    assert main(["models", "resnet2x"]) == 2
+    assert record(["models", "resnet2x"]) == 2
     assert capsys.readouterr().err.startswith("error: there is no model 'resnet2x'; did you mean")
 
 
 def test_networks_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["networks", "lenet", "vgg11"]) == 0
+    assert record(["networks", "lenet", "vgg11"]) == 0
     lenet, vgg = [
         line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| le", "| vg"))
     ]

@@ -42,7 +42,7 @@ def teacher(base: Path) -> Path:
     return base / "teacher/checkpoints/best.pt"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_builds(path: Path, base: Path, teacher: Path, tmp_path: Path) -> None:
     whole = load(path)
     tree = whole.model_dump(mode="json")

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lsdali import build
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
-from lsdali.data.choose import eval_loader, open_data, train_loader
-from lsdali.data.effects import EFFECTS
-from lsdali.data.graph import Graph, GraphSpec, padded_graph, resized_graph
-from lsdali.data.index import Form, open_index
-from lsdali.data.mixing import CutMix, MixedBatches, Mixup
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import Form, open_index
+from lsdali.data.pipeline.dali_ops import EFFECTS
+from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_graph
+from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
 from lsdali.metrics import Evaluation
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.recipe import Recipe

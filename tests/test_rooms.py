@@ -67,10 +67,8 @@ def test_dali_is_imported_in_few_modules_of_the_data_room_only() -> None:
         nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         return {n.module or "" if isinstance(n, ast.ImportFrom) else n.names[0].name for n in nodes}
 
-    rooms = [path for path in FILES if path.name not in ("bench.py", "train.py")]
-    users = {path.name for path in rooms if any(name.startswith("nvidia.dali") for name in imports(path))}
-    assert users <= {"effects.py", "graph.py", "loader.py"}
-    assert "graph.py" in users
+    users = {path.name for path in FILES if any(name.startswith("nvidia.dali") for name in imports(path))}
+    assert users == {"graph.py", "dali_ops.py", "train.py"}
 
 
 def test_the_trainer_names_no_method_model_or_data_set() -> None:

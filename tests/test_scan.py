@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsdali.data import index as index_module
-from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
-from lsdali.data.index import open_index
-from lsdali.data.probe import HEAD
-from lsdali.data.survey import examine, orientation
+from lsdali.data.index.collect import examine, orientation
+from lsdali.data.index.index import index as index_module
+from lsdali.data.index.index import open_index
+from lsdali.data.io.header import HEAD
+from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.scan import main
 
 

@@ -3,18 +3,22 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from lsdali.bench import loader, methods, models, networks, pskd, resident, stream, zls
+from lsdali.bench import loader, methods, stream
 from lsdali.errors import UserError
-
-COMMANDS = (loader, resident, stream, methods, zls, pskd, models, networks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lsdali.bench", description="What things cost on this machine.")
-    names = "|".join(module.__name__.rpartition(".")[2] for module in COMMANDS)
+    return run_commands("python -m lsdali.bench", (loader, stream, methods), arguments)
+
+
+def run_commands(prog: str, modules: Sequence[ModuleType], arguments: Sequence[str] | None) -> int:
+    """Parse a sub-command, one a module, and run it; return the exit status."""
+    parser = argparse.ArgumentParser(prog=prog, description="What things cost on this machine.")
+    names = "|".join(module.__name__.rpartition(".")[2] for module in modules)
     commands = parser.add_subparsers(required=True, metavar=names)
-    for module in COMMANDS:
+    for module in modules:
         module.add_arguments(commands)
     options = parser.parse_args(arguments)
     try:

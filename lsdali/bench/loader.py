@@ -51,10 +51,10 @@ Loader = Callable[[LoaderRun], Iterator[int]]  # yields the number of images of 
 
 def dali(run: LoaderRun) -> Iterator[int]:
     from lsdali.clock import PerEpoch
-    from lsdali.data.catalog import ImageNet, RandomResizedCrop
-    from lsdali.data.index import open_index
-    from lsdali.data.loader import TrainLoader
-    from lsdali.data.stream import Stream
+    from lsdali.data.index.index import open_index
+    from lsdali.data.pipeline.loader import TrainLoader
+    from lsdali.data.pipeline.options import Stream
+    from lsdali.data.sets.catalog import ImageNet, RandomResizedCrop
 
     config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +71,7 @@ def pil(run: LoaderRun) -> Iterator[int]:
     from torchvision import datasets
     from torchvision import transforms as tv
 
-    from lsdali.data.catalog import IMAGENET_MEAN, IMAGENET_STD
+    from lsdali.data.sets.catalog import IMAGENET_MEAN, IMAGENET_STD
 
     normalize = tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)
     crop = tv.Compose([tv.RandomResizedCrop(run.size), tv.RandomHorizontalFlip(), tv.ToTensor(), normalize])
@@ -82,7 +82,7 @@ def pil_v2(run: LoaderRun) -> Iterator[int]:
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    from lsdali.data.catalog import IMAGENET_MEAN, IMAGENET_STD
+    from lsdali.data.sets.catalog import IMAGENET_MEAN, IMAGENET_STD
 
     window = [v2.RandomResizedCrop(run.size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     crop = v2.Compose([*window, v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
@@ -119,7 +119,7 @@ def ffcv(run: LoaderRun) -> Iterator[int]:
     from ffcv.writer import DatasetWriter
     from torchvision import datasets
 
-    from lsdali.data.catalog import IMAGENET_MEAN, IMAGENET_STD
+    from lsdali.data.sets.catalog import IMAGENET_MEAN, IMAGENET_STD
 
     file = Path(run.root) / "images.beton"
     if not file.exists():
@@ -202,7 +202,7 @@ def _fresh(run: LoaderRun, cache: str) -> Cost:
 
 def link_images(root: Path, into: Path, most: int) -> int:
     """Links to up to `most` images anywhere below root, as one class, in train and (one) in val."""
-    from lsdali.data.listing import EXTENSIONS
+    from lsdali.data.sets.listing import EXTENSIONS
 
     suffixes = tuple(e.decode() for e in EXTENSIONS)
     found = sorted(p for p in root.expanduser().absolute().rglob("*") if p.name.lower().endswith(suffixes))

@@ -51,8 +51,8 @@ def read(options: argparse.Namespace, world: int, start: int, stop: int) -> Dige
 def stream_part(options: argparse.Namespace) -> None:
     """What one rank reads; what `stream` starts."""
     from lsdali import dist
-    from lsdali.data.choose import open_data, train_loader
-    from lsdali.data.stream import Stream
+    from lsdali.data.pipeline.loaders import open_data, train_loader
+    from lsdali.data.pipeline.options import Stream
     from lsdali.methods import METHODS
     from lsdali.recipe import load
 

@@ -1,15 +1,13 @@
 """Data sets, from files on disk to batches on the device.
 
-catalog, arrays, lists, finegrained and shards (what a data set is) -> index (one cached scan), splits (which samples
-and labels) -> order and windows (who reads what when, and which part of it) -> graph and runner (the DALI pipelines),
-loader and resident (batches) -> choose (which of the two).
-Only graph and loader import nvidia.dali.
+io (bytes, headers, cache) and sampling (pure functions: order, crops, augmentations) stand alone; sets says what a data
+set is; index scans it once; pipeline delivers batches. Only pipeline.graph and pipeline.dali_ops import nvidia.dali.
 """
 
-from lsdali.data.arrays import ARRAYS
-from lsdali.data.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
-from lsdali.data.finegrained import LISTS
-from lsdali.data.shards import Shards
+from lsdali.data.sets.arrays import ARRAYS
+from lsdali.data.sets.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
+from lsdali.data.sets.finegrained import LISTS
+from lsdali.data.sets.shards import Shards
 
 DATASETS: dict[str, type[DataSet]] = {
     "folder": Folder,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lsdali import dist
-from lsdali.data.index import subset
-from lsdali.data.listing import Split
-from lsdali.data.splits import of_classes, whole
+from lsdali.data.index.index import subset
+from lsdali.data.sets.listing import Split
+from lsdali.data.sets.splits import of_classes, whole
 from lsdali.evaluate.runs import Run, Samples, open_samples, read
 from lsdali.posthoc import centroids, principal_plane, projected, template_basis
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.build import count_classes
-from lsdali.data.choose import eval_loader, open_data
-from lsdali.data.index import Index, open_index
-from lsdali.data.listing import Split
+from lsdali.data.index.index import Index, open_index
+from lsdali.data.pipeline.loaders import eval_loader, open_data
+from lsdali.data.sets.listing import Split
 from lsdali.errors import UserError
-from lsdali.models.fits import size_fits
-from lsdali.models.saved import find_checkpoint, open_network, same_classes
+from lsdali.models.checkpoint_net import find_checkpoint, open_network, same_classes
+from lsdali.models.checks import size_fits
 from lsdali.models.student import Network, weights_digest
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe, apply, check

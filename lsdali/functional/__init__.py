@@ -6,22 +6,6 @@ function waits for the device, has shapes that depend on data, or compares every
 B batch, K classes, L places (locations of a feature map).
 """
 
-from lsdali.functional.distil import (
-    Strength,
-    alone_target,
-    ensemble_targets,
-    even_target,
-    instance_strength,
-    logit_target,
-    progressive_target,
-    quadratic_strength,
-    rest_row,
-    soft_kl,
-    teacher_spread,
-    top_row,
-    unlike_target,
-    virtual_teacher,
-)
 from lsdali.functional.labels import (
     Mass,
     cross_entropy,
@@ -71,6 +55,22 @@ from lsdali.functional.ranks import (
     zipf_weights,
 )
 from lsdali.functional.soft import falling_fit, soft_rank
+from lsdali.functional.teacher import (
+    Strength,
+    alone_target,
+    ensemble_targets,
+    even_target,
+    instance_strength,
+    logit_target,
+    progressive_target,
+    quadratic_strength,
+    rest_row,
+    soft_kl,
+    teacher_spread,
+    top_row,
+    unlike_target,
+    virtual_teacher,
+)
 
 __all__ = [
     "Mass",

@@ -10,7 +10,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, Method, Needs
-from lsdali.methods.draws import DISTURBED_LABELS, draws, to_device
+from lsdali.methods.shared.draws import DISTURBED_LABELS, draws, to_device
 from lsdali.models.student import Forward
 
 

@@ -13,7 +13,7 @@ from lsdali.config import Config as Part
 from lsdali.errors import UserError
 from lsdali.functional import Mass, distillation_kl, label_smoothing
 from lsdali.methods.base import Loss, Method, Needs
-from lsdali.models.probes import ConvolutionalHead, StageHead
+from lsdali.models.aux_heads import ConvolutionalHead, StageHead
 from lsdali.models.student import Forward, Outputs, Probe
 
 

@@ -21,8 +21,8 @@ from lsdali.functional import (
     teacher_spread,
 )
 from lsdali.methods.base import Loss, Method, Needs, matching_teacher
-from lsdali.methods.draws import to_device
 from lsdali.methods.pskd import genuine
+from lsdali.methods.shared.draws import to_device
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher import TeacherConfig
 from lsdali.state.memory import Layout, SampleMemory

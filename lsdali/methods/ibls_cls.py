@@ -11,7 +11,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import alone_target, even_target, lift, soft_cross_entropy, teacher_spread, unlike_target
 from lsdali.methods.base import Loss, Method, Needs, matching_teacher
-from lsdali.methods.class_matrix import ClassMatrix
+from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher import TeacherConfig
 

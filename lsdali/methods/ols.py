@@ -9,7 +9,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import add_right, class_means, cross_entropy, keep_sharp_rows, soft_cross_entropy
 from lsdali.methods.base import Loss, Method, Needs
-from lsdali.methods.class_matrix import ClassMatrix
+from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 
 

@@ -31,7 +31,8 @@ from lsdali.functional import (
     vote_target,
 )
 from lsdali.methods.base import Loss, Method, Needs
-from lsdali.methods.distributions import (
+from lsdali.methods.exits import Exits
+from lsdali.methods.shared.distributions import (
     SOFT,
     UNRANKED,
     Constant,
@@ -44,9 +45,8 @@ from lsdali.methods.distributions import (
     random_numbers,
     rank_weights,
 )
-from lsdali.methods.draws import ZIPF_WEIGHTS, draws, to_device
-from lsdali.methods.exits import Exits
-from lsdali.models.probes import DenseVotes, Upsample
+from lsdali.methods.shared.draws import ZIPF_WEIGHTS, draws, to_device
+from lsdali.models.aux_heads import DenseVotes, Upsample
 from lsdali.models.student import Forward, Outputs, Probe
 
 

@@ -10,22 +10,22 @@ from typing_extensions import Self
 
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.models.dense import DENSE
-from lsdali.models.imagenet import IMAGENET
-from lsdali.models.inception import INCEPTION
-from lsdali.models.mobile import MOBILE
+from lsdali.models.families.cifar_resnet import RESNETS
+from lsdali.models.families.dense import DENSE
+from lsdali.models.families.inception import INCEPTION
+from lsdali.models.families.mobile import MOBILE
+from lsdali.models.families.plain import PLAIN
+from lsdali.models.families.preact import PREACT
+from lsdali.models.families.pyramid import PYRAMID
+from lsdali.models.families.resnext import RESNEXT
+from lsdali.models.families.san import SAN
+from lsdali.models.families.timm import PREFIX, build_timm, known_timm
+from lsdali.models.families.torchvision import IMAGENET
+from lsdali.models.families.wide import WIDE
 from lsdali.models.names import unknown
 from lsdali.models.options import INITS, Init, zero_last_norms
-from lsdali.models.plain import PLAIN
-from lsdali.models.preact import PREACT
-from lsdali.models.pyramid import PYRAMID
-from lsdali.models.resnet_cifar import RESNETS
-from lsdali.models.resnext import RESNEXT
-from lsdali.models.san import SAN
+from lsdali.models.pretrained import WeightsConfig
 from lsdali.models.student import Network
-from lsdali.models.timm import PREFIX, build_timm, known_timm
-from lsdali.models.weights import WeightsConfig
-from lsdali.models.wideresnet import WIDE
 
 CIFAR: dict[str, Callable[..., Network]] = {
     **PREACT,

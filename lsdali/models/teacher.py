@@ -11,8 +11,8 @@ from torch import Tensor
 from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.functional import lift
-from lsdali.models.imagenet import from_torchvision, torchvision_normal
-from lsdali.models.saved import open_network, same_classes
+from lsdali.models.checkpoint_net import open_network, same_classes
+from lsdali.models.families.torchvision import from_torchvision, torchvision_normal
 from lsdali.models.student import Network, Normal, weights_digest
 from lsdali.state import checkpoint
 

@@ -43,8 +43,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply(tree, override)
     if tree.get("run_dir") is None:
-        tree["run_dir"] = str(Path("runs") / path.stem)
+        tree["run_dir"] = str(Path("runs") / default_name(path))
     return check(tree, path)
+
+
+def default_name(path: Path) -> str:
+    """Name a run after its file and the folders inside `recipes`: recipes/digits/ce.yaml is digits_ce."""
+    folders = path.absolute().parent.parts
+    inside = folders[folders.index("recipes") + 1 :] if "recipes" in folders else ()
+    return "_".join((*inside, path.stem))
 
 
 def check(tree: Mapping[str, Any], path: Path) -> Recipe:

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from lsdali.clock import PerEpoch
 from lsdali.config import Config
 from lsdali.data import DATASETS
-from lsdali.data.catalog import DataSet
-from lsdali.data.mixing import MixConfig
+from lsdali.data.sampling.mixing import MixConfig
+from lsdali.data.sets.catalog import DataSet
 from lsdali.methods import METHODS
 from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig

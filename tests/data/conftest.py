@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lsdali import dist
-from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
+from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 
 Texture = Callable[..., Image.Image]
 Tree = Callable[..., Path]

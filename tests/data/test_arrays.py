@@ -15,14 +15,14 @@ from torchvision import datasets
 
 from lsdali.clock import PerEpoch
 from lsdali.data import DATASETS
-from lsdali.data.arrays import Arrays
-from lsdali.data.augment import ColorJitter, RandAugment, RandomErasing
-from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
-from lsdali.data.choose import eval_loader, open_data, train_loader
-from lsdali.data.index import open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.resident import ResidentEval
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.resident import ResidentEval
+from lsdali.data.sampling.augment import ColorJitter, RandAugment, RandomErasing
+from lsdali.data.sets.arrays import Arrays
+from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
 from tests.harness import make_images
 

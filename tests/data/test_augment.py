@@ -9,8 +9,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from lsdali.clock import PerEpoch
-from lsdali.data import effects
-from lsdali.data.augment import (
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline import dali_ops as effects
+from lsdali.data.pipeline.loader import TrainLoader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sampling.augment import (
     PCA_VALUES,
     PCA_VECTORS,
     AutoAugment,
@@ -23,10 +26,7 @@ from lsdali.data.augment import (
     TrivialAugment,
     draw,
 )
-from lsdali.data.catalog import PadCrop, RandomResizedCrop
-from lsdali.data.index import open_index
-from lsdali.data.loader import TrainLoader
-from lsdali.data.stream import Stream
+from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 
 SIDE = 64
 

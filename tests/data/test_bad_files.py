@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from lsdali.clock import PerEpoch
-from lsdali.data.catalog import RandomResizedCrop
-from lsdali.data.index import open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sets.catalog import RandomResizedCrop
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
@@ -283,11 +283,11 @@ def test_odd_files_are_good_and_upright_as_pil_has_them(zoo, texture):
 ZOO = """
 import json, os, sys, torch
 from lsdali import dist
-from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
-from lsdali.data.index import open_index
+from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
+from lsdali.data.index.index import open_index
 from lsdali.clock import PerEpoch
-from lsdali.data.loader import TrainLoader
-from lsdali.data.stream import Stream
+from lsdali.data.pipeline.loader import TrainLoader
+from lsdali.data.pipeline.options import Stream
 from lsdali.errors import SharedError
 from lsdali.events import open_events
 from tests.data.test_bad_files import DAMAGE

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from lsdali.data import DATASETS
-from lsdali.data.catalog import IMAGENET, TINY, Digits, ImageNet, PadCrop, TinyImageNet
-from lsdali.data.index import open_index
+from lsdali.data.index.index import open_index
+from lsdali.data.sets.catalog import IMAGENET, TINY, Digits, ImageNet, PadCrop, TinyImageNet
 from lsdali.errors import UserError
 from tests.harness import ROOT
 

@@ -9,9 +9,9 @@ import pytest
 import torchvision
 from PIL import Image
 
-from lsdali.data import index as index_module
-from lsdali.data.index import open_index
-from lsdali.data.probe import FAULTS, GOOD, probe
+from lsdali.data.index.index import index as index_module
+from lsdali.data.index.index import open_index
+from lsdali.data.io.header import FAULTS, GOOD, probe
 from lsdali.errors import UserError
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from lsdali.data import DATASETS, catalog
-from lsdali.data.finegrained import LISTS
-from lsdali.data.index import open_index
-from lsdali.data.lists import Listed
+from lsdali.data import DATASETS
+from lsdali.data.index.index import open_index
+from lsdali.data.sets import catalog
+from lsdali.data.sets.finegrained import LISTS
+from lsdali.data.sets.lists import Listed
 from lsdali.errors import UserError
 
 OFFICIAL = {k: (dict(v.samples), getattr(v, "count", None)) for k, v in LISTS.items() if issubclass(v, Listed)}

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lsdali.clock import PerEpoch
-from lsdali.data.catalog import PadCrop, RandomResizedCrop
-from lsdali.data.index import open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")
@@ -166,12 +166,12 @@ def test_refusals_of_the_train_loader(tree, plain, as_rank):
 SCRIPT = """
 import hashlib, sys, torch
 from lsdali import dist
-from lsdali.data import index as index_module
-from lsdali.data.catalog import CenterCrop, Folder, RandomResizedCrop
-from lsdali.data.index import open_index
+from lsdali.data.index.index import index as index_module
+from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
+from lsdali.data.index.index import open_index
 from lsdali.clock import PerEpoch
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.stream import Stream
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.options import Stream
 from lsdali.errors import UserError
 
 scans = []

@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lsdali.batch import Batch
-from lsdali.data.mixing import CutMix, MixConfig, MixedBatches, Mixup, box, cutmix, draw_share, mixup
+from lsdali.data.sampling.mixing import CutMix, MixConfig, MixedBatches, Mixup, box, cutmix, draw_share, mixup
 from lsdali.functional import cross_entropy, soft_cross_entropy
 
 STEPS = 6

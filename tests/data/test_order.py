@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lsdali.clock import PerEpoch
-from lsdali.data.order import ORDERS, Plan, epoch_permutation, eval_slices, stratified, uniforms
+from lsdali.data.sampling.order import ORDERS, Plan, epoch_permutation, eval_slices, stratified, uniforms
 from lsdali.errors import UserError
 
 LABELS = np.repeat(np.arange(10), [11, 12, 13, 14, 15, 16, 17, 18, 19, 20])

@@ -10,11 +10,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from lsdali.clock import PerEpoch
-from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop, SquaredCrop
-from lsdali.data.index import open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.stream import Stream
-from lsdali.data.windows import crop_uniforms, flips, pad_crop, random_resized_crop
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sampling.crops import crop_uniforms, flips, pad_crop, random_resized_crop
+from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop, SquaredCrop
 
 CPU = torch.device("cpu")
 

@@ -16,13 +16,14 @@ import torch
 
 from lsdali import scan
 from lsdali.clock import PerEpoch
-from lsdali.data import remote, runner, store
-from lsdali.data.catalog import CenterCrop, Folder, PadCrop, RandomResizedCrop
-from lsdali.data.choose import open_data
-from lsdali.data.index import open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.shards import Shards, expand
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import open_index
+from lsdali.data.io import remote, store
+from lsdali.data.pipeline import dali_pipeline as runner
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.loaders import open_data
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sets.catalog import CenterCrop, Folder, PadCrop, RandomResizedCrop
+from lsdali.data.sets.shards import Shards, expand
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
 

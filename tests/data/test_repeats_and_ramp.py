@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from lsdali.clock import PerEpoch
-from lsdali.data.augment import ColorJitter, RandomErasing
-from lsdali.data.catalog import PadCrop, RandomResizedCrop
-from lsdali.data.index import open_index
-from lsdali.data.loader import TrainLoader
-from lsdali.data.order import Plan
-from lsdali.data.ramp import Ramp
-from lsdali.data.stream import Stream
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline.loader import TrainLoader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sampling.augment import ColorJitter, RandomErasing
+from lsdali.data.sampling.order import Plan
+from lsdali.data.sampling.resize_schedule import Ramp
+from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
 
 

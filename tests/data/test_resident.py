@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from lsdali.clock import PerEpoch
-from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
-from lsdali.data.choose import eval_loader, open_data, train_loader
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.resident import ResidentEval, ResidentTrain
-from lsdali.data.stream import Stream
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain
+from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
 
 CPU = torch.device("cpu")

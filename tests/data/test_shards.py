@@ -11,16 +11,16 @@ import torch
 
 from lsdali import scan
 from lsdali.clock import PerEpoch
-from lsdali.data import place
-from lsdali.data import shards as shards_module
-from lsdali.data.catalog import CenterCrop, PadCrop, RandomResizedCrop
-from lsdali.data.choose import open_data, train_loader
-from lsdali.data.index import open_index
-from lsdali.data.loader import EvalLoader, TrainLoader
-from lsdali.data.probe import FAULTS, probe
-from lsdali.data.shards import Shards
-from lsdali.data.stream import Stream
-from lsdali.data.survey import examine
+from lsdali.data.index.collect import examine
+from lsdali.data.index.index import open_index
+from lsdali.data.io import byte_range as place
+from lsdali.data.io.header import FAULTS, probe
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.loaders import open_data, train_loader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.sets import shards as shards_module
+from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
+from lsdali.data.sets.shards import Shards
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from lsdali.data.choose import open_data
-from lsdali.data.index import open_index
-from lsdali.data.splits import (
+from lsdali.data.index.index import open_index
+from lsdali.data.pipeline.loaders import open_data
+from lsdali.data.sets.splits import (
     Holdout,
     MatrixNoise,
     PairNoise,

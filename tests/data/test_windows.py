@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
-from lsdali.data.windows import CROP_COLUMNS, center_crop, crop_uniforms, flips, pad_crop, random_resized_crop
+from lsdali.data.sampling.crops import CROP_COLUMNS, center_crop, crop_uniforms, flips, pad_crop, random_resized_crop
 
 INDEX = np.arange(4000)
 

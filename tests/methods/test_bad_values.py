@@ -88,7 +88,7 @@ BAD = [
 
 @pytest.mark.parametrize(("method", "sentence"), BAD, ids=[s for _, s in BAD])
 def test_a_wrong_value_is_one_line(method, sentence, tmp_path: Path):
-    tree = yaml.safe_load((ROOT / "recipes/digits_ce.yaml").read_text())
+    tree = yaml.safe_load((ROOT / "recipes/digits/ce.yaml").read_text())
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump({**tree, "method": method}))
     with pytest.raises(UserError) as caught:

@@ -13,7 +13,7 @@ from lsdali.clock import Clock, PerEpoch
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
 from lsdali.metrics import Evaluation
-from lsdali.models.pyramid import ShakeDrop
+from lsdali.models.families.pyramid import ShakeDrop
 from lsdali.models.student import Outputs
 from lsdali.optim import Step, schedule
 

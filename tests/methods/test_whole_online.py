@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsdali.batch import Batch
-from lsdali.data.order import uniforms
+from lsdali.data.sampling.order import uniforms
 from tests.methods.whole_runs import compare, steps
 
 K = 5

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.functional import off_label_target, soft_rank, unbiased_zipf_weights
-from lsdali.methods.distributions import ExponentialDecay, rank_weights
-from lsdali.models.probes import DenseVotes
+from lsdali.methods.shared.distributions import ExponentialDecay, rank_weights
+from lsdali.models.aux_heads import DenseVotes
 from lsdali.models.teacher import network_from_checkpoint
 from tests.harness import make_images
 from tests.methods.trainers import trainer_for, trainer_in_float64

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from lsdali import functional as f
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
-from lsdali.data.order import uniforms
+from lsdali.data.sampling.order import uniforms
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Needs
-from lsdali.methods.draws import half_normal, lomax
+from lsdali.methods.shared.draws import half_normal, lomax
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
 

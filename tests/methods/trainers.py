@@ -21,7 +21,7 @@ from tests.harness import ROOT, tiny
 def method_configs(teacher: Path) -> list[Any]:
     """Every method part of every recipe in the repository, once each, with teachers replaced by one of this test."""
     found: dict[str, Any] = {}
-    for path in sorted(ROOT.glob("recipes/*.yaml")):
+    for path in sorted(ROOT.glob("recipes/**/*.yaml")):
         config = yaml.safe_load(path.read_text())["method"]
         if "teacher" in config:
             config["teacher"] = {"source": "checkpoint", "path": str(teacher)}

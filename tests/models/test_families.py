@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from lsdali.bench.published import MILLIONS, OURS, PUBLISHED
 from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
+from lsdali.models.aux_heads import DenseVotes, StageHead
 from lsdali.models.blocks import PadShortcut, PoolPadShortcut
-from lsdali.models.probes import DenseVotes, StageHead
-from lsdali.models.pyramid import ShakeDrop
+from lsdali.models.families.pyramid import ShakeDrop
+from lsdali.models.families.wide import BiasedBlock
 from lsdali.models.student import Student
-from lsdali.models.wideresnet import BiasedBlock
+from tests.models.published import MILLIONS, OURS, PUBLISHED
 
 SMALL = [
     "preact_resnet18_he",

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali.models import ModelConfig, build_network
-from lsdali.models.imagenet import IMAGENET, PlusBlur
-from lsdali.models.probes import DenseVotes
+from lsdali.models.aux_heads import DenseVotes
+from lsdali.models.families.torchvision import IMAGENET, PlusBlur
 from lsdali.models.student import Student
 
 EXACT = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"]

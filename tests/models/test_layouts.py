@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lsdali.bench.layouts import COPYING, conversions, layout
+from benchmarks.layouts import COPYING, conversions, layout
 from lsdali.models import CIFAR, ModelConfig, build_network
-from lsdali.models.probes import DenseVotes, StageHead
-from lsdali.models.san import SAN
+from lsdali.models.aux_heads import DenseVotes, StageHead
+from lsdali.models.families.san import SAN
 from lsdali.models.student import Student
 
 NAMES = [

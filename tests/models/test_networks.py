@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lsdali.errors import UserError
 from lsdali.models import MODELS, ModelConfig, build_network
-from lsdali.models.imagenet import from_torchvision
+from lsdali.models.families.torchvision import from_torchvision
 from lsdali.models.student import Network, weights_digest
 
 

@@ -12,7 +12,7 @@ import yaml
 from lsdali.build import build
 from lsdali.events import Events
 from lsdali.models import MODELS
-from lsdali.models.pyramid import pyramidnet
+from lsdali.models.families.pyramid import pyramidnet
 from lsdali.models.student import weights_digest
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints

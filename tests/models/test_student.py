@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lsdali.models import probes
-from lsdali.models.probes import DenseVotes, StageHead
+from lsdali.models import aux_heads as probes
+from lsdali.models.aux_heads import DenseVotes, StageHead
 from lsdali.models.student import Network, Student
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "label_vectors.json").read_text())

@@ -8,7 +8,7 @@ from torch import nn
 
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
-from lsdali.models.probes import StageHead
+from lsdali.models.aux_heads import StageHead
 from lsdali.models.student import Student, weights_digest
 from lsdali.models.teacher import CheckpointTeacher, Teacher, TeacherConfig, TorchvisionTeacher, load_teacher
 

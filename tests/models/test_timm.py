@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
-from lsdali.models.fits import probes_fit, size_fits
-from lsdali.models.probes import DenseVotes, StageHead
+from lsdali.models.aux_heads import DenseVotes, StageHead
+from lsdali.models.checks import probes_fit, size_fits
 from lsdali.models.student import Student
 
 timm = pytest.importorskip("timm")

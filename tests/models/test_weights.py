@@ -7,9 +7,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from lsdali.errors import UserError
-from lsdali.models import ModelConfig, build_network, weights
+from lsdali.models import ModelConfig, build_network
+from lsdali.models import pretrained as weights
+from lsdali.models.pretrained import FileWeights, TimmWeights, TorchvisionWeights, load_weights, read_file
 from lsdali.models.student import Student, weights_digest
-from lsdali.models.weights import FileWeights, TimmWeights, TorchvisionWeights, load_weights, read_file
 
 NAME = "resnet8x4"
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of lsdali.functional.distil, in plain Python and NumPy, float64."""
+"""Slow, obvious twins of lsdali.functional.teacher, in plain Python and NumPy, float64."""
 
 import math
 

@@ -1,9 +1,9 @@
-"""The slow twin of lsdali.models.san: windows unfolded as [B, C, k k, H W], and nothing but sums over them."""
+"""The slow twin of lsdali.models.families.san: windows unfolded as [B, C, k k, H W], and nothing but sums over them."""
 
 import torch
 import torch.nn.functional as F
 
-from lsdali.models.san import positions
+from lsdali.models.families.san import positions
 
 
 def windows(x, kernel):

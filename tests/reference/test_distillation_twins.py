@@ -1,4 +1,4 @@
-"""lsdali.functional.distil against its slow twins on random inputs, and what every one of its functions promises."""
+"""lsdali.functional.teacher against its slow twins on random inputs, and what every one of its functions promises."""
 
 import distillation_twins as slow
 import numpy as np

@@ -7,7 +7,7 @@ import san_twins as slow
 import torch
 import torch.nn.functional as F
 
-from lsdali.models.san import Pairwise, Patchwise, attend
+from lsdali.models.families.san import Pairwise, Patchwise, attend
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

@@ -1,0 +1,15 @@
+"""The command line of the scripts that made the tables in this folder."""
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks import models, networks, pskd, resident, zls
+from lsdali.bench.__main__ import run_commands
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_commands("python -m benchmarks", (resident, zls, pskd, models, networks), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One cached scan of a data set, and the report of a scan."""

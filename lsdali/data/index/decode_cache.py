@@ -1,0 +1,119 @@
+"""Image files decoded once into one uint8 array on disk, memory-mapped by every process of a node."""
+
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lsdali import dist
+from lsdali.data.index.index import Index
+from lsdali.data.io.byte_range import Memory, Place
+from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
+from lsdali.data.io.remote import RemoteRanges
+from lsdali.data.sampling.order import Ints
+from lsdali.errors import UserError
+
+FORMAT = "1"  # of the cached array; raise it when its content changes
+THREADS, CHUNK = 4, 256
+
+
+class Unlike(Exception):
+    """An image whose pixels PIL and DALI might not read alike, or that cannot be read."""
+
+
+def one_size(index: Index) -> tuple[int, int] | None:
+    """Width and height of every image; None where they differ or files are bad."""
+    first = index.size[0]
+    if len(index.bad()) or not (np.asarray(index.size) == first).all():
+        return None
+    return int(first[0]), int(first[1])
+
+
+def decode(index: Index) -> tuple[Index, str]:
+    """A whole split with `pixels` [N, H, W, 3], and an empty text; or as it was, and why it stayed so. Collective.
+
+    The images must have one size. Gray and RGB images only: there PIL and DALI agree to the bit.
+    """
+
+    def work() -> Path:
+        target = cache_dir() / "decoded" / _key(index)
+        if not target.is_dir():
+            try:
+                with new_folder(target) as draft:
+                    _write(index, draft / "pixels.npy")
+            except Unlike as error:
+                with new_folder(target) as draft:
+                    (draft / "why").write_text(str(error))
+        return target
+
+    folder = on_each_node(work)
+    why = (folder / "why").read_text() if (folder / "why").is_file() else ""
+    if reasons := [r for r in dist.gather_objects(why) if r]:
+        return index, reasons[0]
+    return replace(index, pixels=np.load(folder / "pixels.npy", mmap_mode="r")), ""
+
+
+def _key(index: Index) -> str:
+    """Changes with the paths, and with the size or the time of any file."""
+    digest = hashlib.sha256(f"{FORMAT}\0{index.root}\0{index.fingerprint}".encode(errors="surrogateescape"))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for part in pool.map(lambda start: _stats(index, start), range(0, len(index), CHUNK)):
+            digest.update(part.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _stats(index: Index, start: int) -> Ints:
+    if isinstance(index.ranges, RemoteRanges):
+        return index.ranges.stamps[index.ranges.spans[start : start + CHUNK, 0]]
+    rows = []
+    for i in range(start, min(start + CHUNK, len(index))):
+        try:
+            found = os.stat(index.place(i).path)
+            rows.append((found.st_size, found.st_mtime_ns))
+        except OSError:
+            rows.append((-1, -1))
+    return np.array(rows, np.int64)
+
+
+def _write(index: Index, file: Path) -> None:
+    width, height = int(index.size[0, 0]), int(index.size[0, 1])
+    shape = (len(index), height, width, 3)
+    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+
+    def work(start: int) -> None:
+        rows = np.arange(start, min(start + CHUNK, len(index)))
+        remote = index.ranges.fetch(rows) if isinstance(index.ranges, RemoteRanges) else None
+        for k, i in enumerate(rows.tolist()):
+            place = index.place(i) if remote is None else Memory(remote[k].tobytes())
+            out[i] = _read(index.path(i), place, (width, height))
+
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(work, range(0, len(index), CHUNK)):
+                pass
+        out.flush()
+    except OSError as error:
+        raise UserError(
+            f"the decoded images cannot be written to {file.parent.parent}: {error.strerror}; set LSDALI_CACHE to a "
+            "folder with room, or data.resident: never"
+        ) from error
+
+
+def _read(path: str, place: Place | Memory, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """[H, W, 3]."""
+    try:
+        with Image.open(io.BytesIO(place.content())) as image:
+            if image.mode not in ("RGB", "L"):
+                raise Unlike(f"{path} is neither gray nor RGB but {image.mode}")
+            pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
+        raise Unlike(f"{path} cannot be decoded: {error}") from None
+    if pixels.shape[1::-1] != size:
+        raise Unlike(f"{path} has another size than at the scan")
+    return pixels

@@ -1,0 +1,180 @@
+"""Summary of a survey: one plain dictionary, as text and as an HTML page with pictures."""
+
+import base64
+import io
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lsdali.data.index.collect import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, Survey, bad
+from lsdali.data.io.byte_range import Place
+from lsdali.data.io.header import GOOD
+
+SHOWN = 20  # rows of a list in text; JSON has them all
+TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures a row, pictures in all
+
+
+def summarize(part: Survey) -> dict[str, Any]:
+    """Counts, sizes, formats and faults of one split."""
+    facts = part.facts[part.facts[:, STATUS] == GOOD]
+    counts = np.bincount(part.listing.labels, minlength=len(part.listing.classes))
+    return {
+        "files": len(part.facts),
+        "bytes": int(part.facts[:, LENGTH].sum()),
+        "classes": dict(zip(part.listing.classes, counts.tolist())),
+        "per_class": _spread(counts),
+        "width": _spread(facts[:, WIDTH]),
+        "height": _spread(facts[:, HEIGHT]),
+        "formats": {FORMATS[k]: n for k, n in _counted(facts[:, FORMAT])},
+        "orientations": {str(k): n for k, n in _counted(facts[:, TURN])},
+        "misnamed": [os.fsdecode(part.path(int(i))) for i in part.misnamed()],
+        "bad": bad(part),
+    }
+
+
+def _spread(values: NDArray[np.int64]) -> list[int]:
+    """Smallest, median and largest; empty for nothing."""
+    return [int(values.min()), int(np.median(values)), int(values.max())] if len(values) else []
+
+
+def _counted(values: NDArray[np.int64]) -> list[tuple[int, int]]:
+    kinds, counts = np.unique(values, return_counts=True)
+    return list(zip(kinds.tolist(), counts.tolist()))
+
+
+def problems(summary: dict[str, Any]) -> int:
+    """How many things must be mended: bad files, and groups of images that train and val share."""
+    files = sum(len(part["bad"]) + len(part.get("rotten", [])) for part in summary["splits"].values())
+    return files + len(summary["shared"])
+
+
+def as_text(summary: dict[str, Any]) -> str:
+    """What a terminal shows."""
+    lines = [f"{summary['root']}, as data set {summary['data']}"]
+    for split, part in summary["splits"].items():
+        lines += ["", *_split_lines(split, part)]
+    lines += ["", *_groups("images with the same bytes in train and val", summary["shared"])]
+    lines += _groups("images with the same bytes under different classes", summary["contradicting"])
+    lines += _groups("images with the same bytes in one class", summary["repeated"])
+    found = problems(summary)
+    lines += ["", "nothing to mend" if not found else f"{found} {'thing' if found == 1 else 'things'} to mend"]
+    return "\n".join(lines).encode(errors="replace").decode()
+
+
+def _split_lines(split: str, part: dict[str, Any]) -> list[str]:
+    def spread(name: str) -> str:
+        return " / ".join(str(n) for n in part[name]) or "-"
+
+    lines = [
+        f"{split}: {part['files']:,} files in {len(part['classes']):,} classes, {part['bytes'] / 1e6:,.1f} MB",
+        f"  files a class (least / median / most): {spread('per_class')}",
+        f"  width: {spread('width')}   height: {spread('height')}",
+        f"  formats: {', '.join(f'{k} {n:,}' for k, n in part['formats'].items()) or '-'}",
+        f"  EXIF orientation: {', '.join(f'{k}: {n:,}' for k, n in part['orientations'].items()) or '-'}"
+        " (1 is upright; training ignores the others, as torchvision does)",
+    ]
+    empty = [name for name, n in part["classes"].items() if n == 0]
+    lines += _rows("classes with no file", empty)
+    lines += _rows("files whose ending names another format", part["misnamed"])
+    lines += _rows("bad files", [f"{b['path']}: {b['fault']}" for b in part["bad"]])
+    if "rotten" in part:
+        lines += _rows("files with a damaged body", [f"{b['path']}: {b['fault']}" for b in part["rotten"]])
+    return lines
+
+
+def _rows(title: str, rows: list[str]) -> list[str]:
+    more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+    return [f"  {title}: {len(rows)}", *(f"    {row}" for row in rows[:SHOWN]), *more]
+
+
+def _groups(title: str, groups: list[list[dict[str, str]]]) -> list[str]:
+    return _rows(title, [" = ".join(f"{f['path']} ({f['class']})" for f in group) for group in groups])
+
+
+# ---- the page
+
+
+def contact_sheet(part: Survey) -> str:
+    """One good image of each of up to TILES classes, as the text of a data URL; empty where there is none."""
+    good = np.flatnonzero(part.facts[:, STATUS] == GOOD)
+    _, first = np.unique(part.listing.labels[good], return_index=True)
+    chosen = good[first][np.unique(np.linspace(0, len(first) - 1, min(TILES, len(first))).astype(int))]
+    tiles = [tile for i in chosen.tolist() if (tile := _tile(part.place(i))) is not None]
+    if not tiles:
+        return ""
+    sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(tiles) // COLUMNS) * TILE), "white")
+    for k, tile in enumerate(tiles):
+        sheet.paste(tile, (k % COLUMNS * TILE, k // COLUMNS * TILE))
+    out = io.BytesIO()
+    sheet.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _tile(place: Place) -> Image.Image | None:
+    try:
+        with Image.open(io.BytesIO(place.content())) as image:
+            image.draft("RGB", (2 * TILE, 2 * TILE))
+            tile: Image.Image = image.convert("RGB")
+    except Exception:  # a body that cannot be decoded has no picture
+        return None
+    tile.thumbnail((TILE - 4, TILE - 4))
+    return tile
+
+
+def as_html(summary: dict[str, Any], sheets: dict[str, str]) -> str:
+    """A page that stands alone; sheets: split -> data URL of its contact sheet."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(PAGE)
+    return page.render(s=summary, sheets=sheets, found=problems(summary)).encode(errors="replace").decode()
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ s.root }}</title>
+<style>
+body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .2em .6em; text-align: left }
+.bad { color: #a00 } img { max-width: 100% } details { margin: .5em 0 }
+</style>
+{% macro spread(v) %}{{ v | join(" / ") or "-" }}{% endmacro %}
+{% macro counts(v) %}{% for k, n in v.items() %}{{ k }}: {{ n }}{{ ", " if not loop.last }}{% endfor %}{% endmacro %}
+{% macro faults(title, rows) %}
+<details{{ " open" if rows and rows | length <= 50 }}><summary {% if rows %}class="bad"{% endif %}>
+{{ title }}: {{ rows | length }}</summary>
+<table>{% for b in rows %}<tr><td>{{ b.path }}<td>{{ b["class"] }}<td>{{ b.fault }}{% endfor %}</table></details>
+{% endmacro %}
+{% macro groups(title, rows) %}
+<details{{ " open" if rows and rows | length <= 50 }}><summary>{{ title }}: {{ rows | length }}</summary>
+<table>{% for g in rows %}<tr>{% for f in g %}<td>{{ f.path }} ({{ f["class"] }}){% endfor %}{% endfor %}</table>
+</details>
+{% endmacro %}
+<h1>{{ s.root }}</h1>
+<p>Read as data set <b>{{ s.data }}</b>.
+{% if found %}<b class="bad">{{ found }} {{ "thing" if found == 1 else "things" }} to mend.</b>
+{% else %}Nothing to mend.{% endif %}</p>
+{% for name, part in s.splits.items() %}
+<h2>{{ name }}</h2>
+<table>
+<tr><th>files<td>{{ part.files }}<tr><th>classes<td>{{ part.classes | length }}
+<tr><th>megabytes<td>{{ "%.1f" % (part.bytes / 1e6) }}
+<tr><th>files a class (least / median / most)<td>{{ spread(part.per_class) }}
+<tr><th>width<td>{{ spread(part.width) }}<tr><th>height<td>{{ spread(part.height) }}
+<tr><th>formats<td>{{ counts(part.formats) }}
+<tr><th>EXIF orientation (1 is upright)<td>{{ counts(part.orientations) }}
+<tr><th>files whose ending names another format<td>{{ part.misnamed | length }}
+</table>
+{{ faults("Bad files", part.bad) }}
+{% if part.rotten is defined %}{{ faults("Files with a damaged body", part.rotten) }}{% endif %}
+<details><summary>Files of each class</summary>{{ counts(part.classes) }}</details>
+{% if sheets[name] %}<p><img alt="one image of each class" src="{{ sheets[name] }}"></p>{% endif %}
+{% endfor %}
+<h2>Copies</h2>
+{{ groups("Images with the same bytes in train and val", s.shared) }}
+{{ groups("Images with the same bytes under different classes", s.contradicting) }}
+{{ groups("Images with the same bytes in one class", s.repeated) }}
+</html>
+"""

@@ -1,0 +1,1 @@
+"""Bytes on disk or in a remote store: byte ranges, image headers, the cache folder, downloads."""

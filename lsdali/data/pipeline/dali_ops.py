@@ -1,0 +1,168 @@
+"""The DALI side of each augmentation: from a batch of images and its choices to changed images.
+
+Nothing here is random, and every function works on CPU and GPU images. AutoGraph rewrites what runs under
+`if` on a batch, so this file has no lambdas.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, types
+from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
+from nvidia.dali.auto_aug.augmentations import identity
+from nvidia.dali.auto_aug.core import augmentation, select, signed_bin
+
+from lsdali.data.sampling import augment as choose
+from lsdali.data.sampling.augment import BINS, STAGES, SUB_POLICIES, SUITE, Augmentation
+
+# The longest shift: RandAugment's and AutoAugment's pixels, on images of 331 pixels; TrivialAugment's are absolute.
+RAND_SHIFT, AUTO_SHIFT = 150 / 331, 150 / 331
+TRIVIAL_SHIFT = 32
+
+LUMA = np.array([[[0.299, 0.587, 0.114]]], np.float32)
+
+# DALI's own two call deprecated names of the same operators, with a warning at each.
+
+
+@augmentation(name="equalize")  # type: ignore[untyped-decorator]
+def _equalize(data: Any, _: Any) -> Any:
+    return fn.equalize(data)
+
+
+@augmentation(name="sharpness", param_device="auto")  # type: ignore[untyped-decorator]
+def _sharpness(data: Any, kernel: Any) -> Any:
+    return fn.filter(data, kernel)
+
+
+def current(effect: Any) -> Any:
+    """The operation without deprecated names, with its own range of magnitudes."""
+    if effect.name == "equalize":
+        return _equalize
+    if effect.name == "sharpness":
+        return _sharpness.augmentation(effect.mag_range, effect.randomly_negate, effect.mag_to_param)
+    return effect
+
+
+def apply(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: int) -> Any:
+    """The augmentations one after the other; `inputs` are the arrays of augment.draw, side in pixels."""
+    first = 0
+    for a in augment:
+        x = EFFECTS[a.name](x, a, inputs[first : first + a.outputs], side)
+        first = first + a.outputs
+    return x
+
+
+def _color_jitter(x: Any, config: choose.ColorJitter, inputs: Sequence[Any], side: int) -> Any:
+    brightness, contrast, saturation, hue = inputs
+    if config.brightness > 0:
+        x = fn.brightness(x, brightness=brightness)
+    if config.contrast > 0:
+        mean = fn.reductions.mean(x, axis_names="HW", keep_dims=True)
+        gray = fn.reductions.sum(mean * types.Constant(LUMA, device=x.device), axis_names="C", keep_dims=True)
+        x = fn.cast_like(gray * (1 - contrast) + x * contrast, x)
+    if config.saturation > 0 or config.hue > 0:
+        x = fn.hsv(x, saturation=saturation, hue=hue)
+    return x
+
+
+def _lighting(x: Any, config: choose.Lighting, inputs: Sequence[Any], side: int) -> Any:
+    return fn.cast_like(x + _beside(inputs[0], x), x)
+
+
+def _grayscale(x: Any, config: choose.Grayscale, inputs: Sequence[Any], side: int) -> Any:
+    if inputs[0] < 0.5:
+        x = fn.hsv(x, saturation=0.0)
+    return x
+
+
+def _rotation(x: Any, config: choose.Rotation, inputs: Sequence[Any], side: int) -> Any:
+    if inputs[0] != 0.0:
+        x = fn.rotate(x, angle=inputs[0], keep_size=True, fill_value=config.fill)
+    return x
+
+
+def _rand_augment(x: Any, config: choose.RandAugment, inputs: Sequence[Any], side: int) -> Any:
+    suite = [current(e) for e in rand_augment.get_rand_augment_suite(max_translate_abs=RAND_SHIFT * side)]
+    assert len(suite) == SUITE
+    operation, sign = inputs
+    magnitude = signed_bin(config.m, random_sign=sign)
+    for k in range(config.n):
+        x = select(
+            suite,
+            operation[k],
+            data=x,
+            magnitude_bin=magnitude[k],
+            num_magnitude_bins=BINS,
+            fill_value=config.fill,
+        )
+    return x
+
+
+def _trivial_augment(x: Any, config: choose.TrivialAugment, inputs: Sequence[Any], side: int) -> Any:
+    suite = [current(e) for e in trivial_augment.get_trivial_augment_wide_suite(max_translate_abs=TRIVIAL_SHIFT)]
+    assert len(suite) == SUITE
+    operation, magnitude, sign = inputs
+    return select(
+        suite,
+        operation,
+        data=x,
+        magnitude_bin=signed_bin(magnitude, random_sign=sign),
+        num_magnitude_bins=BINS,
+        fill_value=config.fill,
+    )
+
+
+def _auto_augment(x: Any, config: choose.AutoAugment, inputs: Sequence[Any], side: int) -> Any:
+    policies = {"imagenet": auto_augment.get_image_net_policy, "cifar10": auto_augment.get_reduced_cifar10_policy}
+    policy = policies[config.policy](max_translate_abs=AUTO_SHIFT * side)
+    suite, operations, chances, magnitudes = tables(policy.sub_policies)
+    pair, drawn, sign = inputs
+    for k in range(STAGES):
+        wanted = types.Constant(operations[:, k])[pair]
+        hit = drawn[k] < types.Constant(chances[:, k])[pair]
+        x = select(
+            suite,
+            wanted * fn.cast(hit, dtype=types.INT32),  # 0 is identity
+            data=x,
+            magnitude_bin=signed_bin(types.Constant(magnitudes[:, k])[pair], random_sign=sign[k]),
+            num_magnitude_bins=policy.num_magnitude_bins,
+            fill_value=config.fill,
+        )
+    return x
+
+
+def tables(pairs: Sequence[Any]) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray]:
+    """AutoAugment's pairs -> operations, and [25, 2] each: place in them, chance, magnitude. 0 is identity."""
+    assert len(pairs) == SUB_POLICIES
+    suite: list[Any] = [identity]
+    operation, chance, magnitude = (np.zeros((SUB_POLICIES, STAGES), t) for t in (np.int32, np.float32, np.int32))
+    for p, pair in enumerate(pairs):
+        for k, (effect, share, level) in enumerate(pair):
+            if effect not in suite:
+                suite.append(effect)
+            operation[p, k], chance[p, k], magnitude[p, k] = suite.index(effect), share, level or 0
+    return [current(e) for e in suite], operation, chance, magnitude
+
+
+def _random_erasing(x: Any, config: choose.RandomErasing, inputs: Sequence[Any], side: int) -> Any:
+    anchor, shape = inputs
+    return fn.erase(x, anchor=anchor, shape=shape, axis_names="HW", fill_value=config.value)
+
+
+def _beside(node: Any, x: Any) -> Any:
+    """The node on the device of the images."""
+    return node.gpu() if x.device == "gpu" else node
+
+
+Effect = Callable[[Any, Any, Sequence[Any], int], Any]
+EFFECTS: dict[str, Effect] = {
+    "color_jitter": _color_jitter,
+    "lighting": _lighting,
+    "grayscale": _grayscale,
+    "rotation": _rotation,
+    "rand_augment": _rand_augment,
+    "trivial_augment_wide": _trivial_augment,
+    "auto_augment": _auto_augment,
+    "random_erasing": _random_erasing,
+}

@@ -1,0 +1,128 @@
+"""Runner: a DALI pipeline at a known position."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from lsdali.data.index.index import Index
+from lsdali.data.io.byte_range import Pending
+from lsdali.data.io.header import FAULTS, GOOD
+from lsdali.data.pipeline.graph import Graph, GraphSpec
+
+Arrays = tuple[Any, ...]  # as in graph.Source
+# Of images from a store, bytes that are on their way or wait, but for one batch more; and batches.
+AHEAD, MOST_AHEAD = 64 << 20, 64
+
+
+class Runner:
+    """Batch `position` is what run() gives next; `arrays` says what the graph reads for any batch."""
+
+    def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], Arrays]) -> None:
+        self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
+        self._pipe: Any = None
+        self._ahead: deque[tuple[int, Arrays]] = deque()  # positions in a row; their images are on their way
+        self.position = 0
+
+    def seek(self, position: int) -> None:
+        """Go on at `position`; free where it follows the last batch."""
+        if position != self.position:
+            self.close()
+            self.position = position
+
+    def resize(self, size: int) -> None:
+        """Deliver size x size pixels from now on; free where that is so already."""
+        if size != self._spec.size:
+            self.close()
+            self._spec = replace(self._spec, size=size)
+
+    def close(self) -> None:
+        """Free threads and memory; the next run() starts them again."""
+        self._pipe = None
+        for _, (images, *_) in self._ahead:
+            images.future.cancel()
+        self._ahead.clear()
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W], channels last, and index [B] on the host.
+
+        Raises RuntimeError where a file cannot be decoded; the position then stays; ask culprits() which.
+        """
+        if self._pipe is None:
+            first = self.position
+            self._pipe = self._graph(lambda info: self._ready(first + info.iteration), self._spec)
+        device = self._spec.device_id
+        # On a GPU the outputs belong to torch's stream: no wait here, and no reuse of what torch still reads.
+        stream = () if device is None else (torch.cuda.current_stream(device),)
+        images, index = self._pipe.run(*stream)
+        self.position += 1
+        return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), from_dlpack(index.as_tensor()).flatten()
+
+    def _ready(self, position: int) -> Arrays:
+        """What the graph reads for one batch; images from a store are fetched ahead, in the order of use."""
+        if not self._ahead:
+            arrays = self._arrays(position)
+            if not isinstance(arrays[0], Pending):
+                return arrays
+            self._ahead.append((position, arrays))
+        under_way = sum(arrays[0].size for _, arrays in self._ahead)
+        while len(self._ahead) < 2 or (under_way < AHEAD and len(self._ahead) < MOST_AHEAD):
+            following = self._ahead[-1][0] + 1
+            self._ahead.append((following, self._arrays(following)))
+            under_way += self._ahead[-1][1][0].size
+        _, (images, *rest) = self._ahead.popleft()
+        return images.result(), *rest
+
+    def culprits(self, error: RuntimeError) -> dict[int, str]:
+        """The samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
+
+        Raises `error` where no file is to blame.
+        """
+        self.close()  # what DALI does after an error is not documented
+        rows = self._arrays(self.position)
+        if isinstance(rows[0], Pending):
+            rows = rows[0].result(), *rows[1:]
+        found = {int(rows[1][k]): "" for k in self._failing(rows)}
+        reasons = {i: self._reason(i) for i in found}
+        sound = len(found) > 1 and not any(reasons.values())
+        if not found or (sound and len(found) == len(set(rows[1].tolist()))):
+            raise error
+        return {i: reason or "cannot be decoded" for i, reason in reasons.items()}
+
+    def _failing(self, rows: Arrays) -> list[int]:
+        """Decode one row at a time."""
+        out = []
+        first = 0
+        while (k := self._first_failing(rows, first)) < len(rows[0]):
+            out.append(k)
+            first = k + 1
+        return out
+
+    def _first_failing(self, rows: Arrays, first: int) -> int:
+        last = len(rows[0]) - 1
+
+        def source(info: Any) -> Arrays:
+            k = min(first + info.iteration, last)
+            return tuple(row[k : k + 1] for row in rows)
+
+        if first > last:
+            return first
+        pipe = self._graph(source, replace(self._spec, batch=1, prefetch=1, threads=1))
+        for k in range(first, last + 1):
+            try:
+                pipe.run()
+            except RuntimeError:
+                return k
+        return last + 1
+
+    def _reason(self, i: int) -> str:
+        """What the file's header says now; empty where it looks as it did at the scan."""
+        width, height, status = self._index.probe(i)
+        if status != GOOD:
+            return FAULTS[status]
+        same = (width, height) == tuple(self._index.size[i].tolist())
+        return "" if same else "another size than at the scan"

@@ -1,0 +1,153 @@
+"""The DALI graphs. Nothing here is random: images, windows, flips and augmentations' choices come from Python.
+
+One word decides the device: decoding is "mixed" on a GPU and "cpu" elsewhere, and later operators follow.
+Against PIL, resized pixels agree within one grey level, except in the outermost row and column of a window
+that touches the image's edge or was decoded alone: there DALI repeats pixels where PIL weighs fewer of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+
+from lsdali.data.index.index import Form
+from lsdali.data.pipeline import dali_ops as effects
+from lsdali.data.sampling.augment import Augmentation
+
+# What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
+LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
+
+# DALI's BatchInfo -> arrays of one batch, [B, ...] each; bytes are lists of B arrays.
+Source = Callable[[Any], tuple[NDArray[Any] | list[NDArray[Any]], ...]]
+Graph = Callable[[Source, "GraphSpec"], Any]  # -> a pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """What a pipeline is built from."""
+
+    batch: int
+    threads: int
+    prefetch: int
+    device_id: int | None  # None: no GPU
+    half: bool
+    size: int
+    mean: tuple[float, float, float]  # of values in 0..1, as std
+    std: tuple[float, float, float]
+    largest: tuple[int, int]  # width and height that no image exceeds
+    augment: tuple[Augmentation, ...] = ()
+    images: Form = "paths"
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        # adjust_orientation=False and jpeg_fancy_upsampling=True: the pixels that PIL and torchvision see.
+        base = {"jpeg_fancy_upsampling": True, "adjust_orientation": False}
+        if self.device_id is None:
+            return base | {"device": "cpu"}
+        width, height = self.largest
+        return base | {
+            "device": "mixed",
+            "device_memory_padding": min(3 * width * height, LARGEST_DEVICE),
+            "host_memory_padding": min(2 * width * height, LARGEST_HOST),
+        }
+
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        # A dict as prefetch_queue_depth would turn off the executor whose outputs are never overwritten.
+        return {
+            "batch_size": self.batch,
+            "num_threads": self.threads,
+            "device_id": self.device_id,
+            "prefetch_queue_depth": self.prefetch,
+            "enable_conditionals": bool(self.augment),
+        }
+
+    def augmented(self, after: str) -> list[Augmentation]:
+        """The augmentations after the crop, or those after normalisation."""
+        return [a for a in self.augment if a.after == after]
+
+    @property
+    def choices(self) -> int:
+        """How many arrays the augmentations read."""
+        return sum(a.outputs for a in self.augment)
+
+
+def resized_graph(source: Source, spec: GraphSpec) -> Any:
+    """From image, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
+
+    [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
+    high in x, the image is mirrored.
+    """
+    return _resized(source, spec, **spec.pipeline)
+
+
+def padded_graph(source: Source, spec: GraphSpec) -> Any:
+    """From image, index, start, mirror, choices to images [B, size, size, 3] and index.
+
+    The window that begins at start (int32) may reach beyond the image; there it is black.
+    """
+    return _padded(source, spec, **spec.pipeline)
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _resized(source: Source, spec: GraphSpec) -> Any:
+    image, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
+    window = {"start": start, "shape": shape, "axis_names": "HW"}
+    if spec.images == "pixels":
+        x = fn.slice(_placed(image, spec), **window)
+    else:
+        x = fn.decoders.image_slice(_bytes(image, spec), **window, **spec.decoder)
+    x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
+    return _finished(x, spec, choices), index
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _padded(source: Source, spec: GraphSpec) -> Any:
+    image, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
+    x = _placed(image, spec) if spec.images == "pixels" else fn.decoders.image(_bytes(image, spec), **spec.decoder)
+    x = fn.slice(
+        x,
+        start=start,
+        shape=[spec.size, spec.size],
+        axis_names="HW",
+        out_of_bounds_policy="pad",
+        fill_values=0,
+    )
+    return _finished(x, spec, choices, mirror=mirror), index
+
+
+def _inputs(source: Source, outputs: int) -> Any:
+    return fn.external_source(source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False)
+
+
+def _bytes(image: Any, spec: GraphSpec) -> Any:
+    # Reading is as fast as mapping, and a mapped file that shrinks meanwhile kills the process (SIGBUS).
+    return fn.io.file.read(image, dont_use_mmap=True) if spec.images == "paths" else image
+
+
+def _placed(pixels: Any, spec: GraphSpec) -> Any:
+    """Where the decoder would have put them."""
+    pixels = fn.reshape(pixels, layout="HWC")
+    return pixels if spec.device_id is None else pixels.gpu()
+
+
+def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) -> Any:
+    """Augmented and normalised."""
+    early, late = spec.augmented("crop"), spec.augmented("normalisation")
+    split = sum(a.outputs for a in early)
+    x = effects.apply(x, early, choices[:split], spec.size)
+    x = _normalised(x, spec, **mirror)
+    return effects.apply(x, late, choices[split:], spec.size)
+
+
+def _normalised(x: Any, spec: GraphSpec, **mirror: Any) -> Any:
+    return fn.crop_mirror_normalize(
+        x,
+        **mirror,
+        dtype=types.FLOAT16 if spec.half else types.FLOAT,
+        output_layout="HWC",
+        mean=[255 * m for m in spec.mean],
+        std=[255 * s for s in spec.std],
+    )

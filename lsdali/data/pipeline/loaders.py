@@ -1,0 +1,67 @@
+"""From a recipe's data to an index, and from that to the loader that suits it: DALI, or images held on the device."""
+
+from collections.abc import Callable
+
+import torch
+
+from lsdali import dist
+from lsdali.data.index.decode_cache import decode, one_size
+from lsdali.data.index.index import Index, open_whole, select
+from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
+from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain, obstacle
+from lsdali.data.sets.catalog import DataSet, Files
+from lsdali.data.sets.listing import Split
+from lsdali.errors import UserError
+
+Say = Callable[[str], None]
+
+
+def open_data(config: DataSet, split: Split, say: Say = print) -> Index:
+    """The samples that the recipe uses of one split, with their pixels where they are to be held on the device.
+
+    Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine. Arrays whose images
+    cannot be held go through DALI.
+    Raises UserError for a wrong layout or choice, and where images must be held and cannot. Collective.
+    """
+    index = open_whole(config, split)
+    if isinstance(config, Files):
+        index = _held(config, split, index, say)
+    elif (why := obstacle(config, split, index)) and dist.is_main():
+        say(f"{split} images go through DALI: {why}")
+    return select(config, split, index)
+
+
+def _held(config: Files, split: Split, index: Index, say: Say) -> Index:
+    """The whole split with its pixels where config.resident wants and allows it."""
+    if config.resident == "never":
+        return index
+    size = one_size(index)
+    if config.resident == "auto" and (size is None or 3 * size[0] * size[1] * len(index) > config.resident_bytes):
+        return index
+    why = obstacle(config, split, index)
+    if not why:
+        index, why = decode(index)
+    if config.resident == "always" and why:
+        raise UserError(f"data.resident: {split} images cannot be held on the device: {why}; use auto or never")
+    if dist.is_main():
+        say(f"{split} images are {f'read by DALI: {why}' if why else 'held on the device'}")
+    return index
+
+
+def train_loader(index: Index, config: DataSet, stream: Stream) -> TrainLoader | ResidentTrain:
+    """Training batches."""
+    kind = ResidentTrain if _holdable(config, "train", index) else TrainLoader
+    return kind(index, config, stream)
+
+
+def eval_loader(
+    index: Index, config: DataSet, *, batch: int, device: torch.device, half: bool
+) -> EvalLoader | ResidentEval:
+    """Validation batches; `batch` is per process."""
+    kind = ResidentEval if _holdable(config, "val", index) else EvalLoader
+    return kind(index, config, batch=batch, device=device, half=half)
+
+
+def _holdable(config: DataSet, split: Split, index: Index) -> bool:
+    return index.pixels is not None and not obstacle(config, split, index)

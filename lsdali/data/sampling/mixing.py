@@ -1,0 +1,109 @@
+"""Mixing: mixup and CutMix on the device, after the loader.
+
+Samples 2j and 2j + 1 of a batch are each other's partners: the order is shuffled, so neighbours are random pairs, and a
+pair never crosses ranks. The share and the box of a step are functions of (seed, step). So the mixed images
+are the same on any number of ranks and in any micro-batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+from scipy.special import betaincinv
+from torch import Tensor
+
+from lsdali.batch import Batch, Mixture
+from lsdali.config import Config
+from lsdali.data.sampling.order import uniforms
+
+_MIX = 104  # stream of random numbers
+
+
+class Mixup(Config):
+    """Zhang et al. 2018: each image is a weighted sum of two, and so is its target."""
+
+    name: Literal["mixup"] = "mixup"
+    alpha: float = Field(gt=0)
+    """The share of the first image is drawn from Beta(alpha, alpha), once for a step; published: 0.2, 1.0."""
+    probability: float = Field(1.0, gt=0, le=1)
+    """Share of the steps whose images are mixed."""
+
+
+class CutMix(Config):
+    """Yun et al. 2019: a box of each image is its partner's; the targets are weighted by area."""
+
+    name: Literal["cutmix"] = "cutmix"
+    alpha: float = Field(1.0, gt=0)
+    """The area that stays is drawn from Beta(alpha, alpha), once for a step; published: 1.0."""
+    probability: float = Field(1.0, gt=0, le=1)
+    """Share of the steps whose images are mixed; published: 0.5 (CIFAR), 1.0 (ImageNet)."""
+
+
+MixConfig = Annotated[Mixup | CutMix, Field(discriminator="name")]
+
+
+class Source(Protocol):
+    def epoch(self, step: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class MixedBatches:
+    """A training loader whose batches are mixed. Each rank's share of a batch must be even."""
+
+    source: Source
+    config: Mixup | CutMix
+    seed: int
+
+    def epoch(self, step: int) -> Iterator[Batch]:
+        """Batches from global step `step` to its epoch's end."""
+        for number, batch in enumerate(self.source.epoch(step), step):
+            chance, first, y, x = uniforms(self.seed, number, np.zeros(1, np.int64), 4, _MIX)[0].tolist()
+            if chance >= self.config.probability:
+                yield batch
+            elif isinstance(self.config, Mixup):
+                yield mixup(batch, draw_share(self.config.alpha, first))
+            else:
+                yield cutmix(batch, box(draw_share(self.config.alpha, first), y, x, batch.images.shape[2:]))
+
+
+def draw_share(alpha: float, u: float) -> float:
+    """A number in [0, 1) -> one of Beta(alpha, alpha)."""
+    return float(betaincinv(alpha, alpha, u))
+
+
+def box(share: float, y: float, x: float, size: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns that the partner fills: 1 - share of the image, centred at (y, x) in [0, 1), cut at its edge.
+
+    As clovaai/CutMix-PyTorch (train.py): sides and centre are rounded down to pixels.
+    """
+    spans = []
+    for length, centre in zip(size, (y, x), strict=True):
+        side, middle = int(length * (1 - share) ** 0.5), int(length * centre)
+        spans.append(slice(max(middle - side // 2, 0), min(middle + side // 2, length)))
+    return spans[0], spans[1]
+
+
+def mixup(batch: Batch, share: float) -> Batch:
+    """share x + (1 - share) partner."""
+    images, partner = batch.images * share, batch.images * (1 - share)
+    images[0::2] += partner[1::2]
+    images[1::2] += partner[0::2]
+    return replace(batch, images=images, mixture=Mixture(swapped(batch.labels), share))
+
+
+def cutmix(batch: Batch, where: tuple[slice, slice]) -> Batch:
+    """The partner's pixels inside the box, whose area then decides the share."""
+    rows, columns = where
+    images = batch.images.clone()
+    images[0::2, :, rows, columns] = batch.images[1::2, :, rows, columns]
+    images[1::2, :, rows, columns] = batch.images[0::2, :, rows, columns]
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    share = 1 - area / (images.shape[2] * images.shape[3])
+    return replace(batch, images=images, mixture=Mixture(swapped(batch.labels), share))
+
+
+def swapped(x: Tensor) -> Tensor:
+    """[B, ...] -> [B, ...]: samples 2j and 2j + 1 change places."""
+    return x.view(-1, 2, *x.shape[1:]).flip(1).flatten(0, 1)

@@ -1,0 +1,247 @@
+"""The data sets a recipe can name: where the files are, how images are cropped, and the defaults of each.
+
+A set with a layout of its own is one class with a `listing` method, here or beside (arrays.py, lists.py), and one
+line in DATASETS of the package.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from lsdali.config import Config
+from lsdali.data.io.cache import cache_dir
+from lsdali.data.sampling.augment import TrainImages
+from lsdali.data.sets.digits import write_digits
+from lsdali.data.sets.listing import Listing, Split, list_folders
+from lsdali.data.sets.splits import Holdout, Noise
+from lsdali.data.sets.tiny import list_tiny
+from lsdali.errors import UserError
+
+# YAML has lists where Python has tuples.
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Size = Annotated[int, Field(ge=1)]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class RandomResizedCrop(TrainImages):
+    """torchvision's RandomResizedCrop and a horizontal flip."""
+
+    crop: Literal["random_resized"] = "random_resized"
+    scale: Range = (0.08, 1.0)
+    """Smallest and largest area of the window, as a share of the image."""
+    ratio: Range = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the window."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RandomResizedCrop":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale} must be two rising shares of the area, above 0 and up to 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio} must be two rising numbers above 0")
+        return self
+
+
+class PadCrop(TrainImages):
+    """torchvision's RandomCrop(size, padding) with zeros (black), and a horizontal flip."""
+
+    crop: Literal["pad"] = "pad"
+    pad: int = Field(default=4, ge=0)
+    """Black pixels added on every side before the crop."""
+
+    @model_validator(mode="after")
+    def _unscaled(self) -> "PadCrop":
+        if self.ramp is not None:
+            raise ValueError("ramp needs the crop random_resized: the crop pad does not resize images")
+        return self
+
+
+class SquaredCrop(TrainImages):
+    """torchvision's Resize((resize, resize)), RandomCrop(size) and a horizontal flip; the aspect ratio is lost."""
+
+    crop: Literal["squared"] = "squared"
+    resize: Size
+    """Both sides after resizing, in pixels."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> "SquaredCrop":
+        if self.size > self.resize:
+            raise ValueError(f"size {self.size} must not be larger than resize {self.resize}")
+        if self.ramp is not None:
+            raise ValueError("ramp needs the crop random_resized: the crop squared resizes images to `resize`")
+        return self
+
+
+class CenterCrop(Config):
+    """torchvision's Resize(resize) and CenterCrop(size)."""
+
+    resize: Size
+    """The shorter side after resizing, in pixels."""
+    size: Size
+    """Side of the central square that the network sees, in pixels."""
+    sides: Literal["shorter", "both"] = "shorter"
+    """Which sides become `resize`: the shorter, so that the aspect ratio stays, or both."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> "CenterCrop":
+        if self.size > self.resize:
+            raise ValueError(f"size {self.size} must not be larger than resize {self.resize}")
+        return self
+
+
+TrainCrop = Annotated[RandomResizedCrop | PadCrop | SquaredCrop, Field(discriminator="crop")]
+
+
+class DataSet(Config):
+    """What every data set has."""
+
+    stores: ClassVar[bool] = False  # whether root may be a URL
+    name: str
+    root: str
+    """Folder of the data set; ~ is the home folder."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Train on this many samples, always the same, in the classes' own proportions; null for all."""
+    split: Holdout | None = None
+    """Hold out a part of the training data to validate on; null: the official validation or test data."""
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
+    """Train and validate on these classes only, numbered in this order; null: all."""
+    noise: Noise | None = None
+    """Wrong labels in training, never in validation; null: none."""
+    train: TrainCrop
+    """Random crop and flip of training images."""
+    eval: CenterCrop
+    """Resize and crop of validation images."""
+    mean: Channels = IMAGENET_MEAN
+    """Mean of red, green and blue, of values in 0..1."""
+    std: Channels = IMAGENET_STD
+    """Standard deviation of red, green and blue, of values in 0..1."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of DALI in each process; null for an equal share of the cores, 1 to 8."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches that DALI prepares ahead."""
+    max_bad: int = Field(default=100, ge=0)
+    """Unreadable training files to replace by stand-ins before the run is refused."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "DataSet":
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
+        return self
+
+    @abstractmethod
+    def listing(self, split: Split) -> Listing:
+        """The files of one split; UserError where the layout is wrong.
+
+        Where `self.split` is given, only train is asked for, and validation data need not be there.
+        """
+
+    def layout(self) -> tuple[str, ...]:
+        """What, beside root and split, decides the listing."""
+        return ()
+
+    def validation(self) -> str:
+        """What is validated on, in words."""
+        return self.split.describe() if self.split else "the validation data"
+
+
+class Files(DataSet):
+    """Images in files."""
+
+    resident: Literal["auto", "never", "always"] = "auto"
+    """Decode the images once and hold them on the device: auto, where they fit and pixels stay the same to the bit."""
+    resident_bytes: int = Field(default=1_000_000_000, ge=0)
+    """The most that the decoded images of a split may take for auto, in bytes."""
+
+
+class Folder(Files):
+    """Any images in <train_dir>/<class>/ and <val_dir>/<class>/."""
+
+    name: Literal["folder"] = "folder"
+    train_dir: str = "train"
+    """Training folder, relative to root."""
+    val_dir: str = "val"
+    """Validation folder, relative to root."""
+
+    def listing(self, split: Split) -> Listing:
+        return list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+
+    def layout(self) -> tuple[str, ...]:
+        return (self.train_dir, "" if self.split else self.val_dir)
+
+
+class Whole(NamedTuple):
+    """What a data set of class folders holds where all of its classes are there."""
+
+    title: str
+    classes: int
+    images: Mapping[Split, int]
+
+    def checked(self, found: Listing, split: Split) -> Listing:
+        """The listing. Raises UserError where all classes are there, but not all images, or too many."""
+        if len(found.classes) == self.classes and len(found.labels) != self.images[split]:
+            raise UserError(
+                f"{split} of {found.root} has {len(found.labels):,} images in {self.classes:,} classes; {self.title} "
+                f"has {self.images[split]:,}: unpack it again, or use data.name: folder for a part of it"
+            )
+        return found
+
+
+IMAGENET = Whole("ImageNet-1k", 1000, {"train": 1_281_167, "val": 50_000})
+TINY = Whole("Tiny ImageNet", 200, {"train": 100_000, "val": 10_000})
+
+
+class ImageNet(Files):
+    """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders.
+
+    Where all 1,000 classes are there, every image must be.
+    """
+
+    name: Literal["imagenet"] = "imagenet"
+    train: TrainCrop = RandomResizedCrop(size=224)
+    eval: CenterCrop = CenterCrop(resize=256, size=224)
+    train_dir: str = "train"
+    """Training folder, relative to root."""
+    val_dir: str = "val"
+    """Validation folder, relative to root."""
+
+    def listing(self, split: Split) -> Listing:
+        found = list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+        return IMAGENET.checked(found, split)
+
+    def layout(self) -> tuple[str, ...]:
+        return (self.train_dir, "" if self.split else self.val_dir)
+
+
+class TinyImageNet(Files):
+    """Tiny ImageNet (Stanford CS231n), as it is distributed or with val sorted into class folders.
+
+    Where all 200 classes are there, every image must be.
+    """
+
+    name: Literal["tinyimagenet"] = "tinyimagenet"
+    train: TrainCrop = RandomResizedCrop(size=32)
+    eval: CenterCrop = CenterCrop(resize=32, size=32)
+
+    def listing(self, split: Split) -> Listing:
+        found = list_folders(self.root, "train", None, "train") if self.split else list_tiny(self.root, split)
+        return TINY.checked(found, split)
+
+
+class Digits(Files):
+    """1,797 handwritten digits, 8x8, bundled with scikit-learn (Alpaydin and Kaynak, 1998): no download."""
+
+    name: Literal["digits"] = "digits"
+    root: str = Field(default_factory=lambda: str(cache_dir() / "digits"))
+    """Folder for the image files; written at the first use."""
+    train: TrainCrop = RandomResizedCrop(size=32, scale=(0.5, 1.0), ratio=(0.8, 1.25), flip=0.0)
+    eval: CenterCrop = CenterCrop(resize=32, size=32)
+    mean: Channels = (0.305, 0.305, 0.305)
+    std: Channels = (0.376, 0.376, 0.376)
+
+    def listing(self, split: Split) -> Listing:
+        write_digits(self.root)
+        return list_folders(self.root, "train", "val", split)

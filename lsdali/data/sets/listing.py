@@ -1,0 +1,183 @@
+"""Listing: which files a split has and which class each belongs to, in torchvision's ImageFolder order."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsdali.data.io.byte_range import Place, Ranges
+from lsdali.errors import UserError
+
+Split = Literal["train", "val"]
+EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of one split."""
+
+    root: Path | str  # a URL is text
+    paths: NDArray[np.bytes_]  # [N] relative to root; at least one NUL ends each
+    labels: NDArray[np.int64]  # [N]
+    classes: tuple[str, ...]
+    watched: tuple[str, ...]  # folders and files, relative to root, whose change makes this listing stale
+    pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
+    ranges: Ranges | None = None  # of samples that are parts of larger files; paths then only name them
+    probed: NDArray[np.int32] | None = None  # [N, 3] what probe() says of each, where that is known already
+
+    def path(self, i: int) -> bytes:
+        """Absolute path of sample i."""
+        return os.path.join(os.fsencode(self.root), bytes(self.paths[i]))
+
+    def place(self, i: int) -> Place:
+        """Where the bytes of sample i lie."""
+        return self.places(i, i + 1)[0]
+
+    def places(self, start: int, stop: int) -> list[Place]:
+        """The places of samples start to stop - 1."""
+        if self.ranges is not None:
+            return [self.ranges.place(i) for i in range(start, stop)]
+        root = os.fsencode(self.root) + b"/"
+        return [Place(root + path) for path in self.paths[start:stop].tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """The images below one class folder."""
+
+    paths: NDArray[np.bytes_]  # [n] relative to root
+    walked: list[str]
+
+
+def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -> Listing:
+    """root/train_dir/<class>/** or root/val_dir/<class>/**; the classes are the folders of train_dir.
+
+    val_dir None: there need be no such folder, and the split is train. Raises UserError for a missing, empty,
+    shared or foreign folder.
+    """
+    if val_dir is None:
+        base = require_root(root, f"{train_dir}/<class>/<images>")
+        require_folder(base, train_dir, train_dir)
+        classes = class_names(base, train_dir)
+        return collect(base, train_dir, {name: k for k, name in enumerate(classes)}, classes)
+    base = require_root(root, f"{train_dir}/<class>/<images> and {val_dir}/<class>/<images>")
+    require_apart(base, train_dir, val_dir)
+    classes = class_names(base, train_dir)
+    folder, present = train_dir, classes
+    if split == "val":
+        folder, present = val_dir, class_names(base, val_dir)
+        _refuse_foreign(base / val_dir, present, classes)
+        _refuse_shared(base, train_dir, val_dir, present)
+    number = {name: k for k, name in enumerate(classes)}
+    listing = collect(base, folder, {name: number[name] for name in present}, classes)
+    # A new class in train renumbers val as well.
+    return replace(listing, watched=(train_dir, *listing.watched))
+
+
+def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str, ...]) -> Listing:
+    """The listing of base/folder/<class>/** for every class in `labels`, in its order."""
+    found = {name: _walk(base, f"{folder}/{name}") for name in labels}
+    for name, part in found.items():
+        if not len(part.paths):
+            raise UserError(f"class folder {base / folder / name} holds no image; fill or remove it")
+    watched = [folder, *(place for part in found.values() for place in part.walked)]
+    counts = [len(part.paths) for part in found.values()]
+    return Listing(
+        base,
+        join(part.paths for part in found.values()),
+        np.repeat(np.fromiter(labels.values(), np.int64), counts),
+        classes,
+        tuple(watched),
+    )
+
+
+def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[str], sources: Sequence[str]) -> Listing:
+    """The listing of (path relative to base, label) pairs from the files `sources`; sorted by label, then path."""
+    rows = sorted((label, os.fsencode(path)) for path, label in pairs)
+    labels = np.array([label for label, _ in rows], np.int64)
+    parents = sorted({os.path.dirname(os.fsdecode(path)) or "." for _, path in rows})
+    return Listing(base, join([np.array([p for _, p in rows])]), labels, tuple(classes), (*sources, *parents))
+
+
+def join(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
+    """One array of paths, wide enough that a NUL ends the longest."""
+    arrays = list(parts)
+    width = max(a.itemsize for a in arrays) + 1
+    out = np.zeros(sum(map(len, arrays)), f"S{width}")
+    start = 0
+    for array in arrays:
+        out[start : start + len(array)] = array
+        start += len(array)
+    return out
+
+
+def _walk(base: Path, folder: str) -> _Folder:
+    """Every image below base/folder; folders sorted by path, files by name; links followed."""
+    names: list[bytes] = []
+    walked: list[str] = []
+    for place, _, files in sorted(os.walk(os.fsencode(base / folder), onerror=_refuse, followlinks=True)):
+        relative = os.path.relpath(place, os.fsencode(base))
+        walked.append(os.fsdecode(relative))
+        names += [relative + b"/" + f for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
+    return _Folder(np.array(names, dtype=np.bytes_), walked)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"folder {os.fsdecode(error.filename)} cannot be read: {error.strerror}") from error
+
+
+def require_root(root: str, layout: str) -> Path:
+    base = Path(root).expanduser().absolute()
+    if not base.is_dir():
+        raise UserError(f"data root {base} is no folder; expected a folder with {layout}")
+    return base
+
+
+def require_folder(base: Path, name: str, expected: str) -> None:
+    if not (base / name).is_dir():
+        raise UserError(f"data root {base} has no folder {name}; expected {expected} in it")
+
+
+def require_apart(base: Path, train_dir: str, val_dir: str) -> None:
+    """Both folders are there, and neither is, or lies in, the other."""
+    for name in (train_dir, val_dir):
+        require_folder(base, name, f"{train_dir} and {val_dir}")
+    train, val = base / train_dir, base / val_dir
+    if train.samefile(val):
+        raise UserError(f"train folder {train} and val folder {val} are the same folder; validate on other data")
+    inner = {train.resolve(), val.resolve()}
+    if Path(os.path.commonpath(inner)) in inner:
+        raise UserError(f"train folder {train} and val folder {val} lie in each other; keep them side by side")
+
+
+def class_names(base: Path, folder: str) -> tuple[str, ...]:
+    with os.scandir(base / folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir())
+    if not names:
+        raise UserError(f"{base / folder} holds no class folder; expected {folder}/<class>/<images>")
+    return tuple(names)
+
+
+def few(names: Sequence[Any], limit: int = 5) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(str(n) for n in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _refuse_foreign(val: Path, present: Sequence[str], classes: Sequence[str]) -> None:
+    known = set(classes)
+    if foreign := [name for name in present if name not in known]:
+        raise UserError(f"val folder {val} has classes that train lacks: {few(foreign)}; use the same class names")
+
+
+def _refuse_shared(base: Path, train_dir: str, val_dir: str, present: Sequence[str]) -> None:
+    for name in present:
+        if (base / train_dir / name).samefile(base / val_dir / name):
+            raise UserError(
+                f"class folder {base / val_dir / name} is the same folder as {base / train_dir / name}; "
+                "validate on other data"
+            )

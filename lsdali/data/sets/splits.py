@@ -1,0 +1,160 @@
+"""Which samples of a data set take part, and under which labels: class subsets, held-out parts, label noise.
+
+Every choice is a function of a seed and of the sample's number in the whole set, the same everywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lsdali.config import Config
+from lsdali.data.sampling.order import Ints, stratified, uniforms
+from lsdali.data.sets.listing import Split, few
+from lsdali.errors import UserError
+
+_NOISE = 105  # stream of random numbers
+Seed = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Holdout(Config):
+    """Validate on a part of the training files, which training then leaves out; the official validation is not read."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the training files that is held out."""
+    seed: Seed = 0
+    """Which ones."""
+    by: Literal["class", "numpy"] = "class"
+    """class: in the classes' own proportions; numpy: the last ones after a shuffle by NumPy's legacy generator, as the
+    code of IBLS (mmaher22/Instance-based-smoothing) splits, with seed 42."""
+
+    def describe(self) -> str:
+        way = " by numpy" if self.by == "numpy" else ""
+        return f"{100 * self.fraction:g} % of the training files, held out{way} with seed {self.seed}"
+
+
+class SymmetricNoise(Config):
+    """A label becomes one of the other classes, each as likely."""
+
+    kind: Literal["symmetric"] = "symmetric"
+    rate: Rate
+    """Probability, of each sample on its own, that its label is wrong."""
+    seed: Seed = 0
+
+    def matrix(self, classes: int) -> NDArray[np.float64]:
+        """[K, K]: probability of the label in use (column) by the true one (row)."""
+        off = self.rate / max(classes - 1, 1)
+        return np.full((classes, classes), off) + (1 - self.rate - off) * np.eye(classes)
+
+
+class PairNoise(Config):
+    """A label becomes the next class; the last becomes the first (asymmetric noise)."""
+
+    kind: Literal["pair"] = "pair"
+    rate: Rate
+    """Probability, of each sample on its own, that its label is wrong."""
+    seed: Seed = 0
+
+    def matrix(self, classes: int) -> NDArray[np.float64]:
+        """[K, K], as above."""
+        eye: NDArray[np.float64] = np.eye(classes)
+        return (1 - self.rate) * eye + self.rate * np.roll(eye, 1, axis=1)
+
+
+class MatrixNoise(Config):
+    """Labels are drawn from the rows of a K x K matrix: row the true class, column the label in use."""
+
+    kind: Literal["matrix"] = "matrix"
+    file: str
+    """NumPy's .npy, or text with one row a line."""
+    seed: Seed = 0
+
+    def matrix(self, classes: int) -> NDArray[np.float64]:
+        """[K, K]. Raises UserError where the file holds no such matrix."""
+        path = Path(self.file).expanduser()
+        try:
+            found = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
+            values: NDArray[np.float64] = np.asarray(found, np.float64)
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(f"data.noise.file: {path} cannot be read as a matrix of numbers: {error}") from None
+        if values.shape != (classes, classes):
+            raise UserError(
+                f"data.noise.file: {path} has the shape {values.shape}; the data has {classes} classes, so it "
+                f"needs {classes} rows of {classes} probabilities"
+            )
+        wrong = np.flatnonzero(~(np.abs(values.sum(1) - 1) < 1e-6) | (values < 0).any(1))
+        if len(wrong):
+            raise UserError(
+                f"data.noise.file: row {wrong[0]} of {path} is no distribution: it must be >= 0 and sum to 1"
+            )
+        return values
+
+
+Noise = Annotated[SymmetricNoise | PairNoise | MatrixNoise, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Samples and their labels."""
+
+    numbers: Ints  # [n] rising, places in the whole set
+    labels: Ints  # [n] in use
+    clean: Ints  # [n] before noise
+    classes: tuple[str, ...]
+
+    def at(self, places: Ints) -> "Chosen":
+        return replace(self, numbers=self.numbers[places], labels=self.labels[places], clean=self.clean[places])
+
+
+def whole(labels: Ints, classes: tuple[str, ...]) -> Chosen:
+    return Chosen(np.arange(len(labels)), labels, labels, classes)
+
+
+def of_classes(part: Chosen, names: Sequence[str]) -> Chosen:
+    """The samples of the named classes, numbered 0, 1, ... in the order of the names."""
+    known = {name: k for k, name in enumerate(part.classes)}
+    if missing := [name for name in names if name not in known]:
+        near = get_close_matches(missing[0], part.classes, 1, 0.0)[0]
+        raise UserError(f"data.classes: the data has no class {few(missing)}; did you mean {near}?")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise UserError(f"data.classes: {twice} is given twice")
+    number = np.full(len(part.classes), -1, np.int64)
+    number[[known[name] for name in names]] = np.arange(len(names))
+    labels = number[part.labels]
+    return replace(part, labels=labels, clean=labels, classes=tuple(names)).at(np.flatnonzero(labels >= 0))
+
+
+def held_out(part: Chosen, split: Split, holdout: Holdout) -> Chosen:
+    """The training or the validation side. Raises UserError where one of them is empty."""
+    count = round(holdout.fraction * len(part.labels))
+    if not 0 < count < len(part.labels):
+        raise UserError(
+            f"data.split.fraction: {holdout.fraction} of {len(part.labels)} training files leaves "
+            f"{count} to validate on and {len(part.labels) - count} to train on; both need at least one"
+        )
+    out = np.zeros(len(part.labels), bool)
+    if holdout.by == "numpy":
+        out[np.random.RandomState(holdout.seed).permutation(len(out))[-count:]] = True
+    else:
+        out[stratified(part.labels, count, holdout.seed)] = True
+    return part.at(np.flatnonzero(out if split == "val" else ~out))
+
+
+def noisy(part: Chosen, noise: Any) -> Chosen:
+    """Labels drawn anew, each sample on its own, from the noise's matrix; `clean` keeps the true ones."""
+    matrix = noise.matrix(len(part.classes))
+    u = uniforms(noise.seed, 0, part.numbers, 1, _NOISE)[:, 0]
+    labels = part.clean.copy()
+    for k in np.unique(part.clean):
+        rows = part.clean == k
+        likely = np.flatnonzero(matrix[k])  # a class without probability is never drawn, however the sum rounds
+        edges = np.cumsum(matrix[k, likely])[:-1]
+        labels[rows] = likely[np.searchsorted(edges, u[rows], side="right")]
+    return replace(part, labels=labels)

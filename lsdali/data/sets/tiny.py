@@ -1,0 +1,64 @@
+"""Tiny ImageNet's own layout: a flat val folder with an annotation file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lsdali.data.sets.listing import (
+    Listing,
+    Split,
+    class_names,
+    collect,
+    few,
+    join,
+    list_folders,
+    require_apart,
+    require_root,
+)
+from lsdali.errors import UserError
+
+ANNOTATIONS = "val/val_annotations.txt"
+
+
+def list_tiny(root: str, split: Split) -> Listing:
+    """train/<wnid>/**; val/images with val/val_annotations.txt, or val/<wnid>/**; classes are sorted wnids.
+
+    Raises UserError where folders, annotations and wnids.txt do not fit together.
+    """
+    base = require_root(root, f"train/<wnid>/images, val/images, {ANNOTATIONS} and wnids.txt")
+    require_apart(base, "train", "val")
+    classes = class_names(base, "train")
+    _check_wnids(base, classes)
+    if split == "train":
+        return collect(base, "train", {name: k for k, name in enumerate(classes)}, classes)
+    if (base / "val/images").is_dir():
+        return _annotated(base, classes)
+    return list_folders(root, "train", "val", "val")
+
+
+def _check_wnids(base: Path, classes: tuple[str, ...]) -> None:
+    names = base / "wnids.txt"
+    if not names.is_file():
+        return
+    if lacking := sorted(set(names.read_text().split()) - set(classes)):
+        raise UserError(f"{names} lists classes that {base / 'train'} lacks: {few(lacking)}; unpack the data again")
+
+
+def _annotated(base: Path, classes: tuple[str, ...]) -> Listing:
+    file = base / ANNOTATIONS
+    if not file.is_file():
+        raise UserError(
+            f"{base / 'val/images'} needs {file}, which says the class of each image; unpack the data again"
+        )
+    number = {name: k for k, name in enumerate(classes)}
+    rows = sorted((line.split("\t")[1], line.split("\t")[0]) for line in file.read_text().splitlines() if line)
+    if foreign := sorted({wnid for wnid, _ in rows} - set(classes)):
+        raise UserError(f"{file} names classes that {base / 'train'} lacks: {few(foreign)}; unpack the data again")
+    lone = sorted({p.name for p in (base / "val/images").iterdir()} - {name for _, name in rows})
+    if lone:
+        raise UserError(f"{file} does not name the class of {few(lone)}; every image in val/images needs a line")
+    if not rows:
+        raise UserError(f"{file} is empty; expected one line for each image")
+    paths = np.array([f"val/images/{name}".encode() for _, name in rows])
+    labels = np.array([number[wnid] for wnid, _ in rows], np.int64)
+    return Listing(base, join([paths]), labels, classes, ("val/images", ANNOTATIONS, "train"))

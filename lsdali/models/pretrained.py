@@ -1,0 +1,188 @@
+"""Pretrained weights: torchvision's, timm's, or a file; every tensor is accounted for."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lsdali.config import Config
+from lsdali.errors import UserError, first_line
+from lsdali.models.families.timm import PREFIX, timm_state
+from lsdali.models.families.torchvision import IMAGENET, torchvision_state, weights_entry
+from lsdali.models.student import Network, weights_digest
+
+PREFIXES = ("module.", "_orig_mod.", "state_dict.", "network.")
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+class Weights(Config):
+    """What the sources have in common."""
+
+    digest: str | None = None
+    """SHA-256 of the weights as they are read (of names, types, shapes and bytes); null takes any."""
+    others: Literal["refuse", "report"] = "refuse"
+    """What is done about tensors that are missing, or that the network does not have: refuse the weights, or report
+    each and go on."""
+    classifier: Literal["fitting", "new"] = "fitting"
+    """Take the classifier over where it has as many classes, or begin with a new one, for other classes."""
+
+    def fits(self, name: str) -> None:
+        """Raises ValueError where the source has nothing for the network `name`."""
+
+    @abstractmethod
+    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+        """The tensors by their names, and what to call them in a sentence."""
+
+
+class TorchvisionWeights(Weights):
+    """torchvision's weights for the network."""
+
+    source: Literal["torchvision"] = "torchvision"
+    weights: str
+    """torchvision's name of them, such as IMAGENET1K_V1."""
+
+    def fits(self, name: str) -> None:
+        if name not in IMAGENET:
+            raise ValueError(f"torchvision has no weights for '{name}'; it has for its own networks only")
+        try:
+            weights_entry(name, self.weights)
+        except UserError as fault:
+            raise ValueError(str(fault)) from fault
+
+    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+        return torchvision_state(name, self.weights), f"torchvision's {name} {self.weights}"
+
+
+class TimmWeights(Weights):
+    """timm's weights for the network."""
+
+    source: Literal["timm"] = "timm"
+    tag: str | None = None
+    """timm's name of the training run, such as a1_in1k; null is timm's default."""
+
+    def fits(self, name: str) -> None:
+        if not name.startswith(PREFIX):
+            raise ValueError(f"timm's weights are for networks named timm/..., and this one is '{name}'")
+
+    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+        bare = name.removeprefix(PREFIX) + (f".{self.tag}" if self.tag else "")
+        return timm_state(bare), f"timm's {bare}"
+
+
+class FileWeights(Weights):
+    """A file: safetensors, or a state dict saved by torch; a checkpoint of lsdali too. Nothing in it can run code."""
+
+    source: Literal["file"] = "file"
+    path: str
+
+    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+        return read_file(Path(self.path)), f"'{self.path}'"
+
+
+WeightsConfig = Annotated[TorchvisionWeights | TimmWeights | FileWeights, Field(discriminator="source")]
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, without wrappers and common prefixes. Raises UserError where there are none."""
+    if not path.is_file():
+        raise UserError(f"model.weights: the file '{path}' does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return unwrap(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as fault:  # whatever the readers raise on foreign bytes
+        raise UserError(f"model.weights: the file '{path}' cannot be read: {first_line(fault)}") from fault
+    state = unwrap(content)
+    if not state:
+        raise UserError(f"model.weights: the file '{path}' holds no tensors by name")
+    return state
+
+
+def unwrap(content: Any) -> dict[str, Tensor]:
+    """The state dict inside common wrappers, its names without the common prefixes that all of them have."""
+    if not isinstance(content, Mapping):
+        return {}
+    if isinstance(content.get("parts"), Mapping):  # a checkpoint of lsdali: the network without its probes
+        student = content["parts"]["student"]
+        return {k.removeprefix("network."): v for k, v in student.items() if k.startswith("network.")}
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            return unwrap(content[wrapper])
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
+    return state if prefix is None else unwrap({key.removeprefix(prefix): value for key, value in state.items()})
+
+
+def load_weights(network: Network, name: str, config: WeightsConfig, say: Callable[[str], None]) -> None:
+    """Put the weights of a recipe into a network. torch's random numbers are left as they were.
+
+    A classifier for another number of classes stays as it was initialised, and so does any where the recipe wants a
+    new one; this is said.
+
+    Raises:
+        UserError: the weights cannot be read, have another digest, or do not fit the network; the tensors are named.
+    """
+    with torch.random.fork_rng(devices=[]):
+        state, title = config.read(name)
+    digest = weights_digest(state)
+    if config.digest is not None and config.digest != digest:
+        raise UserError(
+            f"the weights {title} have digest {digest}, but the recipe asks for {config.digest}: "
+            "these are other weights"
+        )
+    found = renamed(network, state)
+    own = network.state_dict()
+    head = own.keys() & found.keys() & {"classifier.weight", "classifier.bias"}
+    replaced = {key for key in head if config.classifier == "new" or found[key].shape != own[key].shape}
+    if replaced:
+        trained = len(found["classifier.weight"]) if "classifier.weight" in found else 0
+        say(f"the weights {title} know {trained} classes: the classifier for {network.classes} begins untrained")
+    found = {key: value for key, value in found.items() if key not in replaced}
+    complaints = mismatches(own, found, replaced)
+    if complaints and config.others == "refuse":
+        short = "; ".join(f"{what}: {shorten(keys)}" for what, keys in complaints.items())
+        raise UserError(
+            f"the weights {title} do not fit '{name}' ({short}); "
+            "model.weights.others: report would go on without these tensors"
+        )
+    for what, keys in complaints.items():
+        say(f"the weights {title}, {what}: {', '.join(keys)}")
+    fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise UserError(f"the weights {title} hold no tensor of '{name}'")
+    network.load_state_dict({**own, **fitting})
+
+
+def renamed(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the network's own names; weights of 1x1 convolutions become those of a linear layer."""
+    own = network.state_dict()
+    foreign = sum(key in network.aliases for key in state) > sum(key in own for key in state)
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = network.aliases.get(key, key) if foreign else key
+        linear = name in own and own[name].ndim == 2 and value.ndim == 4 and value.shape[2:] == (1, 1)
+        out[name] = value.flatten(1) if linear else value
+    return out
+
+
+def mismatches(own: Mapping[str, Tensor], found: Mapping[str, Tensor], replaced: set[str]) -> dict[str, list[str]]:
+    """Tensors that are missing, unknown, or of another shape, by what is wrong. Counts of batches may be missing."""
+    both = [key for key in found if key in own]
+    wrong = {
+        "missing": [k for k in own if k not in found and k not in replaced and not k.endswith("num_batches_tracked")],
+        "not in the network": [k for k in found if k not in own],
+        "of another shape": [f"{k} {list(found[k].shape)}" for k in both if found[k].shape != own[k].shape],
+    }
+    return {what: keys for what, keys in wrong.items() if keys}
+
+
+def shorten(names: list[str], most: int = 5) -> str:
+    """Up to five of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
