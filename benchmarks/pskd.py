@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lsdali.bench.machine import hardware
-from lsdali.data.pipeline.loaders import eval_loader, open_data
+from lsdali.data.pipeline.loaders import eval_loader, open_dataset
 from lsdali.functional import progressive_target, soft_cross_entropy
 from lsdali.models.teacher import network_from_checkpoint, read_checkpoint
 from lsdali.recipe import Recipe
@@ -87,7 +87,7 @@ def answers(path: Path) -> tuple[Tensor, Tensor]:
     content = read_checkpoint(path)
     network = network_from_checkpoint(path, content["classes"])[0].eval()
     recipe = Recipe.model_validate(content["recipe"])
-    index = open_data(recipe.data, "val", lambda text: None)
+    index = open_dataset(recipe.data, "val", lambda text: None)
     batches = list(eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=CPU, half=False))
     logits = torch.cat([network(batch.images)[batch.valid] for batch in batches])
     return logits, torch.cat([batch.labels[batch.valid] for batch in batches])

@@ -14,15 +14,15 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.data.index.index import Index
-from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.sampling.mixing import MixedBatches
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
-from lsdali.methods.base import Method, Needs
+from lsdali.methods.base import Method, MethodContext
 from lsdali.models import build_network
-from lsdali.models.checks import probes_fit, size_fits
+from lsdali.models.checks import check_aux_heads, check_image_size
 from lsdali.models.pretrained import load_weights
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
@@ -56,7 +56,7 @@ def build(
         trainer.method.begin(trainer.student)
     if dist.active():
         wrapped = wrap(trainer.student, device)
-        settle(wrapped, trainer.student, recipe.data.train.size)
+        fix_bucket_order(wrapped, trainer.student, recipe.data.train.size)
         trainer.forward, trainer.unsynced = wrapped, wrapped.no_sync
     if recipe.compile is not None:
         trainer.student.compile(mode=recipe.compile)
@@ -75,7 +75,7 @@ def prepare(
 ) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
-    train_index, val_index = (open_data(recipe.data, split, events.say) for split in ("train", "val"))
+    train_index, val_index = (open_dataset(recipe.data, split, events.say) for split in ("train", "val"))
     classes = count_classes(recipe, train_index)
     network = new_network(recipe, classes)
     if recipe.model.weights is not None and not resumes:
@@ -156,8 +156,8 @@ def check_shares(recipe: Recipe, method: Method) -> None:
         )
     if recipe.mix is None:
         return
-    if method.unmixable is not None:
-        raise UserError(f"mix: {recipe.mix.name} and the method '{name}' do not go together: {method.unmixable}")
+    if method.mixup_refusal is not None:
+        raise UserError(f"mix: {recipe.mix.name} and the method '{name}' do not go together: {method.mixup_refusal}")
     for _, batch in recipe.batches.spans:
         if batch % (2 * dist.world()):
             raise UserError(
@@ -181,7 +181,7 @@ def new_network(recipe: Recipe, classes: int) -> Network:
     model, data = recipe.model, recipe.data
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
-    size_fits(network, model.name, (*train_sizes(recipe), data.eval.size))
+    check_image_size(network, model.name, (*train_sizes(recipe), data.eval.size))
     return network
 
 
@@ -196,7 +196,7 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
     The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     """
     probes = method.probes()
-    probes_fit(network, recipe.model.name, probes, cast(Any, recipe.method).name)
+    check_aux_heads(network, recipe.model.name, probes, cast(Any, recipe.method).name)
     return Student(network, probes).to(device).to(memory_format=torch.channels_last)
 
 
@@ -208,12 +208,12 @@ def build_method(
 
     def teacher(config: TeacherConfig) -> Teacher:
         loaded = load_teacher(config, network.classes, device, train.classes)
-        size_fits(loaded, "the teacher", train_sizes(recipe))
+        check_image_size(loaded, "the teacher", train_sizes(recipe))
         loaded.expect((recipe.data.mean, recipe.data.std))
         digests.append(loaded.digest)
         return loaded
 
-    needs = Needs(
+    needs = MethodContext(
         classes=network.classes,
         samples=len(train),
         channels=network.channels,
@@ -247,7 +247,7 @@ def wrap(student: Student, device: torch.device) -> DistributedDataParallel:
     return DistributedDataParallel(student, device_ids=ids, gradient_as_bucket_view=True, **quiet)
 
 
-def settle(wrapped: DistributedDataParallel, student: Student, size: int) -> None:
+def fix_bucket_order(wrapped: DistributedDataParallel, student: Student, size: int) -> None:
     """Let DDP lay out its gradient buckets now, with a pass that leaves no other trace.
 
     DDP rearranges its buckets after the first backward pass, and the place of a gradient in them decides the order in

@@ -20,7 +20,7 @@ def first_line(fault: BaseException) -> str:
     return next(iter(str(fault).splitlines()), type(fault).__name__)
 
 
-def complain(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Say what is wrong: rank 0 says what every rank found, any rank what it found alone. The exit status, 2."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not isinstance(error, SharedError):

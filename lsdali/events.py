@@ -56,7 +56,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Message:
     """One sentence for the person who watches."""
 
     text: str
@@ -68,7 +68,7 @@ class Finished:
     summary: Mapping[str, Any]
 
 
-Event = Begun | Trained | Evaluated | Said | Finished
+Event = Begun | Trained | Evaluated | Message | Finished
 
 
 class Sink(Protocol):
@@ -88,7 +88,7 @@ class Events:
             sink.write(event)
 
     def say(self, text: str) -> None:
-        self.write(Said(text))
+        self.write(Message(text))
 
     def close(self) -> None:
         for sink in self.sinks:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry. The exit status is 0 for a finished run, 2 for bad input."""
     args = arguments().parse_intermixed_args(argv)
-    from lsdali.errors import SharedError, UserError, complain
+    from lsdali.errors import SharedError, UserError, report_error
 
     try:
         if args.schema:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         recipe = load(args.recipe, args.overrides)
     except UserError as error:
-        return complain(SharedError(error))
+        return report_error(SharedError(error))
     if args.show:
         print(to_yaml(recipe), end="")
         return 0
@@ -73,13 +73,13 @@ def print_schema() -> int:
 def start(recipe: "Recipe") -> int:
     """Train a checked recipe on this process's device. What is not bad input is raised, for torchrun to report."""
     from lsdali import dist
-    from lsdali.errors import UserError, complain
+    from lsdali.errors import UserError, report_error
 
     try:
         with dist.session() as device:
             run(recipe, device)
     except UserError as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

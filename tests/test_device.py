@@ -17,7 +17,7 @@ from lsdali.clock import Clock, PerEpoch
 from lsdali.data.index.index import Form, open_index
 from lsdali.data.pipeline.dali_ops import EFFECTS
 from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_graph
-from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
 from lsdali.metrics import Evaluation
@@ -113,7 +113,7 @@ def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: 
     data = {"train": {"crop": "pad", "size": 16, "pad": 2}, "resident": "always"}
     tree = tiny({"name": "ce"}, folder / "images", tmp_path)
     recipe = Recipe.model_validate({**tree, "data": {**tree["data"], **data}})
-    train, val = (open_data(recipe.data, split) for split in ("train", "val"))
+    train, val = (open_dataset(recipe.data, split) for split in ("train", "val"))
     with made_up_cuda() as host:
         loader = train_loader(train, recipe.data, Stream(recipe.batches, 0, CUDA, half=True))
         batches = MixedBatches(loader, mix, 0).epoch(0)

@@ -179,7 +179,7 @@ LOSSES = {
     "symmetric": lambda z, y, v: f.symmetric_cross_entropy(z, y, 6.0, 0.1, 1e-4),
     "symmetric_clamped": lambda z, y, v: f.clamped_symmetric_cross_entropy(z, y, 6.0, 0.1, 1e-4, 1e-7),
     "generalised": lambda z, y, v: f.generalised_cross_entropy(z, y, 0.7),
-    "joint": lambda z, y, v: f.prior_term(z) + f.entropy(z),
+    "joint": lambda z, y, v: f.class_prior_kl(z) + f.entropy(z),
     "soft_bootstrap": lambda z, y, v: f.soft_bootstrap(z, y, 0.95),
     "hard_bootstrap": lambda z, y, v: f.hard_bootstrap(z, y, 0.8, 1e-7),
     "confusion": lambda z, y, v: f.confusion(z, 1),

@@ -21,7 +21,7 @@ from lsdali.bench.machine import hardware
 from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.methods.base import Method, Needs
+from lsdali.methods.base import Method, MethodContext
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Student
 from lsdali.models.teacher import Teacher
@@ -95,7 +95,7 @@ def opened(config: Any, shape: Shape, samples: int, device: torch.device) -> tup
         return build_network(ModelConfig(name=shape.model), shape.classes)
 
     student_network = network()
-    needs = Needs(
+    needs = MethodContext(
         classes=shape.classes,
         samples=samples,
         channels=student_network.channels,

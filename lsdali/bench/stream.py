@@ -51,7 +51,7 @@ def read(options: argparse.Namespace, world: int, start: int, stop: int) -> Dige
 def stream_part(options: argparse.Namespace) -> None:
     """What one rank reads; what `stream` starts."""
     from lsdali import dist
-    from lsdali.data.pipeline.loaders import open_data, train_loader
+    from lsdali.data.pipeline.loaders import open_dataset, train_loader
     from lsdali.data.pipeline.options import Stream
     from lsdali.methods import METHODS
     from lsdali.recipe import load
@@ -60,7 +60,7 @@ def stream_part(options: argparse.Namespace) -> None:
     order = METHODS[recipe.method.name].sampling  # type: ignore[attr-defined]
     digests: Digests = []
     with dist.session() as device:
-        index = open_data(recipe.data, "train", lambda line: None)
+        index = open_dataset(recipe.data, "train", lambda line: None)
         loader = train_loader(index, recipe.data, Stream(recipe.batches, recipe.seed, device, order=order))
         while options.start + len(digests) < options.stop:
             for batch in loader.epoch(options.start + len(digests)):

@@ -64,13 +64,13 @@ def arguments() -> argparse.ArgumentParser:
 def start(args: argparse.Namespace) -> int:
     """Evaluate on this process's device. What is not bad input is raised, for torchrun to report."""
     from lsdali import dist
-    from lsdali.errors import UserError, complain
+    from lsdali.errors import UserError, report_error
 
     try:
         with dist.session() as device:
             evaluate(args, device)
     except UserError as error:
-        return complain(error)
+        return report_error(error)
     return 0
 
 

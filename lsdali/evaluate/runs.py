@@ -13,11 +13,11 @@ from torch import Tensor
 from lsdali import dist
 from lsdali.build import count_classes
 from lsdali.data.index.index import Index, open_index
-from lsdali.data.pipeline.loaders import eval_loader, open_data
+from lsdali.data.pipeline.loaders import eval_loader, open_dataset
 from lsdali.data.sets.listing import Split
 from lsdali.errors import UserError
 from lsdali.models.checkpoint_net import find_checkpoint, open_network, same_classes
-from lsdali.models.checks import size_fits
+from lsdali.models.checks import check_image_size
 from lsdali.models.student import Network, weights_digest
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe, apply, check
@@ -95,14 +95,14 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
     """
     with dist.together():
         recipe = recipe_of(run, overrides)
-        index = open_data(recipe.data, split, say=lambda line: None)
+        index = open_dataset(recipe.data, split, say=lambda line: None)
         if count_classes(recipe, index) != run.network.classes:
             raise UserError(
                 f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "
                 f"{len(index.classes)}"
             )
         same_classes(run.content, index.classes, f"the checkpoint {run.path}")
-        size_fits(run.network, recipe.model.name, (recipe.data.eval.size,))
+        check_image_size(run.network, recipe.model.name, (recipe.data.eval.size,))
     return Samples(recipe, index)
 
 

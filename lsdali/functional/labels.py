@@ -9,19 +9,19 @@ from torch import Tensor
 Mass = Literal["all", "others"]
 
 
-def lift(x: Tensor) -> Tensor:
+def as_float32(x: Tensor) -> Tensor:
     """`x` in float32, or untouched where it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """[B, K], [B] int64 -> []: mean over the batch of -log p[label]."""
-    return F.cross_entropy(lift(logits), labels)
+    return F.cross_entropy(as_float32(logits), labels)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """[B, K], [B, K] -> []: mean over the batch of -sum_k target log p."""
-    return -(lift(target) * F.log_softmax(lift(logits), 1)).sum(1).mean()
+    return -(as_float32(target) * F.log_softmax(as_float32(logits), 1)).sum(1).mean()
 
 
 def smoothing_share(smoothing: float, classes: int, mass: Mass) -> float:
@@ -41,7 +41,7 @@ def smooth_targets(labels: Tensor, classes: int, smoothing: float, mass: Mass = 
 
 def label_smoothing(logits: Tensor, labels: Tensor, smoothing: float, mass: Mass = "all") -> Tensor:
     """[B, K], [B] int64 -> []: `soft_cross_entropy` against `smooth_targets`, without building them."""
-    log_p = F.log_softmax(lift(logits), 1)
+    log_p = F.log_softmax(as_float32(logits), 1)
     classes = log_p.shape[1]
     share = smoothing_share(smoothing, classes, mass)
     on_label = log_p.gather(1, labels[:, None]).squeeze(1)
@@ -59,6 +59,6 @@ def distillation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 
     Hinton et al. 2015, section 2. The gradient is T/B (softmax(student/T) - softmax(teacher/T)).
     """
-    log_p = F.log_softmax(lift(student) / temperature, 1)
-    log_q = F.log_softmax(lift(teacher) / temperature, 1)
+    log_p = F.log_softmax(as_float32(student) / temperature, 1)
+    log_q = F.log_softmax(as_float32(teacher) / temperature, 1)
     return temperature**2 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)

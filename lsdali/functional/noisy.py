@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsdali.functional.labels import lift
+from lsdali.functional.labels import as_float32
 
 
 def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
     """[B, K] -> [B, K]."""
     if clamp is None:
-        return F.log_softmax(lift(logits), 1)
-    return F.softmax(lift(logits), 1).clamp(clamp, 1 - clamp).log()
+        return F.log_softmax(as_float32(logits), 1)
+    return F.softmax(as_float32(logits), 1).clamp(clamp, 1 - clamp).log()
 
 
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float) -> Tensor:
@@ -25,7 +25,7 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor, forward: float, reve
 
     Reverse CE is -sum_k p[k] log(label[k]) = -log(zero) (1 - p[label]).
     """
-    log_p = F.log_softmax(lift(logits), 1).gather(1, labels[:, None]).squeeze(1)
+    log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
     return forward * -log_p.mean() + reverse * -math.log(zero) * -torch.expm1(log_p).mean()
 
 
@@ -36,26 +36,26 @@ def clamped_symmetric_cross_entropy(
 
     So every wrong class adds zero * -log p to the first part.
     """
-    p = F.softmax(lift(logits), 1).clamp(clamp, 1)
+    p = F.softmax(as_float32(logits), 1).clamp(clamp, 1)
     label = F.one_hot(labels, p.shape[1]).to(p.dtype).clamp(zero, 1)
     return forward * -(label * p.log()).sum(1).mean() + reverse * -(p * label.log()).sum(1).mean()
 
 
 def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tensor:
     """(1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
-    log_p = F.log_softmax(lift(logits), 1).gather(1, labels[:, None]).squeeze(1)
+    log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
     return (-torch.expm1(q * log_p) / q).mean()
 
 
-def prior_term(logits: Tensor) -> Tensor:
+def class_prior_kl(logits: Tensor) -> Tensor:
     """-(1/K) sum_k log(batch mean of p[k]): against collapse to few classes (Tanaka et al. 2018)."""
-    log_p = F.log_softmax(lift(logits), 1)
+    log_p = F.log_softmax(as_float32(logits), 1)
     return -(torch.logsumexp(log_p, 0) - math.log(len(log_p))).mean()
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Mean entropy of the predictions."""
-    log_p = F.log_softmax(lift(logits), 1)
+    log_p = F.log_softmax(as_float32(logits), 1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
@@ -98,6 +98,6 @@ def confusion(x: Tensor, norm_over: int) -> Tensor:
     0: a norm for each class, over the pairs.
     """
     half = len(x) // 2
-    difference = lift(x[:half]) - lift(x[half : 2 * half])
+    difference = as_float32(x[:half]) - as_float32(x[half : 2 * half])
     norms: Tensor = torch.linalg.vector_norm(difference, dim=norm_over)
     return norms.sum() / len(x)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsdali.functional.labels import lift
+from lsdali.functional.labels import as_float32
 
 
 def count_votes(votes: Tensor, classes: int) -> Tensor:
@@ -47,7 +47,7 @@ def tie_size(rank: Tensor) -> Tensor:
 
 def zipf_weights(rank: Tensor, power: float = 1.0) -> Tensor:
     """r^-power."""
-    return lift(rank).pow(-power)
+    return as_float32(rank).pow(-power)
 
 
 def linear_weights(rank: Tensor, classes: int, smallest: float) -> Tensor:
@@ -56,12 +56,12 @@ def linear_weights(rank: Tensor, classes: int, smallest: float) -> Tensor:
     With `smallest` s at most 1/K and no ties, the K weights sum to 1; s = 1/K makes them equal.
     """
     slope = 2 * (1 - classes * smallest) / (classes * (classes - 1))
-    return (classes - lift(rank)) * slope + smallest
+    return (classes - as_float32(rank)) * slope + smallest
 
 
 def exponential_weights(rank: Tensor, rate: float) -> Tensor:
     """exp(-rate (r - 1))."""
-    return torch.exp(-rate * (lift(rank) - 1))
+    return torch.exp(-rate * (as_float32(rank) - 1))
 
 
 def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float, left: float, right: float) -> Tensor:
@@ -71,8 +71,8 @@ def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float
     averages over ties for votes alone, and gives each class the cell r elsewhere; without ties that is the same.
     """
     cell = (right - left) / classes
-    tied = lift(tied)
-    start = left + (lift(rank) - 1) * cell
+    tied = as_float32(tied)
+    start = left + (as_float32(rank) - 1) * cell
     # The difference of two powers, nearly equal for narrow cells and for powers near 1, would lose digits.
     length = torch.log1p(tied * cell / start)
     if power == 1:
@@ -127,7 +127,7 @@ def off_label_target(weights: Tensor, labels: Tensor) -> Tensor:
     all 0 off the label count as equal.
     """
     label = labels[:, None]
-    kept = lift(weights).scatter(1, label, 0.0)
+    kept = as_float32(weights).scatter(1, label, 0.0)
     total = kept.sum(1, keepdim=True)
     equal = torch.full_like(kept, 1 / max(kept.shape[1] - 1, 1)).scatter(1, label, 0.0)
     return torch.where(total > 0, kept / total, equal)
@@ -148,7 +148,7 @@ def label_and_others(target: Tensor, labels: Tensor, smoothing: float) -> Tensor
 
 def nearest(features: Tensor) -> Tensor:
     """[B, C] -> [B] int64: for each sample the other one of the batch whose features are nearest (Euclid)."""
-    x = lift(features)
+    x = as_float32(features)
     # Not by a matrix product, which autocast would take into half precision.
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     return distance.fill_diagonal_(torch.inf).argmin(1)
@@ -161,6 +161,6 @@ def off_label_kl(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
     0 log 0 = 0.
     """
     label = labels[:, None]
-    log_q = F.log_softmax(lift(logits).scatter(1, label, -torch.inf), 1)
+    log_q = F.log_softmax(as_float32(logits).scatter(1, label, -torch.inf), 1)
     log_q = log_q.scatter(1, label, 0.0)  # 0 times -inf would be nan
-    return F.kl_div(log_q, lift(target), reduction="none").sum(1)
+    return F.kl_div(log_q, as_float32(target), reduction="none").sum(1)

@@ -9,31 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsdali.functional.labels import lift, smooth_targets
+from lsdali.functional.labels import as_float32, smooth_targets
 
 Strength = Literal["constant", "sure", "unsure"]
 
 
 def soft_kl(logits: Tensor, target: Tensor) -> Tensor:
     """[B, K], [B, K] rows summing to 1 -> [B]: KL(target || softmax); 0 log 0 = 0."""
-    return F.kl_div(F.log_softmax(lift(logits), 1), lift(target), reduction="none").sum(1)
+    return F.kl_div(F.log_softmax(as_float32(logits), 1), as_float32(target), reduction="none").sum(1)
 
 
 def progressive_target(labels: Tensor, history: Tensor, trust: Tensor) -> Tensor:
     """[B] int64, [B, K], [B] a -> [B, K]: (1 - a) one-hot + a history (PS-KD, Kim et al. 2021)."""
     a = trust[:, None]
-    return (a * lift(history)).scatter_add(1, labels[:, None], (1 - a).to(lift(history).dtype))
+    return (a * as_float32(history)).scatter_add(1, labels[:, None], (1 - a).to(as_float32(history).dtype))
 
 
-def top_row(probabilities: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def topk_pack(probabilities: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """[B, K] -> the `keep` greatest of each row [B, k], and their classes [B, k] int64."""
-    values, classes = lift(probabilities).topk(keep, 1)
+    values, classes = as_float32(probabilities).topk(keep, 1)
     return values, classes
 
 
-def rest_row(values: Tensor, classes: Tensor, count: int) -> Tensor:
+def topk_unpack(values: Tensor, classes: Tensor, count: int) -> Tensor:
     """[B, k], [B, k] int64 -> [B, K]: the kept probabilities; what they leave of 1, spread evenly over the others."""
-    kept = lift(values)
+    kept = as_float32(values)
     rest = (1 - kept.sum(1, keepdim=True)).clamp(min=0) / max(count - kept.shape[1], 1)
     return rest.expand(-1, count).scatter(1, classes, kept)
 
@@ -51,10 +51,10 @@ def ensemble_targets(logits: Tensor, features: Tensor, temperature: float, propa
     diagonally dominant for w < 1, so the solution exists.
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        unit = F.normalize(lift(features.detach()), dim=1)
+        unit = F.normalize(as_float32(features.detach()), dim=1)
         own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
         affinity = (unit @ unit.mT).masked_fill(own, -1e9).softmax(1)
-        soft = F.softmax(lift(logits.detach()) / temperature, 1).to(unit.dtype)
+        soft = F.softmax(as_float32(logits.detach()) / temperature, 1).to(unit.dtype)
         system = torch.eye(len(unit), dtype=unit.dtype, device=unit.device) - propagation * affinity
         # solve() would wait for the device to report a singular matrix
         mixed: Tensor = torch.linalg.solve_ex(system, soft).result
@@ -69,7 +69,7 @@ def instance_strength(teacher: Tensor, labels: Tensor, smoothing: float, tempera
 
     "constant": a; "sure": a p; "unsure": a (1 - p).
     """
-    p = F.softmax(lift(teacher) / temperature, 1).gather(1, labels[:, None]).squeeze(1)
+    p = F.softmax(as_float32(teacher) / temperature, 1).gather(1, labels[:, None]).squeeze(1)
     return smoothing * {"constant": torch.ones_like(p), "sure": p, "unsure": 1 - p}[by]
 
 
@@ -79,7 +79,7 @@ def quadratic_strength(teacher: Tensor, labels: Tensor, shift: float, coefficien
     p is the teacher's probability of the label, P1 the shift, P2 the coefficient. Inferred from the appendix of
     Maher and Kull 2021 (text, and figure 6, whose curves end at 0.2 for small p), not checked against their Equation 3.
     """
-    p = F.softmax(lift(teacher), 1).gather(1, labels[:, None]).squeeze(1)
+    p = F.softmax(as_float32(teacher), 1).gather(1, labels[:, None]).squeeze(1)
     return (coefficient * (p - shift).square()).clamp(max=most)
 
 
@@ -88,28 +88,28 @@ def teacher_spread(teacher: Tensor, labels: Tensor, temperature: float) -> Tenso
 
     The same as p / (1 - p[label]) off the label, also where that is 0 / 0 in floating point.
     """
-    return F.softmax((lift(teacher) / temperature).scatter(1, labels[:, None], -torch.inf), 1)
+    return F.softmax((as_float32(teacher) / temperature).scatter(1, labels[:, None], -torch.inf), 1)
 
 
-def even_target(strength: Tensor, labels: Tensor, classes: int) -> Tensor:
+def smoothed_evenly(strength: Tensor, labels: Tensor, classes: int) -> Tensor:
     """[B], [B] int64 -> [B, K]: 1 - strength on the label, the rest evenly on the others."""
     share = (strength / (classes - 1))[:, None].expand(-1, classes)
     return share.scatter(1, labels[:, None], 1 - strength[:, None])
 
 
-def alone_target(strength: Tensor, spread: Tensor, labels: Tensor) -> Tensor:
+def smoothed_by_teacher(strength: Tensor, spread: Tensor, labels: Tensor) -> Tensor:
     """[B], [B, K] with 0 on the label, [B] int64 -> [B, K]: 1 - strength on the label, strength x spread elsewhere."""
     return (strength[:, None] * spread).scatter(1, labels[:, None], 1 - strength[:, None])
 
 
-def unlike_target(teacher: Tensor, labels: Tensor, smoothing: float, temperature: float) -> Tensor:
+def smoothed_by_dissimilarity(teacher: Tensor, labels: Tensor, smoothing: float, temperature: float) -> Tensor:
     """[B, K] logits, [B] int64 -> [B, K]: a (1 - q) / (1 - q[label]) off the label and 1 - a on it; q: softmax at T.
 
     The class-based smoothing of IBLS's code (utils/loss.py): the more alike a class is, the less it gets, and rows sum
     to 1 + a (K - 3 + 2 q[label]) / (1 - q[label]), which grows without bound with q[label].
     """
     label = labels[:, None]
-    q = F.softmax(lift(teacher) / temperature, 1)
+    q = F.softmax(as_float32(teacher) / temperature, 1)
     rest = q.scatter(1, label, 0.0).sum(1, keepdim=True)  # 1 - q[label], also where that rounds to 0
     return (smoothing * (1 - q) / rest).scatter(1, label, 1 - smoothing)
 
@@ -120,7 +120,7 @@ def logit_target(teacher: Tensor, labels: Tensor, smoothing: float, shift: Liter
     g is the logits less the row's minimum ("negative": only where that is below 0). The label loses
     a g[label] / sum g, which the others share in proportion to g, or evenly where all of theirs are 0.
     """
-    logits = lift(teacher)
+    logits = as_float32(teacher)
     low = logits.amin(1, keepdim=True)
     g = logits - (low if shift == "always" else low.clamp(max=0))
     classes, label = g.shape[1], labels[:, None]

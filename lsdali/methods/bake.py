@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.functional import cross_entropy, ensemble_targets, lift, soft_kl
+from lsdali.functional import as_float32, cross_entropy, ensemble_targets, soft_kl
 from lsdali.methods.base import Loss, Method
 from lsdali.models.student import Forward
 
@@ -42,6 +42,6 @@ class BatchEnsembling(Method):
         t = self.config.temperature
         seen, features = dist.whole_batch(out.logits.detach()), dist.whole_batch(out.features.detach())
         target = dist.own_rows(ensemble_targets(seen, features, t, self.config.propagation))
-        ensemble = t**2 * soft_kl(lift(out.logits) / t, target).mean()
+        ensemble = t**2 * soft_kl(as_float32(out.logits) / t, target).mean()
         total = ce + self.config.weight * ensemble
         return Loss(total, out.logits.detach(), {"ce": ce.detach(), "ensemble": ensemble.detach()})

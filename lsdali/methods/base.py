@@ -27,7 +27,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class MethodContext:
     """What a method's constructor is given beside its own part of the recipe."""
 
     classes: int
@@ -55,7 +55,7 @@ class Method(ABC):
 
         name: str
 
-    def __init__(self, config: Any, needs: Needs) -> None:
+    def __init__(self, config: Any, needs: MethodContext) -> None:
         """`config` is an instance of the method's own Config."""
         self.config: Any = config
 
@@ -72,7 +72,7 @@ class Method(ABC):
         return None
 
     @property
-    def unmixable(self) -> str | None:
+    def mixup_refusal(self) -> str | None:
         """Why mixed images (mixup, CutMix) have no loss here; None where `loss` reads labels by `Batch.per_label`."""
         return "no rule for mixed images is known for it"
 
@@ -100,7 +100,7 @@ class Method(ABC):
             )
 
 
-def matching_teacher(config: TeacherConfig, needs: Needs) -> Teacher:
+def matching_teacher(config: TeacherConfig, needs: MethodContext) -> Teacher:
     """The teacher. Raises UserError where it knows another number of classes."""
     teacher = needs.teacher(config)
     if teacher.classes != needs.classes:

@@ -17,7 +17,7 @@ class CrossEntropy(Method):
 
         name: Literal["ce"] = "ce"
 
-    unmixable = None
+    mixup_refusal = None
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits

@@ -8,7 +8,7 @@ from pydantic import Field
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.functional import confusion, cross_entropy, lift
+from lsdali.functional import as_float32, confusion, cross_entropy
 from lsdali.methods.base import Loss, Method
 from lsdali.models.student import Forward
 
@@ -44,6 +44,6 @@ class PairwiseConfusion(Method):
         ce = cross_entropy(logits, batch.labels)
         if clock.epoch < self.config.from_epoch:
             return Loss(ce, logits.detach(), {"ce": ce.detach()})
-        x = lift(logits) if self.config.of == "logits" else F.softmax(lift(logits), 1)
+        x = as_float32(logits) if self.config.of == "logits" else F.softmax(as_float32(logits), 1)
         apart = confusion(dist.whole_batch(x), 1 if self.config.norm == "pair" else 0)
         return Loss(ce + self.config.weight * apart, logits.detach(), {"ce": ce.detach(), "confusion": apart.detach()})

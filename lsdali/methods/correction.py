@@ -14,8 +14,8 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.errors import UserError
-from lsdali.functional import anchors, backward_correction, forward_correction
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.functional import backward_correction, forward_correction, most_confident_rows
+from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.methods.noisy import Clamp
 from lsdali.models.student import Forward, Student
 
@@ -98,7 +98,7 @@ class Correction(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.device = needs.device
         self.estimates = isinstance(config.noise, Estimated)
@@ -118,7 +118,7 @@ class Correction(Method):
 
     def observe(self, batch: Batch, logits: Tensor) -> None:
         if self.estimates:
-            self.keep_better(*anchors(logits))
+            self.keep_better(*most_confident_rows(logits))
 
     def keep_better(self, best: Tensor, rows: Tensor) -> None:
         better = best > self.best

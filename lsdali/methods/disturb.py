@@ -9,7 +9,7 @@ from torch import Tensor
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.methods.shared.draws import DISTURBED_LABELS, draws, to_device
 from lsdali.models.student import Forward
 
@@ -30,7 +30,7 @@ class DisturbLabel(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.seed, self.classes = needs.seed, needs.classes
 

@@ -12,7 +12,7 @@ from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.errors import UserError
 from lsdali.functional import Mass, distillation_kl, label_smoothing
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.models.aux_heads import ConvolutionalHead, StageHead
 from lsdali.models.student import Forward, Outputs, Probe
 
@@ -32,7 +32,7 @@ Kind = Literal["linear", "convolutional"]
 class Exits:
     """Heads on the last `count` stages before the last one, the latest first."""
 
-    def __init__(self, needs: Needs, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
+    def __init__(self, needs: MethodContext, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
         """Raises UserError where there are fewer such stages; `key` is what said how many."""
         (_, self.width), *earlier = reversed(needs.channels.items()) if needs.channels else [("", 0)]
         if count > len(earlier):
@@ -92,9 +92,9 @@ class DeepSupervision(Method):
             return self
 
     config: Config
-    unmixable = None
+    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.exits = Exits(needs, config.exits, config.head)
 

@@ -12,15 +12,15 @@ from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.functional import (
     Strength,
-    alone_target,
-    even_target,
     instance_strength,
     logit_target,
     quadratic_strength,
+    smoothed_by_teacher,
+    smoothed_evenly,
     soft_cross_entropy,
     teacher_spread,
 )
-from lsdali.methods.base import Loss, Method, Needs, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.methods.pskd import genuine
 from lsdali.methods.shared.draws import to_device
 from lsdali.models.student import Forward, Student
@@ -126,7 +126,7 @@ class InstanceSmoothing(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.teacher = matching_teacher(config.teacher, needs)
         self.memory: SampleMemory | None = None
@@ -135,7 +135,7 @@ class InstanceSmoothing(Method):
             self.each_once = True
 
     @property
-    def unmixable(self) -> str | None:
+    def mixup_refusal(self) -> str | None:
         if self.memory is None:
             return None
         return "the teacher's answers to mixed images are none to whole ones to remember; leave out `memory`"
@@ -196,9 +196,9 @@ class InstanceSmoothing(Method):
         else:
             strength = instance_strength(taught, labels, a, t, STRENGTHS[rule])
         if rule in ("ils1", "ils11", "paper_ils1"):
-            return even_target(strength, labels, taught.shape[1])
+            return smoothed_evenly(strength, labels, taught.shape[1])
         spread = teacher_spread(taught, labels, t)
-        target = alone_target(strength, spread, labels)
+        target = smoothed_by_teacher(strength, spread, labels)
         return target if not rule.endswith("_code") else unscaled(target, spread, labels, a)
 
 

@@ -9,8 +9,15 @@ from torch import Tensor
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.functional import alone_target, even_target, lift, soft_cross_entropy, teacher_spread, unlike_target
-from lsdali.methods.base import Loss, Method, Needs, matching_teacher
+from lsdali.functional import (
+    as_float32,
+    smoothed_by_dissimilarity,
+    smoothed_by_teacher,
+    smoothed_evenly,
+    soft_cross_entropy,
+    teacher_spread,
+)
+from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher import TeacherConfig
@@ -47,7 +54,7 @@ class ClassSmoothing(ClassMatrix):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs, 0.0)
         self.teacher = matching_teacher(config.teacher, needs)
         self.filled = False  # whether the matrix holds anything; the same on every rank
@@ -73,11 +80,11 @@ class ClassSmoothing(ClassMatrix):
         a, t = self.config.smoothing, self.config.temperature
         strength = torch.full_like(labels, a, dtype=self.matrix.dtype)
         if not self.filled:
-            return even_target(strength, labels, len(self.matrix))
+            return smoothed_evenly(strength, labels, len(self.matrix))
         rows = self.matrix[labels]
         if self.config.rule == "code":
-            return unlike_target(rows, labels, a, t)
-        return alone_target(strength, teacher_spread(rows, labels, t), labels)
+            return smoothed_by_dissimilarity(rows, labels, a, t)
+        return smoothed_by_teacher(strength, teacher_spread(rows, labels, t), labels)
 
     def observe(self, batch: Batch, seen: Tensor) -> None:
         """`seen` are the teacher's logits, until the matrix is there."""
@@ -92,7 +99,7 @@ class ClassSmoothing(ClassMatrix):
 
     def collect(self, outputs: Tensor, labels: Tensor) -> None:
         """[B, K] logits of the teacher, [B] int64: one more part of the means."""
-        self.sums.index_add_(0, labels, lift(outputs).to(self.sums.dtype))
+        self.sums.index_add_(0, labels, as_float32(outputs).to(self.sums.dtype))
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
         self.empty = False
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import Loss, Method, Needs, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher import TeacherConfig
 
@@ -37,9 +37,9 @@ class KnowledgeDistillation(Method):
         code (models/shallownet.py, PyTorch's default reduction)."""
 
     config: Config
-    unmixable = None
+    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.teacher = matching_teacher(config.teacher, needs)
         self.soft = config.soft / (needs.classes if config.mean == "elements" else 1)

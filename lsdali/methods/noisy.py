@@ -10,13 +10,13 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import (
+    as_float32,
     clamped_symmetric_cross_entropy,
+    class_prior_kl,
     cross_entropy,
     entropy,
     generalised_cross_entropy,
     hard_bootstrap,
-    lift,
-    prior_term,
     soft_bootstrap,
     symmetric_cross_entropy,
 )
@@ -102,7 +102,7 @@ class JointOptimisation(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        prior = self.config.prior * prior_term(dist.whole_batch(lift(logits)))
+        prior = self.config.prior * class_prior_kl(dist.whole_batch(as_float32(logits)))
         return cross_entropy(logits, labels) + prior + self.config.entropy * entropy(logits)
 
 

@@ -7,8 +7,14 @@ from torch import Tensor
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.functional import add_right, class_means, cross_entropy, keep_sharp_rows, soft_cross_entropy
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.functional import (
+    accumulate_correct,
+    class_averages,
+    cross_entropy,
+    freeze_confident_rows,
+    soft_cross_entropy,
+)
+from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 
@@ -43,7 +49,7 @@ class OnlineLabelSmoothing(ClassMatrix):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs, 0.0 if config.start == "zeros" else 1 / needs.classes)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
@@ -58,12 +64,12 @@ class OnlineLabelSmoothing(ClassMatrix):
         return soft_cross_entropy(logits, self.matrix[labels])
 
     def observe(self, batch: Batch, logits: Tensor) -> None:
-        add_right(self.sums, self.counts, logits, batch.labels)
+        accumulate_correct(self.sums, self.counts, logits, batch.labels)
         self.empty = False
 
     def end_epoch(self, student: Student, clock: Clock) -> None:
         sums, counts = self.collected()
-        new = class_means(sums, counts)
+        new = class_averages(sums, counts)
         if self.config.freeze is not None:
-            new = keep_sharp_rows(new, self.matrix, counts, self.config.freeze)
+            new = freeze_confident_rows(new, self.matrix, counts, self.config.freeze)
         self.matrix.copy_(new)  # in place: graphs may hold it

@@ -8,7 +8,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
-from lsdali.methods.base import Loss, Needs
+from lsdali.methods.base import Loss, MethodContext
 from lsdali.methods.exits import Exits, Kind
 from lsdali.methods.ols import OnlineLabelSmoothing
 from lsdali.models.student import Forward, Probe
@@ -37,7 +37,7 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.exits = Exits(needs, config.exits, config.head)
 

@@ -12,8 +12,8 @@ from typing_extensions import Self
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
-from lsdali.functional import lift, progressive_target, soft_cross_entropy
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.functional import as_float32, progressive_target, soft_cross_entropy
+from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.models.student import Forward, Network, Student
 from lsdali.state.memory import Layout, SampleMemory
 
@@ -51,7 +51,7 @@ class ProgressiveDistillation(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         if config.history == "network":
             self.past: Past = NetworkPast()
@@ -61,7 +61,7 @@ class ProgressiveDistillation(Method):
         self.each_once = True
 
     @property
-    def unmixable(self) -> str | None:
+    def mixup_refusal(self) -> str | None:
         if self.config.history == "network":
             return None
         return "predictions of mixed images are none of whole ones to remember; use history: network"
@@ -121,7 +121,7 @@ class StoredPast:
         return self.memory.read(batch.index, genuine(batch))
 
     def observe(self, batch: Batch, logits: Tensor) -> None:
-        self.memory.write(batch.index, lift(logits).softmax(1), genuine(batch))
+        self.memory.write(batch.index, as_float32(logits).softmax(1), genuine(batch))
 
     def end_epoch(self, student: Student) -> None:
         self.memory.share()
@@ -148,7 +148,7 @@ class NetworkPast:
         known = torch.full_like(batch.labels, self.taken, dtype=torch.bool)
         if not self.taken:
             return torch.zeros(len(batch), self.network.classes, device=known.device), known
-        return lift(self.network(batch.images)).softmax(1), known
+        return as_float32(self.network(batch.images)).softmax(1), known
 
     def observe(self, batch: Batch, logits: Tensor) -> None:
         pass

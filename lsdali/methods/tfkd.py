@@ -10,7 +10,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl, soft_kl, virtual_teacher
-from lsdali.methods.base import Loss, Method, Needs, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher import TeacherConfig
 
@@ -60,9 +60,9 @@ class TeacherFreeDistillation(Method):
             return self
 
     config: Config
-    unmixable = None
+    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         if config.correct <= 1 / needs.classes:
             raise UserError(

@@ -30,7 +30,7 @@ from lsdali.functional import (
     vote_rank,
     vote_target,
 )
-from lsdali.methods.base import Loss, Method, Needs
+from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.methods.exits import Exits
 from lsdali.methods.shared.distributions import (
     SOFT,
@@ -147,9 +147,9 @@ class ZipfLabelSmoothing(Method):
             return self
 
     config: Config
-    unmixable = None
+    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         check(config.distribution, needs.classes)
         self.seed, self.classes = needs.seed, needs.classes

@@ -8,7 +8,7 @@ from torch import Tensor
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import Needs, matching_teacher
+from lsdali.methods.base import MethodContext, matching_teacher
 from lsdali.methods.zls import ZipfLabelSmoothing
 from lsdali.models.student import Outputs
 from lsdali.models.teacher import TeacherConfig
@@ -34,7 +34,7 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
 
     config: Config
 
-    def __init__(self, config: Config, needs: Needs) -> None:
+    def __init__(self, config: Config, needs: MethodContext) -> None:
         super().__init__(config, needs)
         self.teacher = matching_teacher(config.teacher, needs)
 

@@ -22,7 +22,7 @@ def place_mean(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(1, 2).mean(1)
 
 
-class PlaceMean(nn.Module):
+class GlobalAvgPool(nn.Module):
     """The mean of all places, of any size: AdaptiveAvgPool2d(1) and Flatten, but the gradient lies channels last too.
 
     torch's own lies channels first, and every operation back to the next convolution would read two layouts.
@@ -35,7 +35,7 @@ class PlaceMean(nn.Module):
 
 def average() -> nn.Module:
     """[B, C, H, W] -> [B, C]."""
-    return PlaceMean()
+    return GlobalAvgPool()
 
 
 def assemble(

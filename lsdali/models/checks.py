@@ -7,7 +7,7 @@ from lsdali.models.student import Network, Probe
 from lsdali.models.teacher import Teacher
 
 
-def probes_fit(network: Network, model: str, probes: Mapping[str, Probe], method: str) -> None:
+def check_aux_heads(network: Network, model: str, probes: Mapping[str, Probe], method: str) -> None:
     """Raises UserError where the network `model` has nothing that the probes of the method could read."""
     if probes and not network.channels:
         raise UserError(f"the method '{method}' reads maps of images between stages, and '{model}' has none")
@@ -18,7 +18,7 @@ def probes_fit(network: Network, model: str, probes: Mapping[str, Probe], method
         )
 
 
-def size_fits(network: Network | Teacher, model: str, sizes: Iterable[int]) -> None:
+def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int]) -> None:
     """Raises UserError where the network takes images of one size only, and one of `sizes`, in pixels, is another."""
     wrong = set(sizes) - {network.image_size}
     if network.image_size is not None and wrong:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.functional import lift
+from lsdali.functional import as_float32
 from lsdali.models.checkpoint_net import open_network, same_classes
 from lsdali.models.families.torchvision import from_torchvision, torchvision_normal
 from lsdali.models.student import Network, Normal, weights_digest
@@ -78,7 +78,7 @@ class Teacher:
         if self._change is not None:
             images = images * self._change[0] + self._change[1]
         logits: Tensor = self._network(images)
-        return logits if self._temperature == 1 else lift(logits) / self._temperature
+        return logits if self._temperature == 1 else as_float32(logits) / self._temperature
 
 
 def load_teacher(config: TeacherConfig, classes: int, device: torch.device, names: Sequence[str] = ()) -> Teacher:

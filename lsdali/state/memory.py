@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.errors import UserError
-from lsdali.functional import rest_row, top_row
+from lsdali.functional import topk_pack, topk_unpack
 from lsdali.state.shared import shared_memory
 
 Form = Literal["dense32", "dense16", "topk"]
@@ -55,13 +55,13 @@ class Layout:
         """[B, K] -> each table's rows, on the same device."""
         values = {"shares": probabilities}
         if self.form == "topk":
-            values["shares"], values["classes"] = top_row(probabilities, self.keep)
+            values["shares"], values["classes"] = topk_pack(probabilities, self.keep)
         return {name: values[name].to(dtype) for name, (dtype, _) in self.columns().items()}
 
     def unpack(self, rows: Rows) -> Tensor:
         """Each table's rows -> [B, K] float32."""
         if self.form == "topk":
-            return rest_row(rows["shares"], rows["classes"].long(), self.classes)
+            return topk_unpack(rows["shares"], rows["classes"].long(), self.classes)
         return rows["shares"].float()
 
     @property

@@ -17,7 +17,7 @@ from lsdali.clock import PerEpoch
 from lsdali.data import DATASETS
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.pipeline.resident import ResidentEval
 from lsdali.data.sampling.augment import ColorJitter, RandAugment, RandomErasing
@@ -154,7 +154,7 @@ def test_every_format_gives_pixels_labels_and_names(tmp_path, name):
         {"root": str(tmp_path / "data"), "mean": [0, 0, 0], "std": [1, 1, 1]}
     )
     for split, (pixels, labels) in data.items():
-        index = open_data(config, split)
+        index = open_dataset(config, split)
         assert index.classes == names
         assert index.labels.tolist() == labels.tolist()
         assert np.array_equal(index.pixels, pixels)
@@ -163,7 +163,7 @@ def test_every_format_gives_pixels_labels_and_names(tmp_path, name):
     images = torch.cat([b.images[b.valid] for b in loader])
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     assert torch.equal((images * 255).round().byte(), expected)
-    trainer = train_loader(open_data(config, "train"), config, Stream(PerEpoch(5), 0, CPU))
+    trainer = train_loader(open_dataset(config, "train"), config, Stream(PerEpoch(5), 0, CPU))
     batches = list(trainer.epoch(0))
     assert sorted(i for b in batches for i in b.index.tolist()) == list(range(20))
     assert all(b.images.shape == (5, 3, config.train.size, config.train.size) for b in batches)
@@ -204,7 +204,7 @@ def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
     for tree, side, road in ((resized, 40, EvalLoader), (augmented, 28, ResidentEval)):
         said: list[str] = []
         config = DATASETS["mnist"].model_validate({"root": str(tmp_path / "data"), **tree})
-        index = open_data(config, "train", said.append)
+        index = open_dataset(config, "train", said.append)
         loader = train_loader(index, config, Stream(PerEpoch(5), 0, CPU, say=said.append))
         assert isinstance(loader, TrainLoader)
         assert said[0].startswith("train images go through DALI: data.train.")
@@ -213,14 +213,14 @@ def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
         assert all(b.images.shape == (5, 3, side, side) for b in seen)
         level = 1.01 / 255 / config.std[0]  # gray stays gray but for DALI's rounding
         assert all((b.images[:, 0] - b.images[:, 2]).abs().max() < level for b in seen)
-        assert isinstance(eval_loader(open_data(config, "val"), config, batch=4, device=CPU, half=False), road)
+        assert isinstance(eval_loader(open_dataset(config, "val"), config, batch=4, device=CPU, half=False), road)
 
 
 def test_crops_are_torchvisions(tmp_path):
     """Every crop of a padded image, flipped or not, is one of RandomCrop's, and all places occur."""
     data, _ = WRITERS["cifar10"](tmp_path)
     config = DATASETS["cifar10"].model_validate({"root": str(tmp_path), "mean": [0, 0, 0], "std": [1, 1, 1]})
-    index = open_data(config, "train")
+    index = open_dataset(config, "train")
     loader = train_loader(index, config, Stream(PerEpoch(20), 0, CPU))
     padded = np.pad(data["train"][0], ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = set()

@@ -20,7 +20,7 @@ from lsdali.data.index.index import open_index
 from lsdali.data.io import remote, store
 from lsdali.data.pipeline import dali_pipeline as runner
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.loaders import open_data
+from lsdali.data.pipeline.loaders import open_dataset
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.sets.catalog import CenterCrop, Folder, PadCrop, RandomResizedCrop
 from lsdali.data.sets.shards import Shards, expand
@@ -234,7 +234,7 @@ def test_small_images_of_a_store_are_held(site, tmp_path, texture):
     assert pack([str(tmp_path / "small"), str(tmp_path / "site/small")]) == 0
     more = {"train": PadCrop(size=20), "eval": CenterCrop(resize=20, size=20), "resident": "always"}
     roots = (site.url.replace("/data", "/small"), tmp_path / "site/small")
-    far, near = (open_data(config(r, like=roots[1], **more), "train", lambda line: None) for r in roots)
+    far, near = (open_dataset(config(r, like=roots[1], **more), "train", lambda line: None) for r in roots)
     assert np.array_equal(far.pixels, near.pixels)
 
 

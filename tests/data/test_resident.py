@@ -7,7 +7,7 @@ from PIL import Image
 
 from lsdali.clock import PerEpoch
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.loaders import eval_loader, open_data, train_loader
+from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain
 from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
@@ -45,12 +45,12 @@ SIX = PerEpoch(6)
 
 
 def train(config, said=None, batch=SIX):
-    index = open_data(config, "train", (said if said is not None else []).append)
+    index = open_dataset(config, "train", (said if said is not None else []).append)
     return train_loader(index, config, Stream(batch, 3, CPU))
 
 
 def evaluation(config, batch=4):
-    index = open_data(config, "val", lambda line: None)
+    index = open_dataset(config, "val", lambda line: None)
     return eval_loader(index, config, batch=batch, device=CPU, half=False)
 
 

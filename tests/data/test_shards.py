@@ -16,7 +16,7 @@ from lsdali.data.index.index import open_index
 from lsdali.data.io import byte_range as place
 from lsdali.data.io.header import FAULTS, probe
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.loaders import open_data, train_loader
+from lsdali.data.pipeline.loaders import open_dataset, train_loader
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.sets import shards as shards_module
 from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
@@ -112,7 +112,7 @@ def test_images_of_one_size_are_held_with_the_same_bits(tmp_path, texture):
     streams = []
     for resident in ("always", "never"):
         config = packed(tmp_path, train=PadCrop(size=20), eval=CenterCrop(resize=20, size=20), resident=resident)
-        index = open_data(config, "train", say=lambda line: None)
+        index = open_dataset(config, "train", say=lambda line: None)
         assert (index.pixels is not None) == (resident == "always")
         streams.append(list(train_loader(index, config, Stream(PerEpoch(6), 0, CPU)).epoch(0)))
     assert same(*streams)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from lsdali.data.index.index import open_index
-from lsdali.data.pipeline.loaders import open_data
+from lsdali.data.pipeline.loaders import open_dataset
 from lsdali.data.sets.splits import (
     Holdout,
     MatrixNoise,
@@ -156,5 +156,5 @@ def test_no_validation_folder_is_needed_to_hold_out(tree, plain):
     with pytest.raises(UserError, match="has no folder val"):
         open_index(plain(root), "val")
     config = plain(root, split=Holdout(fraction=0.5))
-    assert len(open_data(config, "val", print)) == 12
+    assert len(open_dataset(config, "val", print)) == 12
     assert config.validation() == "50 % of the training files, held out with seed 0"

@@ -11,7 +11,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.models.student import Outputs
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference/distillation_vectors.json").read_text())
@@ -36,7 +36,7 @@ class TableTeacher:
 def make(tree, teacher=None, classes=None):
     kind = METHODS[tree["name"]]
     teacher = TableTeacher(torch.zeros(1, classes or 3) if teacher is None else teacher)
-    needs = Needs(classes or teacher.classes, 10, {}, torch.device("cpu"), 0, lambda config: teacher)
+    needs = MethodContext(classes or teacher.classes, 10, {}, torch.device("cpu"), 0, lambda config: teacher)
     return kind(TypeAdapter(kind.Config).validate_python(tree), needs)
 
 

@@ -11,7 +11,7 @@ from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.functional import competition_rank, off_label_kl, zipf_target
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Student
 from lsdali.models.teacher import Teacher
@@ -28,7 +28,7 @@ def network(seed, classes=K):
 def needs(classes=K, teacher_classes=K):
     teacher = Teacher(network(5, teacher_classes))
     channels = {f"stage{i + 1}": 4 * 2**i for i in range(4)}
-    return Needs(classes, 100, channels, torch.device("cpu"), 0, lambda config: teacher)
+    return MethodContext(classes, 100, channels, torch.device("cpu"), 0, lambda config: teacher)
 
 
 def batch():

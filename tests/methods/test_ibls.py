@@ -10,7 +10,7 @@ from lsdali import functional as f
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.models.student import Outputs
 
 TEACHER = {"source": "checkpoint", "path": "teacher.pt"}
@@ -33,7 +33,9 @@ class CountingTeacher:
 def make(teacher=None, samples=6, **tree):
     kind = METHODS["ibls"]
     config = TypeAdapter(kind.Config).validate_python({"name": "ibls", "teacher": TEACHER, **tree})
-    method = kind(config, Needs(4, samples, {}, torch.device("cpu"), 0, lambda config: teacher or CountingTeacher()))
+    method = kind(
+        config, MethodContext(4, samples, {}, torch.device("cpu"), 0, lambda config: teacher or CountingTeacher())
+    )
     method.begin(None)
     return method
 
@@ -101,9 +103,9 @@ def test_only_missing_rows_are_asked_for():
 
 def test_with_a_memory_a_sample_may_come_once_and_whole():
     assert not make().each_once
-    assert make().unmixable is None
+    assert make().mixup_refusal is None
     assert make(memory="dense16").each_once
-    assert make(memory="dense16").unmixable == (
+    assert make(memory="dense16").mixup_refusal == (
         "the teacher's answers to mixed images are none to whole ones to remember; leave out `memory`"
     )
 

@@ -14,7 +14,7 @@ from lsdali import functional as f
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.models.student import Outputs
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "online_vectors.json").read_text())
@@ -23,7 +23,7 @@ CLAMP = 1e-7
 
 
 def make(classes=4, **tree):
-    needs = Needs(classes, 100, {"stage1": 8}, torch.device("cpu"), 3, lambda config: None)
+    needs = MethodContext(classes, 100, {"stage1": 8}, torch.device("cpu"), 3, lambda config: None)
     kind = METHODS[tree["name"]]
     return kind(TypeAdapter(kind.Config).validate_python(tree), needs)
 

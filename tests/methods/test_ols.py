@@ -17,7 +17,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
 from tests.harness import equal
@@ -29,7 +29,7 @@ CHANNELS = {"stage1": 8, "stage2": 8, "stage3": 8}
 
 
 def make(classes=4, channels=CHANNELS, **tree):
-    needs = Needs(classes, 100, channels, torch.device("cpu"), 0, lambda config: None)
+    needs = MethodContext(classes, 100, channels, torch.device("cpu"), 0, lambda config: None)
     kind = METHODS[tree.setdefault("name", "ols")]
     return kind(TypeAdapter(kind.Config).validate_python(tree), needs)
 

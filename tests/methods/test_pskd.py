@@ -14,7 +14,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
 from lsdali.state.memory import Layout
@@ -29,7 +29,7 @@ def real(x):
 def make(classes=5, samples=5, student=None, **tree):
     kind = METHODS["pskd"]
     config = TypeAdapter(kind.Config).validate_python({"name": "pskd", **tree})
-    method = kind(config, Needs(classes, samples, {}, torch.device("cpu"), 0, lambda config: None))
+    method = kind(config, MethodContext(classes, samples, {}, torch.device("cpu"), 0, lambda config: None))
     method.begin(student)
     return method
 

@@ -11,7 +11,7 @@ from lsdali import functional as f
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.metrics import Evaluation
 from lsdali.models.families.pyramid import ShakeDrop
 from lsdali.models.student import Outputs
@@ -38,7 +38,7 @@ class TableTeacher:
 
 def make(classes, **tree):
     kind = METHODS[tree["name"]]
-    needs = Needs(classes, 10, {}, CPU, 0, lambda config: TableTeacher(classes))
+    needs = MethodContext(classes, 10, {}, CPU, 0, lambda config: TableTeacher(classes))
     method = kind(TypeAdapter(kind.Config).validate_python(tree), needs)
     method.begin(None)
     return method
@@ -131,7 +131,7 @@ def test_I18_mean_logits_of_the_classes():
     method = make(4, name="ibls_cls", teacher=TEACHER)
     for part in v[0]["batches"]:
         loss, _ = run(method, torch.tensor(part["logits"]), part["labels"])
-        even = f.even_target(torch.full((len(part["labels"]),), 0.1), torch.tensor(part["labels"]), 4)
+        even = f.smoothed_evenly(torch.full((len(part["labels"]),), 0.1), torch.tensor(part["labels"]), 4)
         torch.testing.assert_close(loss.total, f.soft_cross_entropy(torch.tensor(part["logits"]), even))
         method.observe(batch_of(torch.tensor(part["logits"]), part["labels"]), loss.seen)
     method.end_epoch(None, Clock(10, PerEpoch(10), 3))

@@ -15,7 +15,7 @@ from lsdali.clock import Clock, PerEpoch
 from lsdali.data.sampling.order import uniforms
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.methods.base import Needs
+from lsdali.methods.base import MethodContext
 from lsdali.methods.shared.draws import half_normal, lomax
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
@@ -34,7 +34,7 @@ class FixedTeacher:
 
 
 def needs(classes=6, teacher=None, channels=CHANNELS):
-    return Needs(classes, 100, channels, torch.device("cpu"), 7, lambda config: FixedTeacher(teacher))
+    return MethodContext(classes, 100, channels, torch.device("cpu"), 7, lambda config: FixedTeacher(teacher))
 
 
 def make(method_needs=None, **tree):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes, StageHead
-from lsdali.models.checks import probes_fit, size_fits
+from lsdali.models.checks import check_aux_heads, check_image_size
 from lsdali.models.student import Student
 
 timm = pytest.importorskip("timm")
@@ -82,22 +82,22 @@ def test_copies_gradients_and_one_graph():
 
 def test_a_network_without_maps_refuses_methods_that_read_them():
     network = build_network(ModelConfig(name="timm/vit_tiny_patch16_224"), 7)
-    probes_fit(network, "timm/vit_tiny_patch16_224", {}, "ce")
+    check_aux_heads(network, "timm/vit_tiny_patch16_224", {}, "ce")
     with pytest.raises(UserError) as caught:
-        probes_fit(network, "timm/vit_tiny_patch16_224", {"votes": DenseVotes()}, "zls")
+        check_aux_heads(network, "timm/vit_tiny_patch16_224", {"votes": DenseVotes()}, "zls")
     assert str(caught.value) == (
         "the method 'zls' reads maps of images between stages, and 'timm/vit_tiny_patch16_224' has none"
     )
     network.channels, network.placewise = {"one": 3}, False
-    probes_fit(network, "x", {"exit": StageHead("one", 3, 7)}, "deep")
+    check_aux_heads(network, "x", {"exit": StageHead("one", 3, 7)}, "deep")
     with pytest.raises(UserError) as caught:
-        probes_fit(network, "x", {"votes": DenseVotes()}, "zls")
+        check_aux_heads(network, "x", {"votes": DenseVotes()}, "zls")
     assert str(caught.value) == (
         "the method 'zls' classifies single places of the last map, and the classifier of 'x' cannot read them"
     )
-    size_fits(network, "x", (224, 224))
+    check_image_size(network, "x", (224, 224))
     with pytest.raises(UserError) as caught:
-        size_fits(network, "x", (224, 32))
+        check_image_size(network, "x", (224, 32))
     assert str(caught.value) == (
         "'x' takes images of 224 px only, and the data has 32: set data.train.size and data.eval.size"
     )

@@ -53,7 +53,7 @@ def nearest(features):
 # ---- online label smoothing
 
 
-def class_means(logits, labels, classes):
+def class_averages(logits, labels, classes):
     rows = []
     for c in range(classes):
         right = [[exp(x) for x in log_softmax(z)] for z, y in zip(logits, labels) if y == c and z.index(max(z)) == y]
@@ -81,9 +81,9 @@ def joint(logits, labels, prior, spread):
     p = [[exp(x) for x in log_softmax(z)] for z in logits]
     ce = mean(-log(row[y]) for row, y in zip(p, labels))
     classes = range(len(p[0]))
-    prior_term = -mean(log(mean(row[k] for row in p)) for k in classes)
+    class_prior_kl = -mean(log(mean(row[k] for row in p)) for k in classes)
     entropy = mean(-fsum(x * log(x) for x in row) for row in p)
-    return ce + prior * prior_term + spread * entropy
+    return ce + prior * class_prior_kl + spread * entropy
 
 
 def bootstrap(logits, labels, trust, kind):

@@ -80,16 +80,18 @@ def test_progressive():
 @pytest.mark.parametrize("keep", [1, 4, 19])
 def test_kept_rows(keep):
     p = case()[0].softmax(1)
-    found = fast.rest_row(*fast.top_row(p, keep), 20)
+    found = fast.topk_unpack(*fast.topk_pack(p, keep), 20)
     np.testing.assert_allclose(found, [slow.kept(row, keep) for row in p.tolist()], atol=1e-15)
-    torch.testing.assert_close(fast.rest_row(*fast.top_row(p, 20), 20), p)
+    torch.testing.assert_close(fast.topk_unpack(*fast.topk_pack(p, 20), 20), p)
 
 
 LOSSES = {
     "progressive": lambda z, t, x, y: fast.soft_cross_entropy(
         z, fast.progressive_target(y, t.softmax(1), torch.full((len(y),), 0.4, device=y.device))
     ),
-    "kept": lambda z, t, x, y: fast.soft_cross_entropy(z, fast.rest_row(*fast.top_row(t.softmax(1), 4), z.shape[1])),
+    "kept": lambda z, t, x, y: fast.soft_cross_entropy(
+        z, fast.topk_unpack(*fast.topk_pack(t.softmax(1), 4), z.shape[1])
+    ),
     "virtual": lambda z, t, x, y: fast.soft_kl(z, fast.virtual_teacher(y, z.shape[1], 0.99)).mean(),
     **{rule: lambda z, t, x, y, rule=rule: fast.soft_cross_entropy(z, instance_target(t, y, rule)) for rule in RULES},
 }
@@ -108,7 +110,7 @@ def test_nothing_depends_on_the_numbers(name):
 @pytest.mark.parametrize("name", [*LOSSES, "ensemble"])
 def test_half_precision_is_lifted(name):
     def ensemble(z, t, x, y):
-        return fast.soft_kl(fast.lift(z) / 4, fast.ensemble_targets(z, x, 4.0, 0.5)).mean()
+        return fast.soft_kl(fast.as_float32(z) / 4, fast.ensemble_targets(z, x, 4.0, 0.5)).mean()
 
     loss = {**LOSSES, "ensemble": ensemble}[name]
     half = case(dtype=torch.bfloat16)

@@ -60,10 +60,10 @@ def test_class_means_in_parts():
     logits, labels, _, _ = case()
     sums, counts = torch.zeros(K, K, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)
     for part in (slice(0, 3), slice(3, B)):
-        fast.add_right(sums, counts, logits[part], labels[part])
-    expected = slow.class_means(logits.tolist(), labels.tolist(), K)
+        fast.accumulate_correct(sums, counts, logits[part], labels[part])
+    expected = slow.class_averages(logits.tolist(), labels.tolist(), K)
     assert counts.sum() >= B / 2
-    np.testing.assert_allclose(fast.class_means(sums, counts), expected, rtol=1e-12)
+    np.testing.assert_allclose(fast.class_averages(sums, counts), expected, rtol=1e-12)
 
 
 LOSSES = {
@@ -76,7 +76,7 @@ LOSSES = {
         lambda z, y, m: slow.generalised(z, y, 0.4),
     ),
     "joint": (
-        lambda z, y, m: fast.cross_entropy(z, y) + 0.5 * fast.prior_term(z) + 0.2 * fast.entropy(z),
+        lambda z, y, m: fast.cross_entropy(z, y) + 0.5 * fast.class_prior_kl(z) + 0.2 * fast.entropy(z),
         lambda z, y, m: slow.joint(z, y, 0.5, 0.2),
     ),
     "soft": (
@@ -112,7 +112,7 @@ def test_losses(name):
 def test_anchors_are_the_surest_predictions():
     logits = case()[0]
     p = logits.softmax(1).tolist()
-    best, rows = fast.anchors(logits)
+    best, rows = fast.most_confident_rows(logits)
     for k in range(K):
         surest = max(p, key=lambda row: row[k])
         assert best[k].item() == surest[k]
@@ -124,9 +124,9 @@ def test_nothing_waits_for_the_device():
     with FakeTensorMode():
         logits, labels = torch.randn(B, K), torch.randint(K, (B,))
         matrix, counts = torch.zeros(K, K), torch.zeros(K)
-        fast.add_right(matrix, counts, logits, labels)
-        new = fast.class_means(matrix, counts)
-        assert fast.keep_sharp_rows(new, matrix, counts, 0.88).shape == (K, K)
-        assert fast.anchors(logits)[1].shape == (K, K)
+        fast.accumulate_correct(matrix, counts, logits, labels)
+        new = fast.class_averages(matrix, counts)
+        assert fast.freeze_confident_rows(new, matrix, counts, 0.88).shape == (K, K)
+        assert fast.most_confident_rows(logits)[1].shape == (K, K)
         assert fast.forward_correction(logits, labels, matrix).shape == ()
         assert fast.backward_correction(logits, labels, matrix).shape == ()

@@ -17,7 +17,7 @@ from lsdali.errors import UserError
 Say = Callable[[str], None]
 
 
-def open_data(config: DataSet, split: Split, say: Say = print) -> Index:
+def open_dataset(config: DataSet, split: Split, say: Say = print) -> Index:
     """The samples that the recipe uses of one split, with their pixels where they are to be held on the device.
 
     Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine. Arrays whose images

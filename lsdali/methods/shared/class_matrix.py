@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.errors import UserError
-from lsdali.methods.base import Method, Needs
+from lsdali.methods.base import Method, MethodContext
 
 
 class ClassMatrix(Method):
@@ -16,7 +16,7 @@ class ClassMatrix(Method):
     Each rank collects for itself; `collected` gives the total and starts anew.
     """
 
-    def __init__(self, config: Any, needs: Needs, fill: float) -> None:
+    def __init__(self, config: Any, needs: MethodContext, fill: float) -> None:
         super().__init__(config, needs)
         shape = (needs.classes, needs.classes)
         self.matrix = torch.full(shape, fill, device=needs.device)

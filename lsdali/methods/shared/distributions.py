@@ -14,8 +14,8 @@ from typing_extensions import Self
 from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.functional import (
+    as_float32,
     exponential_weights,
-    lift,
     linear_weights,
     unbiased_zipf_weights,
     zipf_weights,
@@ -132,7 +132,7 @@ def rank_weights(distribution: Distribution, rank: Tensor, tied: Tensor, classes
         case ExponentialDecay(exp_lambda=rate):
             # Ratios alone count. Soft ranks may all lie far from 1, where every weight is 0 in float32: rank 1 is put
             # where the second-best class stands, because the best may be the label, which is dropped.
-            second = lift(rank).kthvalue(2, 1, keepdim=True).values
+            second = as_float32(rank).kthvalue(2, 1, keepdim=True).values
             return exponential_weights((rank - second + 1).clamp(min=1 - 80 / rate), rate)
         case UnbiasedZipf(power=power, left_bound=left, right_bound=right):
             return unbiased_zipf_weights(rank, tied, classes, power, left, right)
