@@ -48,7 +48,7 @@ def fresh(name: str) -> Student:
     """The network with dense votes where its head can read single places, its numbers drawn from seed 0."""
     torch.manual_seed(0)
     network = build_network(ModelConfig(name=name), CLASSES)
-    return Student(network, {"votes": DenseVotes()} if network.channels and network.placewise else {})
+    return Student(network, {"votes": DenseVotes()} if network.channels and network.positionwise else {})
 
 
 def images_for(name: str, seed: int) -> Tensor:
@@ -92,14 +92,14 @@ def votes_are_predictions(name: str) -> str:
     """Whether the vote of a place is what the network predicts from a last map that is this place alone."""
     student = fresh(name)
     network = student.network
-    if "votes" not in student.probes:
+    if "votes" not in student.aux_heads:
         return "no: the head reads all places at once" if network.channels else "no: it has no maps"
     images = images_for(name, 1)
     know_norms(student, images)
     out = student.eval()(images)
     if not out.logits.isfinite().all():
         return "no: its outputs are not finite"
-    votes = out.probes["votes"]
+    votes = out.aux_heads["votes"]
     stage, last = list(network.maps(images).items())[-1]
     wide = last.shape[3]
     for place in range(votes.shape[1]):
@@ -134,7 +134,7 @@ def one_graph(name: str) -> str:
         forward = torch.compile(student, backend="eager", fullgraph=True) if compiled else student
         torch.manual_seed(1)
         out = forward(images_for(name, 1))
-        found.append([out.logits.detach(), *out.probes.values()])
+        found.append([out.logits.detach(), *out.aux_heads.values()])
     torch.compiler.reset()
     same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     return "yes" if same else "no: other outputs"

@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What the images of a batch are mixed with: image b is `share` its own and 1 - share its partner's."""
+    """What the images of a batch are mixed with: image b is `lam` its own and 1 - share its partner's."""
 
     labels: Tensor  # [B] int64 class of the partners
-    share: float
+    lam: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Batch:
         """Samples start to stop - 1, as views."""
         s = slice(start, stop)
         stand_in = None if self.stand_in is None else self.stand_in[s]
-        mixture = None if self.mixture is None else Mixture(self.mixture.labels[s], self.mixture.share)
+        mixture = None if self.mixture is None else Mixture(self.mixture.labels[s], self.mixture.lam)
         return Batch(self.images[s], self.labels[s], self.index[s], self.valid[s], stand_in, mixture)
 
     def per_label(self, term: Callable[[Tensor], Tensor]) -> Tensor:
@@ -42,4 +42,4 @@ class Batch:
         """
         if self.mixture is None:
             return term(self.labels)
-        return self.mixture.share * term(self.labels) + (1 - self.mixture.share) * term(self.mixture.labels)
+        return self.mixture.lam * term(self.labels) + (1 - self.mixture.lam) * term(self.mixture.labels)

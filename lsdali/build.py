@@ -33,7 +33,7 @@ from lsdali.optim.schedule import schedule
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints, Stateful
 from lsdali.state.rng import Generators, RankBuffers, Weights, seed_all
-from lsdali.trainer import Follower, Trainer
+from lsdali.trainer import Trainer, WeightAverage
 
 
 def build(
@@ -50,9 +50,9 @@ def build(
     Raises:
         SharedError: the recipe does not fit the data, the device, the teacher or the number of processes.
     """
-    with dist.together():
+    with dist.raise_together():
         trainer = prepare(recipe, folder, device, checkpoints, events, resumes=resumes)
-    with dist.together():
+    with dist.raise_together():
         trainer.method.begin(trainer.student)
     if dist.active():
         wrapped = wrap(trainer.student, device)
@@ -86,10 +86,10 @@ def prepare(
     check_start(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    stream = Stream(recipe.batches, recipe.seed, device, precision.half, method.sampling, events.say)
+    stream = Stream(recipe.batches, recipe.seed, device, precision.half, method.sampler, events.say)
     train = train_loader(train_index, recipe.data, stream)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
-    followers: dict[str, Follower] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
+    averages: dict[str, WeightAverage] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
     trainer = Trainer(
         recipe=recipe,
         folder=folder,
@@ -101,7 +101,7 @@ def prepare(
         optimizer=optimizer,
         precision=precision,
         schedule=schedule(recipe.schedule, recipe.optimizer.lr, clock.steps_per_epoch, clock.epochs),
-        followers=followers,
+        averages=averages,
         train=train if recipe.mix is None else MixedBatches(train, recipe.mix, recipe.seed),
         val=val,
         checkpoints=checkpoints,
@@ -138,18 +138,19 @@ def parts_of(trainer: Trainer) -> dict[str, Stateful]:
         "method": trainer.method,
         "rng": Generators(trainer.device),
         "trainer": trainer,
-        **trainer.followers,
+        **trainer.averages,
     }
 
 
 def check_shares(recipe: Recipe, method: Method) -> None:
     """Raises UserError where samples that belong together would be parted, or mixed without a rule for it."""
     name = cast(Any, recipe.method).name
-    if recipe.micro_batch is not None and recipe.micro_batch < method.unit:
+    if recipe.micro_batch is not None and recipe.micro_batch < method.group_size:
         raise UserError(
-            f"micro_batch {recipe.micro_batch} is too small: the method '{name}' reads {method.unit} samples together"
+            f"micro_batch {recipe.micro_batch} is too small: "
+            f"the method '{name}' reads {method.group_size} samples together"
         )
-    if recipe.data.train.repeats > 1 and (method.each_once or method.sampling != "shuffled"):
+    if recipe.data.train.repeats > 1 and (method.each_once or method.sampler != "shuffled"):
         raise UserError(
             f"data.train.repeats {recipe.data.train.repeats} and the method '{name}' do not go together: "
             "it needs each sample once in an epoch; leave the key out"
@@ -168,8 +169,8 @@ def check_shares(recipe: Recipe, method: Method) -> None:
 
 def check_start(recipe: Recipe, method: Method) -> None:
     """Raises UserError where the run would be over before the method does anything of its own."""
-    if method.starts is not None and method.starts[1] >= recipe.epochs:
-        key, epoch = method.starts
+    if method.delayed_until is not None and method.delayed_until[1] >= recipe.epochs:
+        key, epoch = method.delayed_until
         raise UserError(
             f"{key} {epoch} leaves no epoch of {recipe.epochs} to the method '{cast(Any, recipe.method).name}', "
             f"which would be cross-entropy throughout; give at most {recipe.epochs - 1}"
@@ -195,9 +196,9 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
 
     The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     """
-    probes = method.probes()
-    check_aux_heads(network, recipe.model.name, probes, cast(Any, recipe.method).name)
-    return Student(network, probes).to(device).to(memory_format=torch.channels_last)
+    aux_heads = method.aux_heads()
+    check_aux_heads(network, recipe.model.name, aux_heads, cast(Any, recipe.method).name)
+    return Student(network, aux_heads).to(device).to(memory_format=torch.channels_last)
 
 
 def build_method(
@@ -258,7 +259,7 @@ def fix_bucket_order(wrapped: DistributedDataParallel, student: Student, size: i
     buffers = [b.clone() for b in student.buffers()]
     images = torch.zeros(2, 3, size, size, device=parameter.device)
     out = wrapped(images)
-    outputs = [out.logits, out.features, *out.probes.values()]
+    outputs = [out.logits, out.features, *out.aux_heads.values()]
     torch.stack([x.sum() for x in outputs if x.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for buffer, before in zip(student.buffers(), buffers, strict=True):

@@ -96,7 +96,7 @@ def join(*, cuda: bool, timeout: timedelta) -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_together() -> Iterator[None]:
     """A block that every rank enters: a UserError of any rank is raised on all of them.
 
     Collectives inside the block must be reached by every rank or by none.
@@ -182,7 +182,7 @@ def from_main(x: T) -> T:
     return box[0]
 
 
-def agree(module: nn.Module) -> None:
+def average_buffers(module: nn.Module) -> None:
     """Give every rank the mean of the floating-point buffers (BatchNorm's running statistics)."""
     if not active():
         return

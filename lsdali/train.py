@@ -92,7 +92,7 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
     from lsdali.state.checkpoint import Checkpoints
 
     folder = Path(recipe.run_dir or "runs")
-    with dist.together():
+    with dist.raise_together():
         lock = claim(folder)
         events = open_events(folder)
     try:

@@ -35,7 +35,7 @@ class EvalData(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-class Follower(Protocol):
+class WeightAverage(Protocol):
     """Something that watches the weights, such as their moving average."""
 
     def after_step(self, student: nn.Module, clock: Clock) -> None: ...
@@ -78,7 +78,7 @@ class Trainer:
     optimizer: Optimizer
     precision: Precision
     schedule: Callable[[int], float]
-    followers: Mapping[str, Follower]
+    averages: Mapping[str, WeightAverage]
     train: TrainData
     val: EvalData
     checkpoints: Checkpoints
@@ -100,14 +100,14 @@ class Trainer:
         losses = [self.backward(part, len(part) / len(batch), last=part is parts[-1]) for part in parts]
         self.precision.step(self.optimizer)
         for part, loss in zip(parts, losses, strict=True):
-            self.method.observe(part, loss.seen)
-        for follower in self.followers.values():
-            follower.after_step(self.student, self.clock)
+            self.method.observe(part, loss.observed)
+        for average in self.averages.values():
+            average.after_step(self.student, self.clock)
         return total_terms(losses, [len(part) / len(batch) for part in parts])
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         size = self.recipe.micro_batch or len(batch)
-        size -= size % self.method.unit
+        size -= size % self.method.group_size
         return [batch.part(start, start + size) for start in range(0, len(batch), size)]
 
     def backward(self, part: Batch, share: float, *, last: bool) -> Loss:
@@ -153,13 +153,13 @@ class Trainer:
 
     def end_epoch(self) -> bool:
         """Ranks agree, the method closes its epoch, the weights are evaluated; whether they are the best so far."""
-        dist.agree(self.student)
+        dist.average_buffers(self.student)
         self.method.end_epoch(self.student, self.clock)
         if not self.clock.done and self.clock.epoch % self.recipe.evaluate.every_epochs:
             return False
         better = self.evaluated("student", self.evaluate())
-        for name, follower in self.followers.items():
-            with follower.swapped(self.student):
+        for name, average in self.averages.items():
+            with average.swapped(self.student):
                 self.evaluated(name, self.evaluate())
         self.student.train()
         return better
@@ -216,7 +216,7 @@ class Trainer:
         images = sum(batches.at(epoch) * lengths.at(epoch) for epoch in range(self.clock.epochs))
         summary = {
             **self.record["student"],
-            **{name: self.record[name] for name in self.followers},
+            **{name: self.record[name] for name in self.averages},
             "digest": weights_digest(self.student.network),
             "images_per_second": round(images / self.seconds["training"], 2),
             "wall_seconds": round(self.seconds["wall"], 2),

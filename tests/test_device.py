@@ -79,7 +79,7 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
             host.strict = True
             with half_precision():
                 loss = method.loss(student, batch, Clock(5 * epoch, PerEpoch(5), 2))
-            method.observe(batch, loss.seen)
+            method.observe(batch, loss.observed)
             host.strict = False
             assert loss.total.is_cuda
             assert loss.total.dtype == torch.float32, "the loss is rounded to half precision"

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import log_loss
 
 from lsdali.build import build
-from lsdali.data.sampling.order import stratified
+from lsdali.data.sampling.sampler import stratified
 from lsdali.evaluate.__main__ import WAYS, arguments, start
 from lsdali.evaluate.figures import FITS, fit, rows
 from lsdali.evaluate.runs import Predicted

@@ -104,7 +104,7 @@ def opened(config: Any, shape: Shape, samples: int, device: torch.device) -> tup
         teacher=lambda _: Teacher(network().to(device).to(memory_format=torch.channels_last)),
     )
     method: Method = cast(Any, METHODS[config.name])(config, needs)
-    student = Student(student_network, method.probes()).to(device).to(memory_format=torch.channels_last).train()
+    student = Student(student_network, method.aux_heads()).to(device).to(memory_format=torch.channels_last).train()
     method.begin(student)
     return method, student
 
@@ -142,7 +142,7 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
             loss = method.loss(student, data, clock)
         precision.backward(loss.total)
         precision.step(optimizer)
-        method.observe(data, loss.seen)
+        method.observe(data, loss.observed)
 
     return step
 

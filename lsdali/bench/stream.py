@@ -57,11 +57,11 @@ def stream_part(options: argparse.Namespace) -> None:
     from lsdali.recipe import load
 
     recipe = load(options.recipe, options.overrides)
-    order = METHODS[recipe.method.name].sampling  # type: ignore[attr-defined]
+    sampler = METHODS[recipe.method.name].sampler  # type: ignore[attr-defined]
     digests: Digests = []
     with dist.session() as device:
         index = open_dataset(recipe.data, "train", lambda line: None)
-        loader = train_loader(index, recipe.data, Stream(recipe.batches, recipe.seed, device, order=order))
+        loader = train_loader(index, recipe.data, Stream(recipe.batches, recipe.seed, device, sampler=sampler))
         while options.start + len(digests) < options.stop:
             for batch in loader.epoch(options.start + len(digests)):
                 rows = zip(batch.index.tolist(), batch.labels.tolist(), batch.images.cpu().numpy(), strict=True)

@@ -82,7 +82,7 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
 
     overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
     names = [text for text in args.runs if text not in overrides]
-    with dist.together():
+    with dist.raise_together():
         check(args, names)
     runs = [open_run(Path(name), args.checkpoint, args.weights) for name in names]
     if args.plane:
@@ -90,11 +90,11 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     held_out = [open_held_out(run, overrides) for run in runs] if args.temperature == "held_out" else []
     samples = [open_samples(run, overrides) for run in runs]
     if args.ensemble:
-        with dist.together():
+        with dist.raise_together():
             same_samples(runs, samples)
     parts = [predict(run, part, device) for run, part in zip(runs, samples, strict=True)]
     kept: list[Predicted | None] = [predict(run, part, device) for run, part in zip(runs, held_out)]
-    with dist.together():
+    with dist.raise_together():
         if dist.is_main():
             pairs = zip(parts, kept or [None] * len(parts), strict=True)
             fitted = [fit(args.temperature, *pair) for pair in pairs] if args.temperature else []
@@ -126,7 +126,7 @@ def draw(args: argparse.Namespace, runs: Sequence["Run"], overrides: Sequence[st
     from lsdali.evaluate.plane import as_html, plane
 
     found = {run.name: plane(run, overrides, args.plane, device) for run in runs}
-    with dist.together():
+    with dist.raise_together():
         if dist.is_main():
             write(args.html, as_html(found, args.plane).encode(errors="replace"))
             if args.json is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lsdali.data.sampling.order import stratified
+from lsdali.data.sampling.sampler import stratified
 from lsdali.evaluate.runs import Predicted
 from lsdali.metrics import equal_bins, measure, reliability, score
 from lsdali.posthoc import IBLS, WIDE, ensemble, fit_temperature

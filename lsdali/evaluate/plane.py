@@ -54,7 +54,7 @@ def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torc
 def open_part(run: Run, overrides: Sequence[str], names: Sequence[str], split: Split) -> tuple[Samples, list[int]]:
     """The first images of the named classes, now 0, 1, 2, and what numbers they had. UserError for an unknown one."""
     samples = open_samples(run, overrides, split)
-    with dist.together():
+    with dist.raise_together():
         index = samples.index
         part = of_classes(whole(np.asarray(index.labels), index.classes), names)
         first = [np.flatnonzero(part.labels == k)[: MOST[split]] for k in range(len(names))]

@@ -71,7 +71,7 @@ class Run:
 
 def open_run(run: Path, which: str, weights: str) -> Run:
     """Raises UserError where there is no whole checkpoint, or not these weights. On every rank."""
-    with dist.together():
+    with dist.raise_together():
         path = find_checkpoint(run, which)
         content = checkpoint.read(path)
         network = open_network(content, f"the checkpoint {path}", weights).eval()
@@ -93,7 +93,7 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
 
     Raises UserError where they have other classes than the checkpoint, or images that the network does not take.
     """
-    with dist.together():
+    with dist.raise_together():
         recipe = recipe_of(run, overrides)
         index = open_dataset(recipe.data, split, say=lambda line: None)
         if count_classes(recipe, index) != run.network.classes:
@@ -113,7 +113,7 @@ def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
     part of the training data to evaluate on.
     """
     kept = [text for text in overrides if not text.startswith("data.split")]
-    with dist.together():
+    with dist.raise_together():
         recipe = recipe_of(run, kept)
         if recipe.data.split is None:
             raise UserError(f"{run.name} held out no part of its training data (data.split): use --temperature half")
@@ -154,7 +154,7 @@ def read(
     Also their labels [N] and numbers [N]. On the host, the same on every rank. Collective.
     """
     recipe, index = samples.recipe, samples.index
-    with dist.together():
+    with dist.raise_together():
         precision = Precision(recipe.precision, device)
         loader = eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
     parts, numbers = [torch.empty((0, width))], [torch.empty(0, dtype=torch.int64)]

@@ -8,7 +8,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, ensemble_targets, soft_kl
-from lsdali.methods.base import Loss, Method
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method
 from lsdali.models.student import Forward
 
 
@@ -20,8 +20,9 @@ class BatchEnsembling(Method):
     as in the paper, only the target is without gradient. The mixture is over the (micro-)batches of all processes.
     """
 
-    sampling = "class_pairs"
-    unit = 2
+    sampler = "class_pairs"
+    group_size = 2
+    mixup_refusal = NO_MIXUP_RULE
 
     class Config(Method.Config):
         """Cross-entropy + weight T^2 KL(mixed predictions at T || student at T)."""

@@ -12,7 +12,7 @@ from lsdali import config
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
-from lsdali.models.student import Forward, Probe, Student
+from lsdali.models.student import AuxHead, Forward, Student
 from lsdali.models.teacher import Teacher, TeacherConfig
 
 
@@ -21,7 +21,7 @@ class Loss:
     """What one step gives."""
 
     total: Tensor  # [] to differentiate
-    seen: Tensor  # [b, K] detached, what `observe` is given: the student's logits of the first b samples of the batch,
+    observed: Tensor  # [b, K] detached, what `observe` gets: the student's logits of the first b samples of the batch,
     # or what else the method remembers
     terms: dict[str, Tensor] = field(default_factory=dict)  # [] each, detached, to log
 
@@ -39,12 +39,16 @@ class MethodContext:
     validation: Iterable[Batch] = ()  # this rank's part, as evaluation reads it, anew in every loop
 
 
+NO_MIXUP_RULE = "no rule for mixed images is known for it"
+"""For `Method.mixup_refusal`."""
+
+
 class Method(ABC):
     """Owns the forward passes and the loss; the trainer owns the backward pass, the step and time."""
 
-    sampling: ClassVar[str] = "shuffled"
+    sampler: ClassVar[str] = "shuffled"
     """The name of the order in which training samples are read."""
-    unit: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
     """How many neighbours in a batch belong together; a micro-batch is a multiple of it."""
 
     each_once: bool = False
@@ -55,11 +59,11 @@ class Method(ABC):
 
         name: str
 
-    def __init__(self, config: Any, needs: MethodContext) -> None:
+    def __init__(self, config: Any, context: MethodContext) -> None:
         """`config` is an instance of the method's own Config."""
         self.config: Any = config
 
-    def probes(self) -> dict[str, Probe]:
+    def aux_heads(self) -> dict[str, AuxHead]:
         """Modules that run inside the student's forward. Called once, when the student is built."""
         return {}
 
@@ -67,21 +71,21 @@ class Method(ABC):
         """Once, on every rank, before the first step and before state is loaded: collectives are safe."""
 
     @property
-    def starts(self) -> tuple[str, int] | None:
+    def delayed_until(self) -> tuple[str, int] | None:
         """The key that puts off what the method does, and the epoch of its start; None where that is the first."""
         return None
 
     @property
     def mixup_refusal(self) -> str | None:
-        """Why mixed images (mixup, CutMix) have no loss here; None where `loss` reads labels by `Batch.per_label`."""
-        return "no rule for mixed images is known for it"
+        """Why mixed images (mixup, CutMix) are refused; None if `loss` reads labels by `Batch.per_label` alone."""
+        return None
 
     @abstractmethod
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         """Calls the student as often as it must. Reads the method's state, never writes it."""
 
-    def observe(self, batch: Batch, seen: Tensor) -> None:  # noqa: B027
-        """After the step: per-batch memory, from what the step's Loss has `seen`."""
+    def observe(self, batch: Batch, observed: Tensor) -> None:  # noqa: B027
+        """After the step: per-batch memory, from what the step's Loss has `observed`."""
 
     def end_epoch(self, student: Student, clock: Clock) -> None:  # noqa: B027
         """After an epoch's last step, on every rank: collectives are safe."""
@@ -100,9 +104,9 @@ class Method(ABC):
             )
 
 
-def matching_teacher(config: TeacherConfig, needs: MethodContext) -> Teacher:
+def matching_teacher(config: TeacherConfig, context: MethodContext) -> Teacher:
     """The teacher. Raises UserError where it knows another number of classes."""
-    teacher = needs.teacher(config)
-    if teacher.classes != needs.classes:
-        raise UserError(f"the teacher knows {teacher.classes} classes, but the data set has {needs.classes}")
+    teacher = context.teacher(config)
+    if teacher.classes != context.classes:
+        raise UserError(f"the teacher knows {teacher.classes} classes, but the data set has {context.classes}")
     return teacher

@@ -17,8 +17,6 @@ class CrossEntropy(Method):
 
         name: Literal["ce"] = "ce"
 
-    mixup_refusal = None
-
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
         total = batch.per_label(lambda labels: cross_entropy(logits, labels))

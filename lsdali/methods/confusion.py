@@ -9,7 +9,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, confusion, cross_entropy
-from lsdali.methods.base import Loss, Method
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method
 from lsdali.models.student import Forward
 
 
@@ -20,6 +20,8 @@ class PairwiseConfusion(Method):
     The OLS code (loss_all_methods.py, PC) takes logits and one norm for each class over all pairs:
     `of: logits, norm: class, from_epoch: 200`.
     """
+
+    mixup_refusal = NO_MIXUP_RULE
 
     class Config(Method.Config):
         """CE + weight / B * sum of norms of the differences between the first and the second half of the batch."""
@@ -36,7 +38,7 @@ class PairwiseConfusion(Method):
     config: Config
 
     @property
-    def starts(self) -> tuple[str, int]:
+    def delayed_until(self) -> tuple[str, int]:
         return "method.from_epoch", self.config.from_epoch
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:

@@ -15,7 +15,7 @@ from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.errors import UserError
 from lsdali.functional import backward_correction, forward_correction, most_confident_rows
-from lsdali.methods.base import Loss, Method, MethodContext
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext
 from lsdali.methods.noisy import Clamp
 from lsdali.models.student import Forward, Student
 
@@ -88,6 +88,8 @@ def bad_rows(matrix: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, n
 class Correction(Method):
     """What both corrections share: the noise matrix, given or estimated."""
 
+    mixup_refusal = NO_MIXUP_RULE
+
     class Config(Method.Config):
         """The noise matrix."""
 
@@ -98,17 +100,17 @@ class Correction(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.device = needs.device
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.device = context.device
         self.estimates = isinstance(config.noise, Estimated)
-        self.set_matrix(noise_matrix(config.noise, needs.classes))
+        self.set_matrix(noise_matrix(config.noise, context.classes))
         # The most certain prediction of each class in this epoch, while the matrix is being estimated.
-        self.best = torch.zeros(needs.classes, device=needs.device)
-        self.rows = torch.zeros(needs.classes, needs.classes, device=needs.device)
+        self.best = torch.zeros(context.classes, device=context.device)
+        self.rows = torch.zeros(context.classes, context.classes, device=context.device)
 
     @property
-    def starts(self) -> tuple[str, int] | None:
+    def delayed_until(self) -> tuple[str, int] | None:
         noise = self.config.noise
         return ("method.noise.epochs", noise.epochs) if isinstance(noise, Estimated) else None
 

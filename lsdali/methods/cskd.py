@@ -9,7 +9,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import Loss, Method
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method
 from lsdali.models.student import Forward
 
 
@@ -23,8 +23,9 @@ class ClassWiseDistillation(Method):
     alinlab's are a batch of 256 and two epochs here.
     """
 
-    sampling = "class_pairs"
-    unit = 2
+    sampler = "class_pairs"
+    group_size = 2
+    mixup_refusal = NO_MIXUP_RULE
 
     class Config(Method.Config):
         """Cross-entropy + weight T^2 KL(partner at T || sample at T)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
-from lsdali.methods.base import Loss, Method, MethodContext
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext
 from lsdali.methods.shared.draws import DISTURBED_LABELS, draws, to_device
 from lsdali.models.student import Forward
 
@@ -21,6 +21,8 @@ class DisturbLabel(Method):
     disturbs validation labels too; here nothing does.
     """
 
+    mixup_refusal = NO_MIXUP_RULE
+
     class Config(Method.Config):
         """Cross-entropy with labels drawn anew, uniformly from all classes, with probability `rate`."""
 
@@ -30,9 +32,9 @@ class DisturbLabel(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.seed, self.classes = needs.seed, needs.classes
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.seed, self.classes = context.seed, context.classes
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits

@@ -14,7 +14,7 @@ from lsdali.errors import UserError
 from lsdali.functional import Mass, distillation_kl, label_smoothing
 from lsdali.methods.base import Loss, Method, MethodContext
 from lsdali.models.aux_heads import ConvolutionalHead, StageHead
-from lsdali.models.student import Forward, Outputs, Probe
+from lsdali.models.student import AuxHead, Forward, Outputs
 
 
 class FromFinal(Part):
@@ -32,13 +32,13 @@ Kind = Literal["linear", "convolutional"]
 class Exits:
     """Heads on the last `count` stages before the last one, the latest first."""
 
-    def __init__(self, needs: MethodContext, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
+    def __init__(self, context: MethodContext, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
         """Raises UserError where there are fewer such stages; `key` is what said how many."""
-        (_, self.width), *earlier = reversed(needs.channels.items()) if needs.channels else [("", 0)]
+        (_, self.width), *earlier = reversed(context.channels.items()) if context.channels else [("", 0)]
         if count > len(earlier):
             raise UserError(f"{key} is {count}, but {len(earlier)} come before the last stage")
         self.stages = dict(earlier[:count])
-        self.classes, self.kind = needs.classes, kind
+        self.classes, self.kind = context.classes, kind
 
     def heads(self) -> dict[str, StageHead]:
         """New ones, by the names that they have among the probes."""
@@ -52,7 +52,7 @@ class Exits:
 
     def logits(self, out: Outputs) -> list[Tensor]:
         """[B, K] each."""
-        return [out.probes[f"exit_{name}"] for name in self.stages]
+        return [out.aux_heads[f"exit_{name}"] for name in self.stages]
 
 
 class DeepSupervision(Method):
@@ -92,13 +92,12 @@ class DeepSupervision(Method):
             return self
 
     config: Config
-    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.exits = Exits(needs, config.exits, config.head)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.exits = Exits(context, config.exits, config.head)
 
-    def probes(self) -> dict[str, Probe]:
+    def aux_heads(self) -> dict[str, AuxHead]:
         return {**self.exits.heads()}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:

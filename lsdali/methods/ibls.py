@@ -126,12 +126,12 @@ class InstanceSmoothing(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.teacher = matching_teacher(config.teacher, needs)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.teacher = matching_teacher(config.teacher, context)
         self.memory: SampleMemory | None = None
         if config.memory is not None:
-            self.memory = SampleMemory(needs.samples, Layout(config.memory, needs.classes), needs.device)
+            self.memory = SampleMemory(context.samples, Layout(config.memory, context.classes), context.device)
             self.each_once = True
 
     @property
@@ -163,18 +163,18 @@ class InstanceSmoothing(Method):
         place = to_device(new.numpy(), rows.device)
         return rows.index_copy(0, place, self.teacher(batch.images[place]).float())
 
-    def observe(self, batch: Batch, seen: Tensor) -> None:
-        """`seen` are the teacher's logits, where there is a memory."""
+    def observe(self, batch: Batch, observed: Tensor) -> None:
+        """`observed` are the teacher's logits, where there is a memory."""
         if self.memory is None:
             return
         kept = genuine(batch)
         new = ~self.memory.known(batch.index) if kept is None else ~self.memory.known(batch.index) & kept
         if new.any():
-            self.memory.write(batch.index, seen, new)
+            self.memory.write(batch.index, observed, new)
 
     def end_epoch(self, student: Student, clock: Clock) -> None:
         if self.memory is not None:
-            self.memory.share()
+            self.memory.sync()
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.memory is None else {**self.memory.state_dict()}

@@ -54,16 +54,16 @@ class ClassSmoothing(ClassMatrix):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs, 0.0)
-        self.teacher = matching_teacher(config.teacher, needs)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context, 0.0)
+        self.teacher = matching_teacher(config.teacher, context)
         self.filled = False  # whether the matrix holds anything; the same on every rank
-        self.validation = needs.validation
+        self.validation = context.validation
 
     def begin(self, student: Student) -> None:
         if self.config.means == "training":
             return
-        with dist.together():
+        with dist.raise_together():
             for batch in self.validation:
                 outputs = self.teacher(batch.images.to(torch.get_default_dtype()))  # no autocast here
                 self.collect(outputs[batch.valid], batch.labels[batch.valid])
@@ -86,10 +86,10 @@ class ClassSmoothing(ClassMatrix):
             return smoothed_by_dissimilarity(rows, labels, a, t)
         return smoothed_by_teacher(strength, teacher_spread(rows, labels, t), labels)
 
-    def observe(self, batch: Batch, seen: Tensor) -> None:
-        """`seen` are the teacher's logits, until the matrix is there."""
+    def observe(self, batch: Batch, observed: Tensor) -> None:
+        """`observed` are the teacher's logits, until the matrix is there."""
         if not self.filled:
-            self.collect(seen, batch.labels)
+            self.collect(observed, batch.labels)
         elif self.config.rule == "code":
             self.matrix.copy_((self.matrix / self.config.temperature).softmax(1))
 

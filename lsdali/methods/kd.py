@@ -37,12 +37,11 @@ class KnowledgeDistillation(Method):
         code (models/shallownet.py, PyTorch's default reduction)."""
 
     config: Config
-    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.teacher = matching_teacher(config.teacher, needs)
-        self.soft = config.soft / (needs.classes if config.mean == "elements" else 1)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.teacher = matching_teacher(config.teacher, context)
+        self.soft = config.soft / (context.classes if config.mean == "elements" else 1)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         target = self.teacher(batch.images)

@@ -25,7 +25,6 @@ class LabelSmoothing(Method):
         others: a/(K - 1) on the other classes (ZLS)."""
 
     config: Config
-    mixup_refusal = None
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits

@@ -20,7 +20,7 @@ from lsdali.functional import (
     soft_bootstrap,
     symmetric_cross_entropy,
 )
-from lsdali.methods.base import Loss, Method
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method
 from lsdali.models.student import Forward
 
 Clamp = Annotated[float, Field(ge=1e-30, lt=0.5)] | None  # float32 knows no number much smaller
@@ -28,6 +28,8 @@ Clamp = Annotated[float, Field(ge=1e-30, lt=0.5)] | None  # float32 knows no num
 
 class LogitLoss(Method):
     """A method whose loss is a function of logits and labels."""
+
+    mixup_refusal = NO_MIXUP_RULE
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits

@@ -49,8 +49,8 @@ class OnlineLabelSmoothing(ClassMatrix):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs, 0.0 if config.start == "zeros" else 1 / needs.classes)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context, 0.0 if config.start == "zeros" else 1 / context.classes)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits

@@ -11,7 +11,7 @@ from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, MethodContext
 from lsdali.methods.exits import Exits, Kind
 from lsdali.methods.ols import OnlineLabelSmoothing
-from lsdali.models.student import Forward, Probe
+from lsdali.models.student import AuxHead, Forward
 
 
 class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
@@ -37,11 +37,11 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.exits = Exits(needs, config.exits, config.head)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.exits = Exits(context, config.exits, config.head)
 
-    def probes(self) -> dict[str, Probe]:
+    def aux_heads(self) -> dict[str, AuxHead]:
         return {**self.exits.heads()}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:

@@ -51,13 +51,13 @@ class ProgressiveDistillation(Method):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
         if config.history == "network":
             self.past: Past = NetworkPast()
             return
-        layout = Layout(config.history, needs.classes, min(config.keep, needs.classes))
-        self.past = StoredPast(SampleMemory(needs.samples, layout, needs.device))
+        layout = Layout(config.history, context.classes, min(config.keep, context.classes))
+        self.past = StoredPast(SampleMemory(context.samples, layout, context.device))
         self.each_once = True
 
     @property
@@ -124,7 +124,7 @@ class StoredPast:
         self.memory.write(batch.index, as_float32(logits).softmax(1), genuine(batch))
 
     def end_epoch(self, student: Student) -> None:
-        self.memory.share()
+        self.memory.sync()
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.memory.state_dict()}

@@ -60,16 +60,15 @@ class TeacherFreeDistillation(Method):
             return self
 
     config: Config
-    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        if config.correct <= 1 / needs.classes:
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        if config.correct <= 1 / context.classes:
             raise UserError(
-                f"method.correct {config.correct:g} is no more than a guess among {needs.classes} classes: "
+                f"method.correct {config.correct:g} is no more than a guess among {context.classes} classes: "
                 "give the label's probability, such as 0.99"
             )
-        self.teacher = None if config.teacher is None else matching_teacher(config.teacher, needs)
+        self.teacher = None if config.teacher is None else matching_teacher(config.teacher, context)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         taught = None if self.teacher is None else self.teacher(batch.images)

@@ -47,7 +47,7 @@ from lsdali.methods.shared.distributions import (
 )
 from lsdali.methods.shared.draws import ZIPF_WEIGHTS, draws, to_device
 from lsdali.models.aux_heads import DenseVotes, Upsample
-from lsdali.models.student import Forward, Outputs, Probe
+from lsdali.models.student import AuxHead, Forward, Outputs
 
 
 class HardLabel(Part):
@@ -147,16 +147,15 @@ class ZipfLabelSmoothing(Method):
             return self
 
     config: Config
-    mixup_refusal = None
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        check(config.distribution, needs.classes)
-        self.seed, self.classes = needs.seed, needs.classes
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        check(config.distribution, context.classes)
+        self.seed, self.classes = context.seed, context.classes
         self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
-        self.exits = Exits(needs, 0 if config.deep is None else config.deep.exits, key="method.deep.exits")
+        self.exits = Exits(context, 0 if config.deep is None else config.deep.exits, key="method.deep.exits")
 
-    def probes(self) -> dict[str, Probe]:
+    def aux_heads(self) -> dict[str, AuxHead]:
         exits, upsample = self.exits.heads(), self.config.upsample
         if not self.dense:
             return {**exits}
@@ -241,4 +240,4 @@ class ZipfLabelSmoothing(Method):
     def votes(self, out: Outputs) -> Tensor:
         """[B, L] int64: of the last stage and of those with exits."""
         names = ["votes", *(f"votes_{name}" for name in self.exits.stages)]
-        return torch.cat([out.probes[name] for name in names], 1)
+        return torch.cat([out.aux_heads[name] for name in names], 1)

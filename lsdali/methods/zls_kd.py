@@ -34,9 +34,9 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
 
     config: Config
 
-    def __init__(self, config: Config, needs: MethodContext) -> None:
-        super().__init__(config, needs)
-        self.teacher = matching_teacher(config.teacher, needs)
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.teacher = matching_teacher(config.teacher, context)
 
     def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
         total, terms = super().total(out, batch, clock)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsdali.errors import UserError
-from lsdali.models.blocks import place_mean
-from lsdali.models.student import Probe
+from lsdali.models.blocks import mean_over_positions
+from lsdali.models.student import AuxHead
 
 Upsample = Literal["bilinear", "bicubic"]
 
@@ -16,14 +16,14 @@ CHUNK_BYTES = 64 * 2**20
 """Bound on the logits of places that exist at one time; K = 10,000 on a whole batch would be gigabytes."""
 
 
-class DenseVotes(Probe):
+class DenseVotes(AuxHead):
     """The class that the network's own classifier picks at every place of the last stage (Liang et al. 2022).
 
     Carries no gradient and keeps nothing for the backward pass. Runs in the classifier's own precision even
     under autocast: bfloat16 logits tie often, and a tie goes to the lowest class number.
     """
 
-    classifies_places = True
+    classifies_positions = True
 
     def __init__(self, upsample: Upsample | None = None, exit: "StageHead | None" = None) -> None:
         """With `exit`, that head votes at the places of its own stage; it is shared with the student's probes."""
@@ -65,7 +65,7 @@ class DenseVotes(Probe):
         return F.interpolate(maps, scale_factor=2, mode=self.upsample, align_corners=False)
 
 
-class StageHead(Probe):
+class StageHead(AuxHead):
     """A classifier of its own on one stage, for methods with several exits: linear, on the mean of the places."""
 
     def __init__(self, stage: str, channels: int, classes: int) -> None:
@@ -76,7 +76,7 @@ class StageHead(Probe):
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
         """-> [B, K] logits."""
-        logits: Tensor = self.linear(place_mean(self.body(stages[self.stage])))
+        logits: Tensor = self.linear(mean_over_positions(self.body(stages[self.stage])))
         return logits
 
 

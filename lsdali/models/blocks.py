@@ -17,7 +17,7 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
-def place_mean(x: Tensor) -> Tensor:
+def mean_over_positions(x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, C]."""
     return x.movedim(1, -1).flatten(1, 2).mean(1)
 
@@ -30,12 +30,7 @@ class GlobalAvgPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C]."""
-        return place_mean(x)
-
-
-def average() -> nn.Module:
-    """[B, C, H, W] -> [B, C]."""
-    return GlobalAvgPool()
+        return mean_over_positions(x)
 
 
 def assemble(
@@ -44,7 +39,7 @@ def assemble(
     """A Network from its stages and their widths, with an average pool and a fresh linear classifier."""
     channels = {name: width for name, (_, width) in stages.items()}
     classifier = nn.Linear(list(channels.values())[-1], classes)
-    return Network(stem, {n: m for n, (m, _) in stages.items()}, average(), classifier, channels, dropout=dropout)
+    return Network(stem, {n: m for n, (m, _) in stages.items()}, GlobalAvgPool(), classifier, channels, dropout=dropout)
 
 
 class PadShortcut(nn.Module):

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping
 
 from lsdali.errors import UserError
-from lsdali.models.student import Network, Probe
+from lsdali.models.student import AuxHead, Network
 from lsdali.models.teacher import Teacher
 
 
-def check_aux_heads(network: Network, model: str, probes: Mapping[str, Probe], method: str) -> None:
+def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHead], method: str) -> None:
     """Raises UserError where the network `model` has nothing that the probes of the method could read."""
-    if probes and not network.channels:
+    if aux_heads and not network.channels:
         raise UserError(f"the method '{method}' reads maps of images between stages, and '{model}' has none")
-    if any(probe.classifies_places for probe in probes.values()) and not network.placewise:
+    if any(head.classifies_positions for head in aux_heads.values()) and not network.positionwise:
         raise UserError(
             f"the method '{method}' classifies single places of the last map, "
             f"and the classifier of '{model}' cannot read them"

@@ -16,7 +16,7 @@ class Outputs:
 
     logits: Tensor  # [B, K]
     features: Tensor  # [B, C] what the classifier read
-    probes: dict[str, Tensor]  # what the method's probes returned, by their names
+    aux_heads: dict[str, Tensor]  # what the method's probes returned, by their names
 
 
 # Lets DDP find the tensors inside; with static_graph=True it would else silently reduce no gradient.
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
     aliases: Mapping[str, str]
     """Names of tensors in the weights that others publish (torchvision's, timm's) -> their names here."""
-    placewise: bool = True
+    positionwise: bool = True
     """Whether neck and classifier can read single places of the last map."""
     image_size: int | None = None
     """The only side of images in pixels that the network takes; None: any that is large enough."""
@@ -97,13 +97,13 @@ class Network(nn.Module):
         return self.logits(maps, self.features(maps))
 
 
-class Probe(nn.Module):
+class AuxHead(nn.Module):
     """Reads the student's stages inside its forward. What a method trains beside the network is a probe.
 
     Outside the wrapped module, DDP would not reduce its gradients, and the ranks would drift apart unnoticed.
     """
 
-    classifies_places: ClassVar[bool] = False
+    classifies_positions: ClassVar[bool] = False
     """Whether it reads the last map with the network's own classifier."""
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
@@ -114,22 +114,22 @@ class Probe(nn.Module):
 class Student(nn.Module):
     """The network in training and its probes."""
 
-    def __init__(self, network: Network, probes: Mapping[str, Probe]) -> None:
+    def __init__(self, network: Network, aux_heads: Mapping[str, AuxHead]) -> None:
         super().__init__()
         self.network = network
-        self.probes = nn.ModuleDict(probes)
+        self.aux_heads = nn.ModuleDict(aux_heads)
 
     def forward(self, images: Tensor) -> Outputs:
         """[B, 3, H, W] -> Outputs."""
         maps = self.network.maps(images)
         features = self.network.features(maps)
         logits = self.network.logits(maps, features)
-        probes = {name: probe(maps, self.network.readout) for name, probe in self.probes.items()}
-        return Outputs(logits, features, probes)
+        aux_heads = {name: head(maps, self.network.readout) for name, head in self.aux_heads.items()}
+        return Outputs(logits, features, aux_heads)
 
     def head(self) -> list[nn.Parameter]:
         """What is trained from scratch where the rest has pretrained weights: the classifier and the probes."""
-        return [*self.network.classifier.parameters(), *self.probes.parameters()]
+        return [*self.network.classifier.parameters(), *self.aux_heads.parameters()]
 
 
 def weights_digest(weights: nn.Module | Mapping[str, Tensor]) -> str:

@@ -57,7 +57,7 @@ class Average:
     def swapped(self, student: nn.Module) -> Iterator[None]:
         """Inside, the student has the average weights; after, exactly its own again."""
         own = [x.detach().clone() for x in _tensors(student)]
-        dist.agree(self._module)
+        dist.average_buffers(self._module)
         _write(_tensors(self._module), student)
         try:
             yield

@@ -33,7 +33,7 @@ class Step(Warm):
             raise ValueError(f"milestones must increase strictly; got {list(value)}")
         return value
 
-    def share(self, epoch: int, done: float) -> float:
+    def fraction(self, epoch: int, done: float) -> float:
         return self.gamma ** bisect_right(self.milestones, epoch)
 
 
@@ -44,7 +44,7 @@ class Cosine(Warm):
     final: float = Field(default=0.0, ge=0, lt=1)
     """Share of the peak that the run ends on."""
 
-    def share(self, epoch: int, done: float) -> float:
+    def fraction(self, epoch: int, done: float) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -55,14 +55,14 @@ class Linear(Warm):
     final: float = Field(default=0.0, ge=0, lt=1)
     """Share of the peak that the run ends on."""
 
-    def share(self, epoch: int, done: float) -> float:
+    def fraction(self, epoch: int, done: float) -> float:
         return 1 - (1 - self.final) * done
 
 
 class Constant(Warm):
     name: Literal["constant"] = "constant"
 
-    def share(self, epoch: int, done: float) -> float:
+    def fraction(self, epoch: int, done: float) -> float:
         return 1.0
 
 
@@ -88,7 +88,7 @@ def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: PerEpoch, epo
         epoch, place = steps_per_epoch.locate(step)
         length = steps_per_epoch.at(epoch)
         s, total, warm = epoch * length + place, epochs * length, round(config.warmup_epochs * length)
-        share = config.share(epoch, max(s - warm, 0) / max(total - warm, 1))
-        return peak * share * (s + 1) / warm if s < warm else peak * share
+        fraction = config.fraction(epoch, max(s - warm, 0) / max(total - warm, 1))
+        return peak * fraction * (s + 1) / warm if s < warm else peak * fraction
 
     return rate

@@ -4,11 +4,11 @@ Exactness. In an epoch each sample is read, then written, by one rank and in one
 which its sample was last seen, and no rank can meet another's write before the epoch's end. Stand-ins for bad files
 would break this (their sample comes twice); the caller leaves them out with `keep`.
 
-Nodes. Until `share`, rows written on one node are unknown to the others. `share` is due at each epoch's end, since any
+Nodes. Until `sync`, rows written on one node are unknown to the others. `sync` is due at each epoch's end, since any
 rank may read the row in the next one, and before rows are saved; within an epoch it changes no row still to be read.
 
 Waiting. On a GPU `write` starts a copy into pinned memory and returns; the rows reach the table at a later `write`,
-when the device has passed that point, or in `share`. `read` sends pinned rows to the device without waiting.
+when the device has passed that point, or in `sync`. `read` sends pinned rows to the device without waiting.
 """
 
 from collections import deque
@@ -159,7 +159,7 @@ class SampleMemory:
         self.seen[index] = 1
         self.fresh[index] = 1
 
-    def share(self) -> None:
+    def sync(self) -> None:
         """Give every node every row; a collective."""
         self._land(0)
         dist.barrier()
@@ -183,7 +183,7 @@ class SampleMemory:
 
     def state_dict(self) -> Rows:
         """The tables themselves, not copies: every row, on every node; a collective."""
-        self.share()
+        self.sync()
         return {**self.tables, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -18,11 +18,11 @@ def shared_memory(size: int, purpose: str) -> mmap.mmap:
 
     Raises UserError on every rank where any node has too little memory or a rank cannot reach it.
     """
-    with dist.together():
+    with dist.raise_together():
         handle = made(size, purpose) if dist.local_rank() == 0 else -1
     try:
         offers = dist.gather_objects(f"/proc/{os.getpid()}/fd/{handle}")
-        with dist.together():  # also keeps the file open until every rank has it
+        with dist.raise_together():  # also keeps the file open until every rank has it
             return mapped(offers[dist.node_leader()], size, purpose)
     finally:
         if handle >= 0:

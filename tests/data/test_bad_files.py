@@ -219,7 +219,7 @@ def test_bad_files_in_a_pair_order(zoo):
     index = open_index(config, "train")
     damage()
     loader = train_loader(
-        config.model_copy(update={"train": RandomResizedCrop(size=24)}), index, [], order="class_pairs"
+        config.model_copy(update={"train": RandomResizedCrop(size=24)}), index, [], sampler="class_pairs"
     )
     labels = torch.tensor([label for _, label, _ in run(loader)]).reshape(-1, 2)
     assert (labels[:, 0] == labels[:, 1]).all()

@@ -37,18 +37,18 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=40)])
-@pytest.mark.parametrize("order", ["shuffled", "class_pairs"])
-def test_any_number_of_ranks_gives_the_same_bits(tree, plain, as_rank, crop, order):
+@pytest.mark.parametrize("sampler", ["shuffled", "class_pairs"])
+def test_any_number_of_ranks_gives_the_same_bits(tree, plain, as_rank, crop, sampler):
     config = plain(tree(each=20), train=crop)
     index = open_index(config, "train")
     for start in (0, 4):
-        whole = samples(loader(index, config, order=order).epoch(start))
+        whole = samples(loader(index, config, sampler=sampler).epoch(start))
         assert len(whole) == (36 if start == 0 else 24)
         for world in (2, 3):
             union: dict[int, torch.Tensor] = {}
             for rank in range(world):
                 as_rank(rank, world)
-                part = samples(loader(index, config, order=order).epoch(start))
+                part = samples(loader(index, config, sampler=sampler).epoch(start))
                 assert not union.keys() & part.keys()
                 union |= part
             as_rank(0, 1)

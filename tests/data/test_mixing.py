@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lsdali.batch import Batch
-from lsdali.data.sampling.mixing import CutMix, MixConfig, MixedBatches, Mixup, box, cutmix, draw_share, mixup
+from lsdali.data.sampling.mixing import CutMix, MixConfig, MixedBatches, Mixup, box, cutmix, draw_lam, mixup
 from lsdali.functional import cross_entropy, soft_cross_entropy
 
 STEPS = 6
@@ -39,8 +39,8 @@ def test_any_number_of_ranks_and_any_start_give_the_same_stream(mix):
         ranks = [list(MixedBatches(Whole(rank, world), mix, 3).epoch(2)) for rank in range(world)]
         for number, parts in enumerate(zip(*ranks), 2):
             assert torch.equal(torch.cat([p.images for p in parts]), whole[number].images)
-            assert {None if p.mixture is None else p.mixture.share for p in parts} == {
-                None if whole[number].mixture is None else whole[number].mixture.share
+            assert {None if p.mixture is None else p.mixture.lam for p in parts} == {
+                None if whole[number].mixture is None else whole[number].mixture.lam
             }
             if whole[number].mixture is not None:
                 assert torch.equal(torch.cat([p.mixture.labels for p in parts]), whole[number].mixture.labels)
@@ -56,7 +56,7 @@ def test_mixup_is_the_weighted_sum_of_two():
     partner = torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])
     torch.testing.assert_close(mixed.images, 0.7 * plain.images + 0.3 * plain.images[partner])
     assert torch.equal(mixed.mixture.labels, plain.labels[partner])
-    assert mixed.mixture.share == 0.7
+    assert mixed.mixture.lam == 0.7
 
 
 def test_cutmix_weights_by_the_pixels_that_it_took():
@@ -68,7 +68,7 @@ def test_cutmix_weights_by_the_pixels_that_it_took():
     own = (mixed.images == plain.images)[:, 0]
     assert (taken ^ own).all()
     assert taken[0].nonzero().amin(0).tolist() == [where[0].start, where[1].start]
-    assert mixed.mixture.share == pytest.approx(own.float().mean().item())
+    assert mixed.mixture.lam == pytest.approx(own.float().mean().item())
     assert 0 < taken.float().mean() < 0.4, "the box is cut at the edge"
 
 
@@ -84,7 +84,7 @@ def test_memory_format_is_kept():
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_have_the_beta_distribution(alpha):
-    shares = np.array([draw_share(alpha, u) for u in (np.arange(4000) + 0.5) / 4000])
+    shares = np.array([draw_lam(alpha, u) for u in (np.arange(4000) + 0.5) / 4000])
     assert ((shares >= 0) & (shares <= 1)).all()
     assert shares.mean() == pytest.approx(0.5, abs=1e-3)
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=1e-2)

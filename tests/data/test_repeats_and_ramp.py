@@ -9,8 +9,8 @@ from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import TrainLoader
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.sampling.augment import ColorJitter, RandomErasing
-from lsdali.data.sampling.order import Plan
 from lsdali.data.sampling.resize_schedule import Ramp
+from lsdali.data.sampling.sampler import Plan
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
 

@@ -40,8 +40,8 @@ def test_one_loss(config: Any, folder: Path, place: Path) -> None:
     loss = trainer.method.loss(trainer.forward, batch, trainer.clock)
     assert loss.total.shape == ()
     assert torch.isfinite(loss.total)
-    assert not loss.seen.requires_grad
-    assert loss.seen.shape[1] == trainer.classes
+    assert not loss.observed.requires_grad
+    assert loss.observed.shape[1] == trainer.classes
     assert not any(term.requires_grad for term in loss.terms.values())
     assert equal(before, trainer.method.state_dict()), "loss wrote to the method's state"
     loss.total.backward()

@@ -74,7 +74,7 @@ def test_P11_class_pairs():
     close(loss.terms["pair"], v[1]["cls"])
     close(gradient[0::2], v[1]["grad"])
     assert (gradient[1::2] == 0).all(), "a partner is without gradient"
-    assert torch.equal(loss.seen, logits)
+    assert torch.equal(loss.observed, logits)
 
 
 def test_Z15_class_pairs():

@@ -44,7 +44,7 @@ def make(tree, method_needs=None):
 
 
 def student_of(method):
-    return Student(network(1), method.probes()).eval()  # evaluation mode, so that two forwards agree
+    return Student(network(1), method.aux_heads()).eval()  # evaluation mode, so that two forwards agree
 
 
 TEACHER = {"source": "checkpoint", "path": "teacher.pt"}
@@ -60,8 +60,8 @@ def test_ce():
     loss = method.loss(student, batch(), CLOCK)
     logits = student(batch().images).logits
     torch.testing.assert_close(loss.total, F.cross_entropy(logits, batch().labels))
-    assert torch.equal(loss.seen, logits)
-    assert not loss.seen.requires_grad
+    assert torch.equal(loss.observed, logits)
+    assert not loss.observed.requires_grad
 
 
 @pytest.mark.parametrize("mass", ["all", "others"])
@@ -99,7 +99,7 @@ def test_zls(upsample):
 
 def test_zls_constant_pulls_the_others_to_uniform():
     method = make({"name": "zls", "distribution": {"name": "constant"}})
-    assert method.probes() == {}
+    assert method.aux_heads() == {}
     student = student_of(method)
     loss = method.loss(student, batch(), CLOCK)
     others = torch.full((6, K), 1 / (K - 1)).scatter(1, batch().labels[:, None], 0.0)

@@ -48,7 +48,7 @@ def batch(index, stand_in=None):
 
 def step(method, part):
     loss = method.loss(lambda x: Outputs(x, x, {}), part, CLOCK)
-    method.observe(part, loss.seen)
+    method.observe(part, loss.observed)
     return loss.total
 
 

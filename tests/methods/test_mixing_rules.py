@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_both_labels(config: Any, folder: Path, tmp_path: Pa
         trainer.method.loss(trainer.student, replace(batch, labels=labels, mixture=None), trainer.clock).total
         for labels in (batch.labels, batch.mixture.labels)
     )
-    share = batch.mixture.share
+    share = batch.mixture.lam
     torch.testing.assert_close(found, share * own + (1 - share) * partner)
 
 
@@ -87,7 +87,7 @@ def test_micro_batches_do_not_change_what_is_mixed(folder: Path, tmp_path: Path)
         trainer.student.eval()
         batch = next(trainer.train.epoch(0))
         parts = trainer.micro_batches(batch)
-        assert [p.mixture.share for p in parts if p.mixture] == [batch.mixture.share] * len(parts)
+        assert [p.mixture.lam for p in parts if p.mixture] == [batch.mixture.lam] * len(parts)
         for part in parts:
             trainer.backward(part, len(part) / len(batch), last=part is parts[-1])
         grads.append(torch.cat([p.grad.flatten() for p in trainer.student.parameters() if p.grad is not None]))

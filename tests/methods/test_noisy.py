@@ -43,7 +43,7 @@ def check(v, method, expected, atol=None):
     logits = real(v["inputs"]["logits"]).requires_grad_()
     out = Outputs(logits, logits, {})
     loss = method.loss(lambda images: out, batch_of(v["inputs"]["labels"]), CLOCK)
-    assert not loss.seen.requires_grad
+    assert not loss.observed.requires_grad
     loss.total.backward()
     atol = atol or v["atol"]
     torch.testing.assert_close(loss.total.detach(), real(expected["loss"]), rtol=0, atol=atol)

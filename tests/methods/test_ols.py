@@ -61,7 +61,7 @@ def loss_of(method, logits, labels, clock=LATER, **exits):
     logits = real(logits).requires_grad_()
     out = Outputs(logits, logits, {name: real(x) for name, x in exits.items()})
     loss = method.loss(lambda images: out, batch_of(labels), clock)
-    assert not loss.seen.requires_grad
+    assert not loss.observed.requires_grad
     loss.total.backward()
     return loss.total, logits.grad
 
@@ -175,8 +175,8 @@ def test_exits_learn_from_the_final_one_and_not_the_other_way():
 
 
 def test_exits_are_stages_before_the_last():
-    assert list(make(name="exits", exits=1).probes()) == ["exit_stage2"]
-    assert list(make(name="ols_deep").probes()) == ["exit_stage2", "exit_stage1"]
+    assert list(make(name="exits", exits=1).aux_heads()) == ["exit_stage2"]
+    assert list(make(name="ols_deep").aux_heads()) == ["exit_stage2", "exit_stage1"]
     with pytest.raises(UserError, match=r"method.exits is 3, but 2 come before the last stage"):
         make(name="ols_deep", exits=3)
 
@@ -187,13 +187,13 @@ def test_exits_are_stages_before_the_last():
 )
 def test_exits_are_as_large_as_the_published_ones(name, parameters):
     network = build_network(ModelConfig(name=name), 100)
-    student = Student(network, make(100, network.channels, name="ols_deep").probes())
+    student = Student(network, make(100, network.channels, name="ols_deep").aux_heads())
     assert sum(p.numel() for p in student.parameters()) == parameters
 
 
 def test_exits_that_images_are_too_small_for_are_refused():
     network = build_network(ModelConfig(name="preact_resnet18", width=16), 5)
-    student = Student(network, make(5, network.channels, name="ols_deep").probes())
+    student = Student(network, make(5, network.channels, name="ols_deep").aux_heads())
     with pytest.raises(UserError, match=r"at least 4 x 4 places, but .stage3. gives 1 x 1: use larger images, fewer"):
         student(torch.zeros(2, 3, 4, 4))
 

@@ -109,7 +109,7 @@ def test_three_epochs_of_a_linear_network(number, steps):
             torch.stack([loss.total for loss in losses]).mean().backward()  # DDP takes the mean of the gradients
             optimizer.step()
             for part, loss in zip(parts, losses, strict=True):
-                method.observe(part, loss.seen)
+                method.observe(part, loss.observed)
             clock = clock.tick()
         method.end_epoch(None, clock)
         torch.testing.assert_close(weight.detach(), real(expected["weight_after"]), rtol=0, atol=2e-7)

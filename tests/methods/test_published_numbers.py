@@ -121,7 +121,7 @@ def test_I09_class_based_smoothing_as_written():
     for expected in v[1]["calls"]:
         loss, _ = run(method, logits, labels)
         close(loss.total, expected["loss"], rtol=1e-6)
-        method.observe(batch_of(logits, labels), loss.seen)
+        method.observe(batch_of(logits, labels), loss.observed)
         close(method.matrix, expected["class_avg_after"])
 
 
@@ -133,7 +133,7 @@ def test_I18_mean_logits_of_the_classes():
         loss, _ = run(method, torch.tensor(part["logits"]), part["labels"])
         even = f.smoothed_evenly(torch.full((len(part["labels"]),), 0.1), torch.tensor(part["labels"]), 4)
         torch.testing.assert_close(loss.total, f.soft_cross_entropy(torch.tensor(part["logits"]), even))
-        method.observe(batch_of(torch.tensor(part["logits"]), part["labels"]), loss.seen)
+        method.observe(batch_of(torch.tensor(part["logits"]), part["labels"]), loss.observed)
     method.end_epoch(None, Clock(10, PerEpoch(10), 3))
     expected = [[0.0] * 4 if None in row else row for row in v[1]]
     close(method.matrix.double(), expected)
@@ -143,7 +143,7 @@ def test_I18_mean_logits_of_the_classes():
     torch.testing.assert_close(target[1], torch.tensor([0.1 / 3, 0.9, 0.1 / 3, 0.1 / 3]))
     before = method.matrix.clone()
     loss, _ = run(method, torch.zeros(1, 4), [0], epoch=1)
-    method.observe(batch_of(torch.zeros(1, 4), [0]), loss.seen)
+    method.observe(batch_of(torch.zeros(1, 4), [0]), loss.observed)
     assert torch.equal(method.matrix, before), "the rule alike leaves the matrix as it is"
     assert method.empty
 
@@ -165,7 +165,7 @@ def test_P09_a_run_without_a_past_trains_on_labels():
     loss, gradient = run(method, logits, v[0]["y"][:2], epoch=1)
     _, label_only = run(make(5, name="ce"), logits, v[0]["y"][:2])
     torch.testing.assert_close(gradient, label_only)
-    method.observe(batch_of(logits, v[0]["y"][:2]), loss.seen)
+    method.observe(batch_of(logits, v[0]["y"][:2]), loss.observed)
     rows = method.state_dict()["shares"][:2].double()  # remembered as published: before its own step
     close(rows, v[1]["all_predictions_after"][:2], atol=2e-7)
 

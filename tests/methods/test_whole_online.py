@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsdali.batch import Batch
-from lsdali.data.sampling.order import uniforms
+from lsdali.data.sampling.sampler import uniforms
 from tests.methods.whole_runs import compare, steps
 
 K = 5
@@ -90,7 +90,7 @@ def test_ols_deep(place: Path, first_epoch: str, head: str) -> None:
             soft.enter(epoch)
             maps, y = student.network.maps(batch.images), batch.labels
             final = student.network.logits(maps, student.network.features(maps))
-            first, second = (side(head, maps[head.stage]) for head in student.probes.values())
+            first, second = (side(head, maps[head.stage]) for head in student.aux_heads.values())
             soft.add(final, y)
             hard = sum(w * F.cross_entropy(z, y) for w, z in ((1.5, final), (0.5, first), (0.5, second)))
             gentle = sum(w * soft.loss(z, y) for w, z in ((1.5, final), (0.25, first), (0.25, second)))

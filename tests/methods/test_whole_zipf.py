@@ -169,7 +169,7 @@ def test_votes_and_heads_of_earlier_stages(place: Path, exits: int, criterion: s
         return -((0.7 * hot + 0.3 * spread) * logits.log_softmax(1)).sum(1).mean()
 
     def twin(student: Any, epochs: list[list[Batch]]) -> None:
-        heads = [student.probes[f"exit_stage{stage}"].linear for stage in (3, 2)[:exits]]
+        heads = [student.aux_heads[f"exit_stage{stage}"].linear for stage in (3, 2)[:exits]]
         for _, batch, descend in steps(student, epochs):
             maps, _, logits = forward(student.network, batch.images)
             below = [maps[2], maps[1]][:exits]
@@ -190,7 +190,7 @@ def test_exits(place: Path, distill: dict[str, float] | None) -> None:
     """Cross-entropy in the first epoch, label smoothing later; the exits learn from the last one's softmax."""
 
     def twin(student: Any, epochs: list[list[Batch]]) -> None:
-        heads = [student.probes[f"exit_stage{stage}"].linear for stage in (3, 2)]
+        heads = [student.aux_heads[f"exit_stage{stage}"].linear for stage in (3, 2)]
         for epoch, batch, descend in steps(student, epochs):
             a = 0.2 if epoch else 0.0
             maps, _, logits = forward(student.network, batch.images)
@@ -286,7 +286,7 @@ def test_mixed_images(place: Path, name: str, mix: str) -> None:
             own = next(originals).images
             other, share, partners = own, 1.0, batch.labels
             if batch.mixture is not None:
-                parted, share = parted + 1, batch.mixture.share
+                parted, share = parted + 1, batch.mixture.lam
                 swap = torch.arange(8) ^ 1
                 other, partners = own[swap], batch.labels[swap]
             # Every pixel is of both, or of one of both, in the share that the labels have.

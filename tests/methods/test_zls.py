@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from lsdali import functional as f
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
-from lsdali.data.sampling.order import uniforms
+from lsdali.data.sampling.sampler import uniforms
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import MethodContext
@@ -53,10 +53,10 @@ def batch_of(labels, images=None, index=None):
     return Batch(images, torch.tensor(labels), index, torch.ones(n, dtype=torch.bool))
 
 
-def outputs(inputs, **probes):
+def outputs(inputs, **aux_heads):
     logits = real(inputs["logits"] if "logits" in inputs else inputs["logits_final"]).requires_grad_()
     features = real(inputs["features"]) if "features" in inputs else torch.zeros(len(logits), 2)
-    return Outputs(logits, features, {name: torch.tensor(x) for name, x in probes.items()})
+    return Outputs(logits, features, {name: torch.tensor(x) for name, x in aux_heads.items()})
 
 
 def without_label(x, labels):
@@ -162,7 +162,7 @@ def test_Z12_deep_votes(deep):
     v = VECTORS["Z12"]
     inputs, expected = v["inputs"], v["expected"]
     out = outputs(inputs, votes=inputs["votes_final"], votes_stage3=inputs["votes_layer3"])
-    out.probes["exit_stage3"] = real(inputs["logits_layer3"])
+    out.aux_heads["exit_stage3"] = real(inputs["logits_layer3"])
     method = make(weight=v["params"]["loss_lambda"], deep=deep)
     loss = method.loss(lambda images: out, batch_of(inputs["labels"]), CLOCK)
     close(v, loss.total, expected["total_deeplayer2" if deep else "total_deeplayer1"], FLOAT32)
@@ -177,7 +177,7 @@ def test_Z14_friends():
     out, labels = outputs(v["inputs"]), v["inputs"]["labels"]
     assert f.nearest(out.features).tolist() == v["expected"]["nearest"]
     method = make(ranking="friends", criterion={"name": "ce"})
-    assert method.probes() == {}
+    assert method.aux_heads() == {}
     check_target(v, method, out, labels, v["expected"]["non_target_pdf"])
     _, terms = method.total(out, batch_of(labels), CLOCK)
     close(v, terms["zipf"], v["expected"]["loss"], FLOAT32)
@@ -278,21 +278,21 @@ def test_votes_of_exits_are_those_of_their_own_heads():
     torch.manual_seed(0)
     method = make(deep={"exits": 2, "weight": 0.5})
     network = build_network(ModelConfig(name="preact_resnet18", width=16), 6)
-    student = Student(network, method.probes()).eval()
+    student = Student(network, method.aux_heads()).eval()
     images = torch.randn(3, 3, 16, 16)
     out, maps = student(images), network.maps(images)
     shapes = []
     for name in ("stage3", "stage2"):
-        head = student.probes[f"exit_{name}"].linear
-        torch.testing.assert_close(out.probes[f"exit_{name}"], head(maps[name].mean((2, 3))))
+        head = student.aux_heads[f"exit_{name}"].linear
+        torch.testing.assert_close(out.aux_heads[f"exit_{name}"], head(maps[name].mean((2, 3))))
         votes = head(maps[name].flatten(2).mT).argmax(2)
-        assert torch.equal(out.probes[f"votes_{name}"], votes)
+        assert torch.equal(out.aux_heads[f"votes_{name}"], votes)
         shapes.append(votes.shape[1])
     assert shapes == [16, 64]
-    every = torch.cat([out.probes[n] for n in ("votes", "votes_stage3", "votes_stage2")], 1)
+    every = torch.cat([out.aux_heads[n] for n in ("votes", "votes_stage3", "votes_stage2")], 1)
     expected = f.competition_rank(F.one_hot(every, 6).sum(1))
     assert torch.equal(method.rank(out), expected)
-    assert sum(p.numel() for p in student.probes.parameters()) == 6 * (64 + 1) + 6 * (32 + 1)
+    assert sum(p.numel() for p in student.aux_heads.parameters()) == 6 * (64 + 1) + 6 * (32 + 1)
 
 
 # ---- what a wrong recipe is told
@@ -370,10 +370,10 @@ def test_a_network_with_too_few_stages():
 def test_a_student_with_voting_exits_compiles():
     torch.manual_seed(0)
     method = make(deep={"exits": 1})
-    eager = Student(build_network(ModelConfig(name="preact_resnet18", width=16), 6), method.probes()).eval()
+    eager = Student(build_network(ModelConfig(name="preact_resnet18", width=16), 6), method.aux_heads()).eval()
     images = torch.randn(2, 3, 16, 16)
     expected = eager(images)
     eager.compile(fullgraph=True, backend="aot_eager")
     out = eager(images)
-    assert torch.equal(out.probes["votes_stage3"], expected.probes["votes_stage3"])
-    torch.testing.assert_close(out.probes["exit_stage3"], expected.probes["exit_stage3"])
+    assert torch.equal(out.aux_heads["votes_stage3"], expected.aux_heads["votes_stage3"])
+    torch.testing.assert_close(out.aux_heads["exit_stage3"], expected.aux_heads["exit_stage3"])

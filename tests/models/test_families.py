@@ -66,9 +66,9 @@ def test_shapes_and_dense_votes(name):
         assert list(maps) == list(network.stages)
         assert features.shape == (2, network.classifier.in_features)
         assert network.logits(maps, features).shape == (2, 7)
-        if network.placewise:
+        if network.positionwise:
             assert DenseVotes().vote(last, network.readout).shape == (2, last.shape[2] * last.shape[3])
-        assert network.placewise != name.startswith("vgg")
+        assert network.positionwise != name.startswith("vgg")
     assert network.classifier.out_features == network.classes == 7
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
@@ -93,7 +93,7 @@ def test_gradients_reach_every_parameter_and_copies_are_apart(name):
     student = Student(network, {"exit": StageHead(stage, width, 10)})
     twin = copy.deepcopy(student)
     out = student(torch.randn(4, 3, 32, 32))
-    (out.logits.square().sum() + out.probes["exit"].square().sum()).backward()
+    (out.logits.square().sum() + out.aux_heads["exit"].square().sum()).backward()
     dead = [n for n, p in student.named_parameters() if p.grad is None]
     assert not dead
     assert all(p.grad is None for p in twin.parameters())
@@ -108,7 +108,7 @@ def test_traces_in_one_graph(name):
     student = Student(build(name), {"votes": DenseVotes()}).eval()
     images = torch.randn(2, 3, 32, 32)
     out = torch.compile(student, backend="eager", fullgraph=True)(images)
-    assert torch.equal(out.probes["votes"], student(images).probes["votes"])
+    assert torch.equal(out.aux_heads["votes"], student(images).aux_heads["votes"])
 
 
 @pytest.mark.parametrize("name", ["pyramidnet200_shakedrop", "resnet110_sd"])

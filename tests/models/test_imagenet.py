@@ -63,11 +63,11 @@ def test_the_real_classifier_votes():
         ours, theirs = pair(name)
         images = torch.randn(2, 3, 64, 64)
         student = Student(ours, {"votes": DenseVotes()}).train()
-        votes = student(images).probes["votes"]  # in training, where dropout is on: it does not act on votes
+        votes = student(images).aux_heads["votes"]  # in training, where dropout is on: it does not act on votes
         student.eval()
         theirs.eval()
         with torch.no_grad():
-            votes = student(images).probes["votes"]
+            votes = student(images).aux_heads["votes"]
             last = list(ours.maps(images).values())[-1]
             places = last.flatten(2).movedim(2, 1)  # [B, L, C]
             head = theirs.classifier

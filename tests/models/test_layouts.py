@@ -27,8 +27,8 @@ KNOWN = {"vgg11": {("clone", "lsdali Student"): 1}}
 def test_no_copies_between_layouts(name):
     network = build_network(ModelConfig(name=name), 7)
     stage, width = next(iter(network.channels.items()))
-    probes = {"votes": DenseVotes()} if network.placewise else {}
-    student = Student(network, {**probes, "exit": StageHead(stage, width, 7)})
+    aux_heads = {"votes": DenseVotes()} if network.positionwise else {}
+    student = Student(network, {**aux_heads, "exit": StageHead(stage, width, 7)})
     side = 32 if name in CIFAR else 128 if name in SAN else 64
     found = conversions(student, torch.randn(2, 3, side, side))
     assert {key: n for key, n in found.items() if key[0] in COPYING} == KNOWN.get(name, {})

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lsdali.models import aux_heads as probes
+from lsdali.models import aux_heads as aux_heads
 from lsdali.models.aux_heads import DenseVotes, StageHead
 from lsdali.models.student import Network, Student
 
@@ -36,7 +36,7 @@ def student():
 
 
 def objective(out, labels):
-    return F.cross_entropy(out.logits, labels) + F.cross_entropy(out.probes["exit"], labels)
+    return F.cross_entropy(out.logits, labels) + F.cross_entropy(out.aux_heads["exit"], labels)
 
 
 def images_and_labels():
@@ -65,7 +65,7 @@ def test_Z13_votes(upsample):
 @pytest.mark.parametrize("upsample", [None, "bilinear", "bicubic"])
 @pytest.mark.parametrize("chunk", [1, 64 * 2**20])
 def test_votes_are_those_of_the_resized_map(upsample, chunk, monkeypatch):
-    monkeypatch.setattr(probes, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(aux_heads, "CHUNK_BYTES", chunk)
     maps, classifier = torch.randn(5, 6, 4, 3).double(), nn.Linear(6, 20).double()
     votes = DenseVotes(upsample)({"last": maps}, classifier)
     if upsample:
@@ -115,7 +115,7 @@ def test_votes_of_many_classes_stay_small(upsample):
     with LargestBytes() as largest:
         votes = DenseVotes(upsample)({"last": maps}, classifier)
     assert votes.shape == (64, 196 if upsample else 49)
-    assert largest.bytes <= probes.CHUNK_BYTES
+    assert largest.bytes <= aux_heads.CHUNK_BYTES
 
 
 def test_votes_wait_for_nothing():
@@ -132,9 +132,9 @@ def test_outputs():
     model = student()
     images, labels = images_and_labels()
     out = model(images)
-    assert out.logits.shape == out.probes["exit"].shape == (8, 5)
+    assert out.logits.shape == out.aux_heads["exit"].shape == (8, 5)
     assert out.features.shape == (8, 16)
-    assert out.probes["votes"].shape == (8, 25)
+    assert out.aux_heads["votes"].shape == (8, 25)
     assert torch.equal(out.logits, model.network(images))
     objective(out, labels).backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -153,7 +153,7 @@ def gradients_on_a_rank(rank, rendezvous, results, static):
             model.zero_grad()
             out = wrapped(images[part])
             objective(out, labels[part]).backward()
-        assert out.probes["votes"].shape == (4, 25)
+        assert out.aux_heads["votes"].shape == (4, 25)
         torch.save([p.grad for p in model.parameters()], results[rank])
         del wrapped
     finally:
@@ -181,7 +181,7 @@ def test_compiles():
     assert eager.state_dict().keys() == compiled.state_dict().keys()
     expected, out = eager(images), compiled(images)
     torch.testing.assert_close(out.logits, expected.logits)
-    assert torch.equal(out.probes["votes"], expected.probes["votes"])
+    assert torch.equal(out.aux_heads["votes"], expected.aux_heads["votes"])
     objective(expected, labels).backward()
     objective(out, labels).backward()
     for a, b in zip(compiled.parameters(), eager.parameters(), strict=True):

@@ -72,12 +72,12 @@ def test_copies_gradients_and_one_graph():
     images = torch.randn(2, 3, 64, 64)
     out = student(images)
     assert out.logits.grad_fn is not None
-    (out.logits.sum() + out.probes["exit"].sum()).backward()
+    (out.logits.sum() + out.aux_heads["exit"].sum()).backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in twin.parameters())
     twin.eval()
     compiled = torch.compile(twin, backend="eager", fullgraph=True)(images)
-    assert torch.equal(compiled.probes["votes"], twin(images).probes["votes"])
+    assert torch.equal(compiled.aux_heads["votes"], twin(images).aux_heads["votes"])
 
 
 def test_a_network_without_maps_refuses_methods_that_read_them():
@@ -88,7 +88,7 @@ def test_a_network_without_maps_refuses_methods_that_read_them():
     assert str(caught.value) == (
         "the method 'zls' reads maps of images between stages, and 'timm/vit_tiny_patch16_224' has none"
     )
-    network.channels, network.placewise = {"one": 3}, False
+    network.channels, network.positionwise = {"one": 3}, False
     check_aux_heads(network, "x", {"exit": StageHead("one", 3, 7)}, "deep")
     with pytest.raises(UserError) as caught:
         check_aux_heads(network, "x", {"votes": DenseVotes()}, "zls")

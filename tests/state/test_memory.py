@@ -145,7 +145,7 @@ def train(memory, rank, ranks, epochs, stop=None, after=0):
         for i in steps.flatten().tolist():
             last[i] = epoch
         if epoch in epochs and not (epoch == max(epochs) and stop is not None):
-            memory.share()
+            memory.sync()
 
 
 def environment(rank, ranks, per_node, port):
@@ -261,6 +261,6 @@ def test_a_gpu_is_never_waited_for(layout):
             here.write(samples, values, keep)
             assert torch.equal(known.cpu(), known_here)
             torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=0)
-        there.share()
-        here.share()
+        there.sync()
+        here.sync()
     assert all(torch.equal(a, b) for a, b in zip(there.state_dict().values(), here.state_dict().values()))

@@ -16,7 +16,7 @@ from lsdali.data.index.index import Index
 from lsdali.data.io.byte_range import Memory, Place
 from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.io.remote import RemoteRanges
-from lsdali.data.sampling.order import Ints
+from lsdali.data.sampling.sampler import Ints
 from lsdali.errors import UserError
 
 FORMAT = "1"  # of the cached array; raise it when its content changes

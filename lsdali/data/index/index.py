@@ -19,7 +19,7 @@ from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.io.header import FAULTS, GOOD, Probe, probe
 from lsdali.data.io.remote import RemoteRanges, load_ranges
 from lsdali.data.io.store import times
-from lsdali.data.sampling.order import Ints, stratified
+from lsdali.data.sampling.sampler import Ints, stratified
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Listing, Split
 from lsdali.data.sets.splits import Chosen, held_out, noisy, of_classes, whole

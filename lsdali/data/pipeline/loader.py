@@ -32,7 +32,7 @@ from lsdali.data.sampling.crops import (
     random_resized_crop,
     squared_crop,
 )
-from lsdali.data.sampling.order import Ints, Plan, eval_slices
+from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop, SquaredCrop
 from lsdali.data.sets.listing import few
 from lsdali.errors import UserError
@@ -54,7 +54,7 @@ class TrainLoader:
     def __init__(self, index: Index, config: DataSet, stream: Stream) -> None:
         self.index, self._config, self._seed, self._say = index, config, stream.seed, stream.say
         self._plan = Plan(
-            np.asarray(index.labels), stream.batch, dist.world(), stream.seed, stream.order, config.train.repeats
+            np.asarray(index.labels), stream.batch, dist.world(), stream.seed, stream.sampler, config.train.repeats
         )
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
@@ -92,7 +92,7 @@ class TrainLoader:
                 continue
             stand_in = torch.from_numpy(self._stand_ins.pop(self._runner.position - 1))
             yield replace(_batch(self.index, images, index, self._valid[: len(index)]), stand_in=stand_in)
-        self._share()
+        self._sync_bad_files()
 
     def close(self) -> None:
         """Free DALI's threads and memory."""
@@ -134,7 +134,7 @@ class TrainLoader:
             self._name([i])
         self._refuse_many_bad()
 
-    def _share(self) -> None:
+    def _sync_bad_files(self) -> None:
         """Ranks tell each other what they found: rank 0 names it, no other rank meets it, and all count alike."""
         found = {i: reason for part in dist.gather_objects(self._found) for i, reason in part.items()}
         self._found = {}
@@ -145,7 +145,7 @@ class TrainLoader:
             self._good[met_by_others] = False
             self._runner.close()  # batches prepared ahead hold them
             self._name(met_by_others)
-        with dist.together():
+        with dist.raise_together():
             self._refuse_many_bad()
 
     def _name(self, numbers: Iterable[int]) -> None:

@@ -16,5 +16,5 @@ class Stream:
     seed: int
     device: torch.device
     half: bool = False  # images in 16 bit
-    order: str = "shuffled"  # a name in ORDERS
+    sampler: str = "shuffled"  # a name in SAMPLERS
     say: Callable[[str], None] = print  # gets one line for each bad file

@@ -17,7 +17,7 @@ from lsdali.data.index.decode_cache import one_size
 from lsdali.data.index.index import Index
 from lsdali.data.pipeline.options import Stream
 from lsdali.data.sampling.crops import center_crop, crop_uniforms, flips, pad_crop
-from lsdali.data.sampling.order import Ints, Plan, eval_slices
+from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop
 from lsdali.data.sets.listing import Split
 
@@ -51,7 +51,7 @@ class ResidentTrain:
         assert isinstance(config.train, PadCrop), "obstacle() was not asked"
         device, batch = stream.device, stream.batch
         self.index, self._crop, self._seed, self._device = index, config.train, stream.seed, device
-        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), stream.seed, stream.order)
+        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), stream.seed, stream.sampler)
         side, pad = self._crop.size, self._crop.pad
         images = _on_device(index, device, pad)
         # [N, y, x, side, side, C]: every window is a view

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lsdali.config import Config
-from lsdali.data.sampling.order import Ints, uniforms
 from lsdali.data.sampling.resize_schedule import Ramp
+from lsdali.data.sampling.sampler import Ints, uniforms
 
 Floats = NDArray[np.float64]
 Choices = tuple[NDArray[Any], ...]  # [n, ...] each, as the graph reads them

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.sampling.order import Ints, uniforms
+from lsdali.data.sampling.sampler import Ints, uniforms
 
 Floats = NDArray[np.float64]
 Sizes = NDArray[np.integer[Any]]

@@ -1,7 +1,7 @@
 """Mixing: mixup and CutMix on the device, after the loader.
 
 Samples 2j and 2j + 1 of a batch are each other's partners: the order is shuffled, so neighbours are random pairs, and a
-pair never crosses ranks. The share and the box of a step are functions of (seed, step). So the mixed images
+pair never crosses ranks. lam and the box of a step are functions of (seed, step). So the mixed images
 are the same on any number of ranks and in any micro-batches.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lsdali.batch import Batch, Mixture
 from lsdali.config import Config
-from lsdali.data.sampling.order import uniforms
+from lsdali.data.sampling.sampler import uniforms
 
 _MIX = 104  # stream of random numbers
 
@@ -26,7 +26,7 @@ class Mixup(Config):
 
     name: Literal["mixup"] = "mixup"
     alpha: float = Field(gt=0)
-    """The share of the first image is drawn from Beta(alpha, alpha), once for a step; published: 0.2, 1.0."""
+    """lam, the weight of the first image, is drawn from Beta(alpha, alpha), once for a step; published: 0.2, 1.0."""
     probability: float = Field(1.0, gt=0, le=1)
     """Share of the steps whose images are mixed."""
 
@@ -63,45 +63,45 @@ class MixedBatches:
             if chance >= self.config.probability:
                 yield batch
             elif isinstance(self.config, Mixup):
-                yield mixup(batch, draw_share(self.config.alpha, first))
+                yield mixup(batch, draw_lam(self.config.alpha, first))
             else:
-                yield cutmix(batch, box(draw_share(self.config.alpha, first), y, x, batch.images.shape[2:]))
+                yield cutmix(batch, box(draw_lam(self.config.alpha, first), y, x, batch.images.shape[2:]))
 
 
-def draw_share(alpha: float, u: float) -> float:
+def draw_lam(alpha: float, u: float) -> float:
     """A number in [0, 1) -> one of Beta(alpha, alpha)."""
     return float(betaincinv(alpha, alpha, u))
 
 
-def box(share: float, y: float, x: float, size: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns that the partner fills: 1 - share of the image, centred at (y, x) in [0, 1), cut at its edge.
+def box(lam: float, y: float, x: float, size: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns that the partner fills: 1 - lam of the image, centred at (y, x) in [0, 1), cut at its edge.
 
     As clovaai/CutMix-PyTorch (train.py): sides and centre are rounded down to pixels.
     """
     spans = []
     for length, centre in zip(size, (y, x), strict=True):
-        side, middle = int(length * (1 - share) ** 0.5), int(length * centre)
+        side, middle = int(length * (1 - lam) ** 0.5), int(length * centre)
         spans.append(slice(max(middle - side // 2, 0), min(middle + side // 2, length)))
     return spans[0], spans[1]
 
 
-def mixup(batch: Batch, share: float) -> Batch:
-    """share x + (1 - share) partner."""
-    images, partner = batch.images * share, batch.images * (1 - share)
+def mixup(batch: Batch, lam: float) -> Batch:
+    """Return lam x + (1 - lam) partner."""
+    images, partner = batch.images * lam, batch.images * (1 - lam)
     images[0::2] += partner[1::2]
     images[1::2] += partner[0::2]
-    return replace(batch, images=images, mixture=Mixture(swapped(batch.labels), share))
+    return replace(batch, images=images, mixture=Mixture(swapped(batch.labels), lam))
 
 
 def cutmix(batch: Batch, where: tuple[slice, slice]) -> Batch:
-    """The partner's pixels inside the box, whose area then decides the share."""
+    """The partner's pixels inside the box, whose area then decides lam."""
     rows, columns = where
     images = batch.images.clone()
     images[0::2, :, rows, columns] = batch.images[1::2, :, rows, columns]
     images[1::2, :, rows, columns] = batch.images[0::2, :, rows, columns]
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
-    share = 1 - area / (images.shape[2] * images.shape[3])
-    return replace(batch, images=images, mixture=Mixture(swapped(batch.labels), share))
+    lam = 1 - area / (images.shape[2] * images.shape[3])
+    return replace(batch, images=images, mixture=Mixture(swapped(batch.labels), lam))
 
 
 def swapped(x: Tensor) -> Tensor:

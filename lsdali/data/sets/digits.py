@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali.data.io.cache import new_folder
-from lsdali.data.sampling.order import stratified
+from lsdali.data.sampling.sampler import stratified
 
 VAL_SAMPLES = 360
 

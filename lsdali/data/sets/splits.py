@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lsdali.config import Config
-from lsdali.data.sampling.order import Ints, stratified, uniforms
+from lsdali.data.sampling.sampler import Ints, stratified, uniforms
 from lsdali.data.sets.listing import Split, few
 from lsdali.errors import UserError
 

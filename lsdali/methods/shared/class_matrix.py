@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsdali import dist
 from lsdali.errors import UserError
-from lsdali.methods.base import Method, MethodContext
+from lsdali.methods.base import NO_MIXUP_RULE, Method, MethodContext
 
 
 class ClassMatrix(Method):
@@ -16,12 +16,14 @@ class ClassMatrix(Method):
     Each rank collects for itself; `collected` gives the total and starts anew.
     """
 
-    def __init__(self, config: Any, needs: MethodContext, fill: float) -> None:
-        super().__init__(config, needs)
-        shape = (needs.classes, needs.classes)
-        self.matrix = torch.full(shape, fill, device=needs.device)
-        self.sums = torch.zeros(shape, device=needs.device)
-        self.counts = torch.zeros(needs.classes, device=needs.device)
+    mixup_refusal = NO_MIXUP_RULE
+
+    def __init__(self, config: Any, context: MethodContext, fill: float) -> None:
+        super().__init__(config, context)
+        shape = (context.classes, context.classes)
+        self.matrix = torch.full(shape, fill, device=context.device)
+        self.sums = torch.zeros(shape, device=context.device)
+        self.counts = torch.zeros(context.classes, device=context.device)
         self.empty = True  # whether the sums are those of no batch; the same on every rank
 
     def collected(self) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.data.sampling.order import uniforms
+from lsdali.data.sampling.sampler import uniforms
 
 Reals = NDArray[np.float64]
 

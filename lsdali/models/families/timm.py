@@ -92,7 +92,7 @@ def build_timm(name: str, classes: int, dropout: float | None = None, drop_path:
     if not isinstance(inner.get_classifier(), nn.Linear):
         raise UserError(f"the classifier of timm's {bare} is not one linear layer; such networks are not supported")
     network = TimmNetwork(inner, measure(bare, classes), dropout or 0.0)
-    network.placewise = bool(network.channels) and places_fit(network)
+    network.positionwise = bool(network.channels) and places_fit(network)
     return network
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 
 from lsdali.errors import UserError
-from lsdali.models.blocks import average
+from lsdali.models.blocks import GlobalAvgPool
 from lsdali.models.names import unknown
 from lsdali.models.student import Network, Normal
 
@@ -53,7 +53,7 @@ class PlusBlur(nn.Module):
         return 0.6 * (column + row) - 0.2 * x
 
 
-class PlacewiseNetwork(Network):
+class PositionwiseNetwork(Network):
     """SqueezeNet (Iandola et al. 2016): classifies every place of the last map, then averages relu of the logits.
 
     Its 1x1 convolution is the linear classifier here, with the same numbers. Places vote before that ReLU, which
@@ -78,7 +78,7 @@ def take_apart(model: Any, name: str) -> Network:
     network = take_resnet(model) if name in RESNETS else take_features(model, name)
     ours = network.state_dict(keep_vars=True)
     aliases = {theirs[id(value)]: key for key, value in ours.items() if id(value) in theirs}
-    if isinstance(network, PlacewiseNetwork):
+    if isinstance(network, PositionwiseNetwork):
         aliases |= {f"classifier.1.{part}": f"classifier.{part}" for part in ("weight", "bias")}
     network.aliases = aliases
     network.channels = measure_channels(network)
@@ -88,7 +88,7 @@ def take_apart(model: Any, name: str) -> Network:
 def take_resnet(model: Any) -> Network:
     stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
     stages = {name: getattr(model, name) for name in ("layer1", "layer2", "layer3", "layer4")}
-    return Network(stem, stages, average(), model.fc, {})
+    return Network(stem, stages, GlobalAvgPool(), model.fc, {})
 
 
 def take_vgg(model: Any, name: str) -> Network:
@@ -107,7 +107,7 @@ def take_vgg(model: Any, name: str) -> Network:
     pool = nn.Sequential(model.avgpool, nn.Flatten(1))
     neck = nn.Sequential(*hidden)
     network = Network(nn.Identity(), stages, pool, classifier, {}, neck=neck, dropout=dropout.p)
-    network.placewise = False
+    network.positionwise = False
     return network
 
 
@@ -127,18 +127,18 @@ def take_features(model: Any, name: str) -> Network:
     stages = {f"stage{n + 1}": nn.Sequential(*layers[a:b]) for n, (a, b) in enumerate(zip(starts, ends, strict=True))}
     stem = nn.Sequential(*layers[: starts[0]])
     if isinstance(model.classifier, nn.Linear):
-        return Network(stem, stages, average(), model.classifier, {})
+        return Network(stem, stages, GlobalAvgPool(), model.classifier, {})
     head = list(model.classifier.children())
     rates = [part.p for part in head if isinstance(part, nn.Dropout)]
     dropout = rates[0] if rates else 0.0
     if isinstance(model, torchvision.models.SqueezeNet):
-        return PlacewiseNetwork(stem, stages, average(), as_linear(head[1]), {}, dropout=dropout)
+        return PositionwiseNetwork(stem, stages, GlobalAvgPool(), as_linear(head[1]), {}, dropout=dropout)
     neck: nn.Module | None = None
     if isinstance(model, torchvision.models.ConvNeXt):
         neck = as_vector_norm(head[0])
     elif isinstance(head[0], nn.Linear):  # MobileNetV3's hidden layer
         neck = nn.Sequential(head[0], nn.Hardswish())
-    return Network(stem, stages, average(), head[-1], {}, neck=neck, dropout=dropout)
+    return Network(stem, stages, GlobalAvgPool(), head[-1], {}, neck=neck, dropout=dropout)
 
 
 def as_linear(convolution: nn.Conv2d) -> nn.Linear:

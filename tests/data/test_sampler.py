@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lsdali.clock import PerEpoch
-from lsdali.data.sampling.order import ORDERS, Plan, epoch_permutation, eval_slices, stratified, uniforms
+from lsdali.data.sampling.sampler import SAMPLERS, Plan, epoch_permutation, eval_slices, stratified, uniforms
 from lsdali.errors import UserError
 
 LABELS = np.repeat(np.arange(10), [11, 12, 13, 14, 15, 16, 17, 18, 19, 20])
@@ -37,7 +37,7 @@ def test_the_stream_never_changes():
     """Runs of older versions can only be repeated while these numbers stand."""
     assert uniforms(0, 0, np.array([0, 1]), 2).tolist() == PINNED_UNIFORMS
     assert epoch_permutation(1, 2, 12).tolist() == PINNED_PERMUTATION
-    digest = hashlib.sha256(ORDERS["class_pairs"](LABELS, 1, 2, 10).tobytes()).hexdigest()
+    digest = hashlib.sha256(SAMPLERS["class_pairs"](LABELS, 1, 2, 10).tobytes()).hexdigest()
     assert digest.startswith(PINNED_PAIRS)
 
 
@@ -50,9 +50,9 @@ def test_permutation_mixes_evenly():
     assert abs(np.abs(place_a - np.arange(n)).mean() / n - 1 / 3) < 0.01
 
 
-@pytest.mark.parametrize("order", sorted(ORDERS))
-def test_an_epoch_has_each_sample_at_most_once(order):
-    plan = Plan(LABELS, PerEpoch(12), 1, seed=7, order=order)
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_an_epoch_has_each_sample_at_most_once(sampler):
+    plan = Plan(LABELS, PerEpoch(12), 1, seed=7, sampler=sampler)
     seen = np.concatenate([plan.indices(step, 0) for step in range(plan.steps_per_epoch.first)])
     assert len(seen) == plan.steps_per_epoch.first * 12 == len(set(seen.tolist()))
     assert len(seen) > len(LABELS) - 12 - len(set(LABELS.tolist()))
@@ -62,10 +62,10 @@ def test_an_epoch_has_each_sample_at_most_once(order):
     assert seen.tolist() != following.tolist()
 
 
-@pytest.mark.parametrize("order", sorted(ORDERS))
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_same_global_batches(order, world):
-    one, many = Plan(LABELS, PerEpoch(12), 1, 0, order), Plan(LABELS, PerEpoch(12), world, 0, order)
+def test_ranks_share_the_same_global_batches(sampler, world):
+    one, many = Plan(LABELS, PerEpoch(12), 1, 0, sampler), Plan(LABELS, PerEpoch(12), world, 0, sampler)
     for step in (0, 5, 11, 30, 2):
         parts = [many.indices(step, rank) for rank in range(world)]
         assert np.concatenate(parts).tolist() == one.indices(step, 0).tolist()
@@ -82,32 +82,32 @@ def test_class_pairs_are_two_samples_of_one_class():
 
 def test_class_pairs_leave_out_another_sample_each_epoch():
     labels = np.zeros(3, np.int64)
-    left = {({0, 1, 2} - set(ORDERS["class_pairs"](labels, 0, epoch, 2).tolist())).pop() for epoch in range(30)}
+    left = {({0, 1, 2} - set(SAMPLERS["class_pairs"](labels, 0, epoch, 2).tolist())).pop() for epoch in range(30)}
     assert left == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
-    ("batch", "world", "order", "text"),
+    ("batch", "world", "sampler", "text"),
     [
         (10, 4, "shuffled", "batch 10 cannot be shared among 4 ranks; use 8 or 12"),
         (2, 4, "shuffled", "batch 2 cannot be shared among 4 ranks; use 4"),
         (0, 1, "shuffled", "batch 0 cannot be shared among 1 ranks; use 1"),
         (6, 2, "class_pairs", "batch 6 cannot be shared in pairs among 2 ranks; use 4 or 8"),
         (200, 1, "shuffled", "batch 200 is larger than the data with its 155 samples"),
-        (8, 1, "sorted", "order sorted is unknown; choose from shuffled, class_pairs"),
+        (8, 1, "sorted", "sampler sorted is unknown; choose from shuffled, class_pairs"),
     ],
 )
-def test_refusals(batch, world, order, text):
+def test_refusals(batch, world, sampler, text):
     with pytest.raises(UserError) as caught:
-        Plan(LABELS, PerEpoch(batch), world, 0, order)
+        Plan(LABELS, PerEpoch(batch), world, 0, sampler)
     assert str(caught.value) == text
 
 
 def test_class_pairs_refuse_what_has_no_pair():
     with pytest.raises(UserError, match="batch 5 is odd"):
-        ORDERS["class_pairs"](LABELS, 0, 0, 5)
+        SAMPLERS["class_pairs"](LABELS, 0, 0, 5)
     with pytest.raises(UserError, match="class 1 has one sample"):
-        ORDERS["class_pairs"](np.array([0, 0, 1]), 0, 0, 2)
+        SAMPLERS["class_pairs"](np.array([0, 0, 1]), 0, 0, 2)
 
 
 @pytest.mark.parametrize(("n", "world", "batch"), [(103, 1, 10), (103, 3, 10), (103, 4, 25), (2, 3, 8), (64, 2, 8)])

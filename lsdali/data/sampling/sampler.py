@@ -17,7 +17,7 @@ from lsdali.errors import UserError
 
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
-Order = Callable[[Ints, int, int, int], Ints]
+Sampler = Callable[[Ints, int, int, int], Ints]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _EPOCH_ORDER, _PAIR_ORDER, SUBSET = 101, 102, 103  # streams; windows.py uses the small numbers
@@ -73,10 +73,10 @@ def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
     out, a random one in each epoch. Raises UserError for an odd batch and for a class with a single sample.
     """
     if batch % 2:
-        raise UserError(f"batch {batch} is odd; the order class_pairs needs an even batch, such as {batch + 1}")
+        raise UserError(f"batch {batch} is odd; the sampler class_pairs needs an even batch, such as {batch + 1}")
     counts = np.bincount(labels)
     if len(lone := np.flatnonzero(counts == 1)):
-        raise UserError(f"class {lone[0]} has one sample; the order class_pairs needs two or more of every class")
+        raise UserError(f"class {lone[0]} has one sample; the sampler class_pairs needs two or more of every class")
     permutation = epoch_permutation(seed, epoch, len(labels))
     by_class = permutation[np.argsort(labels[permutation], kind="stable")]
     place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -86,7 +86,7 @@ def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
     return order[: len(order) // batch * batch]
 
 
-ORDERS: dict[str, Order] = {"shuffled": shuffled, "class_pairs": class_pairs}
+SAMPLERS: dict[str, Sampler] = {"shuffled": shuffled, "class_pairs": class_pairs}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +104,14 @@ class Plan:
     batch: PerEpoch
     world: int
     seed: int
-    order: str = "shuffled"
+    sampler: str = "shuffled"
     repeats: int = 1
     _epochs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise UserError(f"order {self.order} is unknown; choose from {', '.join(ORDERS)}")
-        pair = 2 if self.order == "class_pairs" else 1
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"sampler {self.sampler} is unknown; choose from {', '.join(SAMPLERS)}")
+        pair = 2 if self.sampler == "class_pairs" else 1
         unit = lcm(self.world * pair, self.repeats * pair)
         for _, batch in self.batch.spans:
             if batch < 1 or batch % unit:
@@ -146,7 +146,7 @@ class Plan:
         if epoch not in self._epochs:
             self._epochs.clear()
             distinct = self.batch.at(epoch) // self.repeats
-            order = ORDERS[self.order](self.labels, self.seed, epoch, distinct)
+            order = SAMPLERS[self.sampler](self.labels, self.seed, epoch, distinct)
             steps = len(order) // distinct // self.repeats
             self._epochs[epoch] = np.tile(order[: steps * distinct].reshape(steps, distinct), self.repeats).reshape(-1)
         return self._epochs[epoch]
