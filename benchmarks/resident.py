@@ -18,7 +18,7 @@ from lsdali.bench.loader import Cost, cpu_seconds
 from lsdali.bench.machine import hardware, spread
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import Index
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentTrain
 from lsdali.data.sets.arrays import Cifar10
 
@@ -56,7 +56,7 @@ def held(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.
     blank = np.zeros((n, 1), np.uint8)
     names = tuple("0123456789")
     index = Index(Path("/"), blank, labels, size, blank[:, 0], names, "", labels, np.arange(n), pixels)
-    loader = ResidentTrain(index, Cifar10(root=""), Stream(PerEpoch(BATCH), 0, device))
+    loader = ResidentTrain(index, Cifar10(root=""), LoaderOptions(PerEpoch(BATCH), 0, device))
 
     def epoch(number: int) -> Iterator[int]:
         return (len(batch) for batch in loader.epoch(loader.steps_per_epoch.before(number)))

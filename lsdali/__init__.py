@@ -1,3 +1,3 @@
 """lsdali: train image classifiers with soft targets, from NVIDIA DALI loaders to resumable DDP runs."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -15,7 +15,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.data.index.index import Index
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import MixedBatches
 from lsdali.errors import UserError
 from lsdali.events import Events
@@ -32,7 +32,8 @@ from lsdali.optim.precision import Precision
 from lsdali.optim.schedule import schedule
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints, Stateful
-from lsdali.state.rng import Generators, RankBuffers, Weights, seed_all
+from lsdali.state.module_state import ModuleState, RankBuffers
+from lsdali.state.rng import Generators, seed_all
 from lsdali.trainer import Trainer, WeightAverage
 
 
@@ -75,19 +76,19 @@ def prepare(
 ) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
-    train_index, val_index = (open_dataset(recipe.data, split, events.say) for split in ("train", "val"))
+    train_index, val_index = (open_dataset(recipe.data, split, events.log) for split in ("train", "val"))
     classes = count_classes(recipe, train_index)
     network = new_network(recipe, classes)
     if recipe.model.weights is not None and not resumes:
-        load_weights(network, recipe.model.name, recipe.model.weights, events.say)
+        load_weights(network, recipe.model.name, recipe.model.weights, events.log)
     val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
     method, teachers = build_method(recipe, network, train_index, device, val)
     check_shares(recipe, method)
     check_start(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    stream = Stream(recipe.batches, recipe.seed, device, precision.half, method.sampler, events.say)
-    train = train_loader(train_index, recipe.data, stream)
+    options = LoaderOptions(recipe.batches, recipe.seed, device, precision.half, method.sampler, events.log)
+    train = train_loader(train_index, recipe.data, options)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     averages: dict[str, WeightAverage] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
     trainer = Trainer(
@@ -131,7 +132,7 @@ def describe(recipe: Recipe, train: Index, val: Index) -> dict[str, Any]:
 def parts_of(trainer: Trainer) -> dict[str, Stateful]:
     """Everything that a checkpoint holds, by name."""
     return {
-        "student": Weights(trainer.student),
+        "student": ModuleState(trainer.student),
         "buffers": RankBuffers(trainer.student),
         "optimizer": trainer.optimizer,
         "precision": trainer.precision,
@@ -192,7 +193,7 @@ def train_sizes(recipe: Recipe) -> list[int]:
 
 
 def open_student(recipe: Recipe, network: Network, method: Method, device: torch.device) -> Student:
-    """The network and the method's probes on the device.
+    """The network and the method's auxiliary heads on the device.
 
     The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     """

@@ -87,7 +87,7 @@ class Events:
         for sink in self.sinks:
             sink.write(event)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.write(Message(text))
 
     def close(self) -> None:

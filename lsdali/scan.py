@@ -42,23 +42,23 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def scan(args: argparse.Namespace) -> int:
-    """Survey both splits, print what was found, write what was asked for."""
-    from lsdali.data.index.collect import Survey, copies, rotten, survey
+    """Scan both splits, print what was found, write what was asked for."""
     from lsdali.data.index.scan_report import as_html, as_text, contact_sheet, problems, summarize
+    from lsdali.data.index.scan_split import SplitScan, copies, corrupt, scan_split
     from lsdali.data.io.byte_range import is_url
 
     if is_url(args.root):
         raise UserError("lsdali.scan reads folders of this machine; look at the files before they go into a store")
     config = dataset(args)
-    parts: dict[Any, Survey] = {}
+    parts: dict[Any, SplitScan] = {}
     summary: dict[str, Any] = {"root": str(Path(args.root).expanduser().absolute()), "data": config.name, "splits": {}}
     for split in ("train", "val"):
         started = time.perf_counter()
-        parts[split] = survey(config, split)
+        parts[split] = scan_split(config, split)
         part = summary["splits"][split] = summarize(parts[split])
         part["seconds"] = round(time.perf_counter() - started, 3)
         if args.full:
-            part["rotten"] = rotten(parts[split])
+            part["corrupt"] = corrupt(parts[split])
     summary |= sorted_copies(copies(parts))
     print(as_text(summary))
     if args.json is not None:
@@ -101,12 +101,12 @@ def guess(root: Path, train_dir: str) -> str:
 
 def sorted_copies(groups: list[list[dict[str, str]]]) -> dict[str, list[list[dict[str, str]]]]:
     """Each group once: shared by train and val, else under several classes, else in one class."""
-    out: dict[str, list[list[dict[str, str]]]] = {"shared": [], "contradicting": [], "repeated": []}
+    out: dict[str, list[list[dict[str, str]]]] = {"shared": [], "label_conflicts": [], "repeated": []}
     for group in groups:
         if len({f["split"] for f in group}) > 1:
             out["shared"].append(group)
         elif len({f["class"] for f in group}) > 1:
-            out["contradicting"].append(group)
+            out["label_conflicts"].append(group)
         else:
             out["repeated"].append(group)
     return out

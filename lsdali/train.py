@@ -96,12 +96,12 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
         lock = claim(folder)
         events = open_events(folder)
     try:
-        checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, events.say)
+        checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, events.log)
         content = checkpoints.newest()
         if content is not None:
             same_recipe(recipe, content, folder)
             if content["step"] == content["steps"] and (folder / "summary.json").is_file():
-                events.say(
+                events.log(
                     f"this run is finished: {recipe.epochs} epochs; its figures are in {folder / 'summary.json'}"
                 )
                 return

@@ -18,7 +18,7 @@ from lsdali.data.index.index import Form, open_index
 from lsdali.data.pipeline.dali_ops import EFFECTS
 from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_graph
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
 from lsdali.metrics import Evaluation
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
@@ -115,7 +115,7 @@ def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: 
     recipe = Recipe.model_validate({**tree, "data": {**tree["data"], **data}})
     train, val = (open_dataset(recipe.data, split) for split in ("train", "val"))
     with made_up_cuda() as host:
-        loader = train_loader(train, recipe.data, Stream(recipe.batches, 0, CUDA, half=True))
+        loader = train_loader(train, recipe.data, LoaderOptions(recipe.batches, 0, CUDA, half=True))
         batches = MixedBatches(loader, mix, 0).epoch(0)
         evaluation = Evaluation(5, CUDA)
         held = eval_loader(val, recipe.data, batch=8, device=CUDA, half=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsdali.data.index.collect import examine, orientation
 from lsdali.data.index.index import index as index_module
 from lsdali.data.index.index import open_index
+from lsdali.data.index.scan_split import examine, orientation
 from lsdali.data.io.header import HEAD
 from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.scan import main
@@ -112,11 +112,11 @@ def test_copies_are_told_apart_by_where_they_are(clean):
     assert status == 1
     groups = {
         kind: [sorted(f["path"].removeprefix(f"{clean}/") for f in g) for g in found[kind]]
-        for kind in ("shared", "contradicting", "repeated")
+        for kind in ("shared", "label_conflicts", "repeated")
     }
     assert groups == {
         "shared": [["train/ant/0.jpg", "val/ant/0.jpg"]],
-        "contradicting": [["train/ant/1.jpg", "train/bee/1.jpg"]],
+        "label_conflicts": [["train/ant/1.jpg", "train/bee/1.jpg"]],
         "repeated": [["train/bee/2.jpg", "train/bee/3.jpg"]],
     }
 
@@ -136,11 +136,11 @@ def test_a_full_scan_finds_damaged_bodies(clean):
     assert status == 0
     status, found = scan(clean, "--full")
     assert status == 1
-    rotten = names(found["splits"]["train"]["rotten"])
-    assert set(rotten) == {"3.jpg"}
-    assert len(found["splits"]["train"]["rotten"]) == 2
-    assert all(fault.startswith("the body is damaged: ") for fault in rotten.values())
-    assert found["splits"]["val"]["rotten"] == []
+    corrupt = names(found["splits"]["train"]["corrupt"])
+    assert set(corrupt) == {"3.jpg"}
+    assert len(found["splits"]["train"]["corrupt"]) == 2
+    assert all(fault.startswith("the body is damaged: ") for fault in corrupt.values())
+    assert found["splits"]["val"]["corrupt"] == []
 
 
 def test_the_page_shows_everything_and_escapes_names(clean):

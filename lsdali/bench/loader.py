@@ -53,13 +53,13 @@ def dali(run: LoaderRun) -> Iterator[int]:
     from lsdali.clock import PerEpoch
     from lsdali.data.index.index import open_index
     from lsdali.data.pipeline.loader import TrainLoader
-    from lsdali.data.pipeline.options import Stream
+    from lsdali.data.pipeline.options import LoaderOptions
     from lsdali.data.sets.catalog import ImageNet, RandomResizedCrop
 
     config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = open_index(config, "train")
-    loader = TrainLoader(index, config, Stream(PerEpoch(run.batch), 0, device, say=lambda line: None))
+    loader = TrainLoader(index, config, LoaderOptions(PerEpoch(run.batch), 0, device, log=lambda line: None))
     step = 0
     while True:
         for batch in loader.epoch(step):

@@ -52,7 +52,7 @@ def stream_part(options: argparse.Namespace) -> None:
     """What one rank reads; what `stream` starts."""
     from lsdali import dist
     from lsdali.data.pipeline.loaders import open_dataset, train_loader
-    from lsdali.data.pipeline.options import Stream
+    from lsdali.data.pipeline.options import LoaderOptions
     from lsdali.methods import METHODS
     from lsdali.recipe import load
 
@@ -61,7 +61,7 @@ def stream_part(options: argparse.Namespace) -> None:
     digests: Digests = []
     with dist.session() as device:
         index = open_dataset(recipe.data, "train", lambda line: None)
-        loader = train_loader(index, recipe.data, Stream(recipe.batches, recipe.seed, device, sampler=sampler))
+        loader = train_loader(index, recipe.data, LoaderOptions(recipe.batches, recipe.seed, device, sampler=sampler))
         while options.start + len(digests) < options.stop:
             for batch in loader.epoch(options.start + len(digests)):
                 rows = zip(batch.index.tolist(), batch.labels.tolist(), batch.images.cpu().numpy(), strict=True)

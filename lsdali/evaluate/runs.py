@@ -95,7 +95,7 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
     """
     with dist.raise_together():
         recipe = recipe_of(run, overrides)
-        index = open_dataset(recipe.data, split, say=lambda line: None)
+        index = open_dataset(recipe.data, split, log=lambda line: None)
         if count_classes(recipe, index) != run.network.classes:
             raise UserError(
                 f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "

@@ -41,7 +41,7 @@ class Exits:
         self.classes, self.kind = context.classes, kind
 
     def heads(self) -> dict[str, StageHead]:
-        """New ones, by the names that they have among the probes."""
+        """New ones, by the names that they have among the auxiliary heads."""
         return {f"exit_{name}": self.head(name, back) for back, name in enumerate(self.stages, 1)}
 
     def head(self, stage: str, back: int) -> StageHead:

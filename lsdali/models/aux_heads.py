@@ -1,4 +1,4 @@
-"""Probes: what methods read from the stages of a student."""
+"""Auxiliary heads: what methods read from the stages of a student."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ class DenseVotes(AuxHead):
     classifies_positions = True
 
     def __init__(self, upsample: Upsample | None = None, exit: "StageHead | None" = None) -> None:
-        """With `exit`, that head votes at the places of its own stage; it is shared with the student's probes."""
+        """With `exit`, that head votes at the positions of its own stage; it is one of the student's heads."""
         super().__init__()
         self.upsample = upsample
         self.exit = exit

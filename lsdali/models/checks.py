@@ -8,7 +8,7 @@ from lsdali.models.teacher import Teacher
 
 
 def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHead], method: str) -> None:
-    """Raises UserError where the network `model` has nothing that the probes of the method could read."""
+    """Raises UserError where the network `model` has nothing that the method's auxiliary heads could read."""
     if aux_heads and not network.channels:
         raise UserError(f"the method '{method}' reads maps of images between stages, and '{model}' has none")
     if any(head.classifies_positions for head in aux_heads.values()) and not network.positionwise:

@@ -108,7 +108,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
     """The state dict inside common wrappers, its names without the common prefixes that all of them have."""
     if not isinstance(content, Mapping):
         return {}
-    if isinstance(content.get("parts"), Mapping):  # a checkpoint of lsdali: the network without its probes
+    if isinstance(content.get("parts"), Mapping):  # a checkpoint of lsdali: the network without its auxiliary heads
         student = content["parts"]["student"]
         return {k.removeprefix("network."): v for k, v in student.items() if k.startswith("network.")}
     for wrapper in WRAPPERS:
@@ -119,7 +119,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
     return state if prefix is None else unwrap({key.removeprefix(prefix): value for key, value in state.items()})
 
 
-def load_weights(network: Network, name: str, config: WeightsConfig, say: Callable[[str], None]) -> None:
+def load_weights(network: Network, name: str, config: WeightsConfig, log: Callable[[str], None]) -> None:
     """Put the weights of a recipe into a network. torch's random numbers are left as they were.
 
     A classifier for another number of classes stays as it was initialised, and so does any where the recipe wants a
@@ -142,7 +142,7 @@ def load_weights(network: Network, name: str, config: WeightsConfig, say: Callab
     replaced = {key for key in head if config.classifier == "new" or found[key].shape != own[key].shape}
     if replaced:
         trained = len(found["classifier.weight"]) if "classifier.weight" in found else 0
-        say(f"the weights {title} know {trained} classes: the classifier for {network.classes} begins untrained")
+        log(f"the weights {title} know {trained} classes: the classifier for {network.classes} begins untrained")
     found = {key: value for key, value in found.items() if key not in replaced}
     complaints = mismatches(own, found, replaced)
     if complaints and config.others == "refuse":
@@ -152,7 +152,7 @@ def load_weights(network: Network, name: str, config: WeightsConfig, say: Callab
             "model.weights.others: report would go on without these tensors"
         )
     for what, keys in complaints.items():
-        say(f"the weights {title}, {what}: {', '.join(keys)}")
+        log(f"the weights {title}, {what}: {', '.join(keys)}")
     fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     if not fitting:
         raise UserError(f"the weights {title} hold no tensor of '{name}'")

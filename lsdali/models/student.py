@@ -1,4 +1,4 @@
-"""Student: a network and the probes that a method hangs on it, in one forward, so that DDP sees it all."""
+"""Student: a network and a method's auxiliary heads, in one forward, so that DDP sees it all."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ class Outputs:
 
     logits: Tensor  # [B, K]
     features: Tensor  # [B, C] what the classifier read
-    aux_heads: dict[str, Tensor]  # what the method's probes returned, by their names
+    aux_heads: dict[str, Tensor]  # what the method's auxiliary heads returned, by their names
 
 
 # Lets DDP find the tensors inside; with static_graph=True it would else silently reduce no gradient.
@@ -69,7 +69,7 @@ class Network(nn.Module):
 
     @property
     def readout(self) -> nn.Module:
-        """Neck and classifier, [..., C] of the last map -> [..., K]: what probes are given to classify places."""
+        """Neck and classifier, [..., C] of the last map -> [..., K]: what auxiliary heads get to classify positions."""
         return self._readout[0]
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ class Network(nn.Module):
 
 
 class AuxHead(nn.Module):
-    """Reads the student's stages inside its forward. What a method trains beside the network is a probe.
+    """Reads the student's stages inside its forward. What a method trains beside the network is an auxiliary head.
 
     Outside the wrapped module, DDP would not reduce its gradients, and the ranks would drift apart unnoticed.
     """
@@ -112,7 +112,7 @@ class AuxHead(nn.Module):
 
 
 class Student(nn.Module):
-    """The network in training and its probes."""
+    """The network in training and its auxiliary heads."""
 
     def __init__(self, network: Network, aux_heads: Mapping[str, AuxHead]) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Student(nn.Module):
         return Outputs(logits, features, aux_heads)
 
     def head(self) -> list[nn.Parameter]:
-        """What is trained from scratch where the rest has pretrained weights: the classifier and the probes."""
+        """What is trained from scratch where the rest has pretrained weights: the classifier and auxiliary heads."""
         return [*self.network.classifier.parameters(), *self.aux_heads.parameters()]
 
 

@@ -13,7 +13,7 @@ from lsdali import dist
 from lsdali.clock import Clock
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.state.rng import RankBuffers, Weights
+from lsdali.state.module_state import ModuleState, RankBuffers
 
 
 class EMA(Config):
@@ -36,7 +36,7 @@ class Average:
     def __init__(self, config: EMA, student: nn.Module) -> None:
         self._config = config
         self._module = deepcopy(student).requires_grad_(requires_grad=False)
-        self._parts = {"weights": Weights(self._module), "buffers": RankBuffers(self._module)}
+        self._parts = {"weights": ModuleState(self._module), "buffers": RankBuffers(self._module)}
 
     @torch.no_grad()
     def after_step(self, student: nn.Module, clock: Clock) -> None:

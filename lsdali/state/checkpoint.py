@@ -60,8 +60,8 @@ class Checkpoints:
     Only rank 0 writes; the folder must be one that every rank can read.
     """
 
-    def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
-        self.folder, self.keep, self.say = folder, keep, say
+    def __init__(self, folder: Path, keep: int, log: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.log = folder, keep, log
 
     def files(self) -> list[Path]:
         """Step checkpoints, oldest first."""
@@ -77,7 +77,7 @@ class Checkpoints:
                     chosen = path
                     break
                 aside = path.replace(path.with_name(path.name + ".bad"))
-                self.say(f"checkpoint {path} is {wrong}; it is set aside as {aside.name}")
+                self.log(f"checkpoint {path} is {wrong}; it is set aside as {aside.name}")
         chosen = dist.from_main(chosen)
         if chosen is None:
             return None

@@ -1,4 +1,4 @@
-"""State that differs between ranks: random generators, and BatchNorm's running statistics between two agreements."""
+"""Random generators as a part of a checkpoint."""
 
 import random
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from lsdali import dist
 
@@ -50,41 +49,3 @@ class Generators:
         torch.set_rng_state(mine["torch"])
         if self.device.type == "cuda" and mine["cuda"] is not None:
             torch.cuda.set_rng_state(mine["cuda"], self.device)
-
-
-class Weights:
-    """The student's weights and buffers as one part, for checkpoints that another number of ranks can read.
-
-    Between two epoch ends each rank has its own running statistics. Their mean is what is saved beside the weights,
-    without touching the live ones, so that a save never changes a run; RankBuffers saves each rank's own.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def _own(self) -> dict[str, Tensor]:
-        return {name: b for name, b in self.module.named_buffers() if b.is_floating_point()}
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {name: buffer.detach().cpu() for name, buffer in self._own().items()}
-        ranks = dist.gather_objects(own)
-        mean = {name: torch.stack([r[name].double() for r in ranks]).mean(0).to(b.dtype) for name, b in own.items()}
-        return {**self.module.state_dict(), **mean}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state)
-
-
-class RankBuffers(Weights):
-    """Each rank's own floating-point buffers; on another number of ranks the mean, already loaded, stays."""
-
-    def state_dict(self) -> dict[str, Any]:
-        flat = {name: b.detach().cpu() for name, b in self._own().items()}
-        return {"ranks": dist.gather_objects(flat) if dist.world() > 1 else []}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if len(state["ranks"]) != dist.world():
-            return
-        mine = state["ranks"][dist.rank()]
-        for name, buffer in self._own().items():
-            buffer.copy_(mine[name])

@@ -18,7 +18,7 @@ from lsdali.data import DATASETS
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval
 from lsdali.data.sampling.augment import ColorJitter, RandAugment, RandomErasing
 from lsdali.data.sets.arrays import Arrays
@@ -163,7 +163,7 @@ def test_every_format_gives_pixels_labels_and_names(tmp_path, name):
     images = torch.cat([b.images[b.valid] for b in loader])
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     assert torch.equal((images * 255).round().byte(), expected)
-    trainer = train_loader(open_dataset(config, "train"), config, Stream(PerEpoch(5), 0, CPU))
+    trainer = train_loader(open_dataset(config, "train"), config, LoaderOptions(PerEpoch(5), 0, CPU))
     batches = list(trainer.epoch(0))
     assert sorted(i for b in batches for i in b.index.tolist()) == list(range(20))
     assert all(b.images.shape == (5, 3, config.train.size, config.train.size) for b in batches)
@@ -194,7 +194,7 @@ def test_what_needs_dali_gives_the_bits_of_files(tmp_path, plain, crop):
 def loader_of(index, config, split):
     if split == "val":
         return EvalLoader(index, config, batch=4, device=CPU, half=False)
-    return TrainLoader(index, config, Stream(PerEpoch(4), 3, CPU)).epoch(7)
+    return TrainLoader(index, config, LoaderOptions(PerEpoch(4), 3, CPU)).epoch(7)
 
 
 def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
@@ -205,7 +205,7 @@ def test_a_recipe_may_augment_and_resize_arrays(tmp_path):
         said: list[str] = []
         config = DATASETS["mnist"].model_validate({"root": str(tmp_path / "data"), **tree})
         index = open_dataset(config, "train", said.append)
-        loader = train_loader(index, config, Stream(PerEpoch(5), 0, CPU, say=said.append))
+        loader = train_loader(index, config, LoaderOptions(PerEpoch(5), 0, CPU, log=said.append))
         assert isinstance(loader, TrainLoader)
         assert said[0].startswith("train images go through DALI: data.train.")
         seen = list(loader.epoch(0))
@@ -221,7 +221,7 @@ def test_crops_are_torchvisions(tmp_path):
     data, _ = WRITERS["cifar10"](tmp_path)
     config = DATASETS["cifar10"].model_validate({"root": str(tmp_path), "mean": [0, 0, 0], "std": [1, 1, 1]})
     index = open_dataset(config, "train")
-    loader = train_loader(index, config, Stream(PerEpoch(20), 0, CPU))
+    loader = train_loader(index, config, LoaderOptions(PerEpoch(20), 0, CPU))
     padded = np.pad(data["train"][0], ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = set()
     for epoch in range(20):

@@ -12,7 +12,7 @@ from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline import dali_ops as effects
 from lsdali.data.pipeline.loader import TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.augment import (
     PCA_VALUES,
     PCA_VECTORS,
@@ -32,7 +32,7 @@ SIDE = 64
 
 
 def loader(index, config, batch=12, seed=3):
-    return TrainLoader(index, config, Stream(PerEpoch(batch), seed, torch.device("cpu")))
+    return TrainLoader(index, config, LoaderOptions(PerEpoch(batch), seed, torch.device("cpu")))
 
 
 def pixels(batches) -> dict[int, torch.Tensor]:
@@ -256,7 +256,7 @@ def test_gpu_and_cpu_give_nearly_the_same(tree, plain, augment):
     config = plain(tree(each=18, side=32), train=RandomResizedCrop(size=24, augment=augment))
     index = open_index(config, "train")
     here = next(loader(index, config, batch=36).epoch(0))
-    cuda = TrainLoader(index, config, Stream(PerEpoch(36), 3, torch.device("cuda", 0)))
+    cuda = TrainLoader(index, config, LoaderOptions(PerEpoch(36), 3, torch.device("cuda", 0)))
     there = next(cuda.epoch(0))
     assert there.index.tolist() == here.index.tolist()
     assert (there.images.cpu() - here.images).abs().mean() * 255 < 2
@@ -347,7 +347,7 @@ def test_erased_rectangles(tree, plain):
         expected = tvf.erase(b, *(int(n) for n in (*corner[k], *box[k])), torch.tensor(0.5))
         assert torch.equal(a, expected)
         assert not torch.equal(a, b)
-    half = TrainLoader(index, config, Stream(PerEpoch(12), 3, torch.device("cpu"), half=True))
+    half = TrainLoader(index, config, LoaderOptions(PerEpoch(12), 3, torch.device("cpu"), half=True))
     assert torch.allclose(next(half.epoch(0)).images.float(), with_.images, atol=4e-3)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets.catalog import RandomResizedCrop
 from lsdali.errors import UserError
 
@@ -71,7 +71,7 @@ def run(loader, epochs=2):
 
 def train_loader(config, index, lines, **more):
     batch = PerEpoch(more.pop("batch", 8))
-    return TrainLoader(index, config, Stream(batch, 0, CPU, say=lines.append, **more))
+    return TrainLoader(index, config, LoaderOptions(batch, 0, CPU, log=lines.append, **more))
 
 
 def named(faults):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lsdali.data.index.index import index as index_module
 from lsdali.data.index.index import open_index
-from lsdali.data.io.header import FAULTS, GOOD, probe
+from lsdali.data.io.header import FAULTS, GOOD, read_header
 from lsdali.errors import UserError
 
 
@@ -211,9 +211,9 @@ def test_probe_names_faults(tmp_path, texture):
     whole = (tmp_path / "whole.jpg").read_bytes()
     for name, (data, fault) in damaged(whole).items():
         (tmp_path / name).write_bytes(data)
-        assert FAULTS[probe(tmp_path / name)[2]] == fault, name
-    assert FAULTS[probe(tmp_path / "absent.jpg")[2]] == "missing"
-    assert FAULTS[probe(tmp_path)[2]] == "not readable"
+        assert FAULTS[read_header(tmp_path / name)[2]] == fault, name
+    assert FAULTS[read_header(tmp_path / "absent.jpg")[2]] == "missing"
+    assert FAULTS[read_header(tmp_path)[2]] == "not readable"
 
 
 @pytest.mark.parametrize(
@@ -224,11 +224,11 @@ def test_probe_names_faults(tmp_path, texture):
 def test_probe_measures_every_format(tmp_path, texture, suffix, mode):
     file = tmp_path / f"image.{suffix}"
     texture(123, 45).convert(mode).save(file)
-    assert probe(file) == (123, 45, GOOD)
+    assert read_header(file) == (123, 45, GOOD)
     if suffix in ("jpg", "png", "webp", "ppm"):
         data = file.read_bytes()
         file.write_bytes(data[: len(data) * 2 // 3])
-        assert FAULTS[probe(file)[2]] == "truncated"
+        assert FAULTS[read_header(file)[2]] == "truncated"
 
 
 def test_probe_reads_past_thumbnails_and_junk(tmp_path, texture):
@@ -236,17 +236,17 @@ def test_probe_reads_past_thumbnails_and_junk(tmp_path, texture):
     thumbnail = tmp_path / "thumbnail.jpg"
     texture(160, 120).save(thumbnail, quality=95)
     texture(640, 480).save(file, exif=b"Exif\0\0" + thumbnail.read_bytes(), progressive=True, quality=95)
-    assert probe(file) == (640, 480, GOOD)
+    assert read_header(file) == (640, 480, GOOD)
     data = file.read_bytes()
     for junk in (b"\0" * 10, bytes(range(200)) * 100):
         file.write_bytes(data + junk)
-        assert probe(file) == (640, 480, GOOD)
+        assert read_header(file) == (640, 480, GOOD)
     file.write_bytes(data[: len(data) // 2])  # the thumbnail's end marker must not count
-    assert FAULTS[probe(file)[2]] == "truncated"
+    assert FAULTS[read_header(file)[2]] == "truncated"
     png = tmp_path / "image.png"
     texture(50, 40).save(png)
     png.write_bytes(png.read_bytes() + bytes(9000))
-    assert probe(png) == (50, 40, GOOD)
+    assert read_header(png) == (50, 40, GOOD)
     lossless = tmp_path / "image.webp"
     texture(50, 40).save(lossless, lossless=True)
-    assert probe(lossless) == (50, 40, GOOD)
+    assert read_header(lossless) == (50, 40, GOOD)

@@ -11,7 +11,7 @@ import torch
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def loader(index, config, batch=12, **more):
-    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, CPU, **more))
+    return TrainLoader(index, config, LoaderOptions(PerEpoch(batch), 3, CPU, **more))
 
 
 def samples(batches) -> dict[int, torch.Tensor]:
@@ -111,7 +111,7 @@ def test_seeds_and_epochs_differ(tree, plain):
     config = plain(tree(each=20))
     index = open_index(config, "train")
     first, second = (samples(loader(index, config, batch=40).epoch(e)) for e in range(2))
-    other = TrainLoader(index, config, Stream(PerEpoch(40), 4, CPU))
+    other = TrainLoader(index, config, LoaderOptions(PerEpoch(40), 4, CPU))
     for there in (second, samples(other.epoch(0))):
         assert first.keys() == there.keys()
         assert not any(torch.equal(first[i], there[i]) for i in first)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tvf
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.crops import crop_uniforms, flips, pad_crop, random_resized_crop
 from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop, SquaredCrop
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def train_loader(config, batch, seed=0, device=CPU, **more):
-    return TrainLoader(open_index(config, "train"), config, Stream(PerEpoch(batch), seed, device, **more))
+    return TrainLoader(open_index(config, "train"), config, LoaderOptions(PerEpoch(batch), seed, device, **more))
 
 
 def levels(images) -> np.ndarray:

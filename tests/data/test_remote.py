@@ -21,7 +21,7 @@ from lsdali.data.io import remote, store
 from lsdali.data.pipeline import dali_pipeline as runner
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import open_dataset
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets.catalog import CenterCrop, Folder, PadCrop, RandomResizedCrop
 from lsdali.data.sets.shards import Shards, expand
 from lsdali.errors import UserError
@@ -97,8 +97,8 @@ def config(root, **more):
 
 def loader(config, lines=None):
     index = open_index(config, "train")
-    say = [].append if lines is None else lines.append
-    return TrainLoader(index, config, Stream(PerEpoch(8), 3, CPU, say=say))
+    log = [].append if lines is None else lines.append
+    return TrainLoader(index, config, LoaderOptions(PerEpoch(8), 3, CPU, log=log))
 
 
 def same(ours, theirs) -> bool:
@@ -267,7 +267,7 @@ def test_braces_name_shards_here_too(site):
 def test_a_short_answer_is_a_fault(monkeypatch):
     monkeypatch.setattr(store, "WAITS", (0.0,))
     fsspec.filesystem("memory").pipe("/lsdali-short/a.tar", bytes(range(100)))
-    place = store.open_store("memory://lsdali-short")
-    assert place.fetch([("a.tar", 90, 10), ("a.tar", 0, 2)]) == [bytes(range(90, 100)), b"\0\1"]
+    byte_range = store.open_store("memory://lsdali-short")
+    assert byte_range.fetch([("a.tar", 90, 10), ("a.tar", 0, 2)]) == [bytes(range(90, 100)), b"\0\1"]
     with pytest.raises(UserError, match=r"a.tar cannot be read, tried 2 times \(10 of 11 bytes came\)"):
-        place.fetch([("a.tar", 90, 11)])
+        byte_range.fetch([("a.tar", 90, 11)])

@@ -7,7 +7,7 @@ import torch
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.augment import ColorJitter, RandomErasing
 from lsdali.data.sampling.resize_schedule import Ramp
 from lsdali.data.sampling.sampler import Plan
@@ -16,7 +16,7 @@ from lsdali.errors import UserError
 
 
 def loader(index, config, batch=12, **more):
-    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, torch.device("cpu"), **more))
+    return TrainLoader(index, config, LoaderOptions(PerEpoch(batch), 3, torch.device("cpu"), **more))
 
 
 def test_each_batch_holds_each_sample_so_often_and_an_epoch_reads_as_many():
@@ -144,7 +144,7 @@ def test_batches_follow_epochs_on_any_ranks_and_from_any_step(tree, plain, as_ra
     index = open_index(config, "train")
 
     def make(batch=batches):
-        return TrainLoader(index, config, Stream(batch, 3, torch.device("cpu")))
+        return TrainLoader(index, config, LoaderOptions(batch, 3, torch.device("cpu")))
 
     whole = make()
     assert whole.steps_per_epoch == PerEpoch(3, ((1, 1), (3, 6)))

@@ -8,7 +8,7 @@ from PIL import Image
 from lsdali.clock import PerEpoch
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain
 from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
@@ -46,7 +46,7 @@ SIX = PerEpoch(6)
 
 def train(config, said=None, batch=SIX):
     index = open_dataset(config, "train", (said if said is not None else []).append)
-    return train_loader(index, config, Stream(batch, 3, CPU))
+    return train_loader(index, config, LoaderOptions(batch, 3, CPU))
 
 
 def evaluation(config, batch=4):

@@ -11,13 +11,13 @@ import torch
 
 from lsdali import scan
 from lsdali.clock import PerEpoch
-from lsdali.data.index.collect import examine
 from lsdali.data.index.index import open_index
-from lsdali.data.io import byte_range as place
-from lsdali.data.io.header import FAULTS, probe
+from lsdali.data.index.scan_split import examine
+from lsdali.data.io import byte_range as byte_range
+from lsdali.data.io.header import FAULTS, read_header
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import open_dataset, train_loader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets import shards as shards_module
 from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.sets.shards import Shards
@@ -57,8 +57,8 @@ def both(tree, tmp_path):
 
 def loader(config, index=None, lines=None, batch=8):
     index = open_index(config, "train") if index is None else index
-    say = [].append if lines is None else lines.append
-    return TrainLoader(index, config, Stream(PerEpoch(batch), 3, CPU, say=say))
+    log = [].append if lines is None else lines.append
+    return TrainLoader(index, config, LoaderOptions(PerEpoch(batch), 3, CPU, log=log))
 
 
 def same(ours, theirs) -> bool:
@@ -81,7 +81,7 @@ def tar(file: Path, *members, **more):
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=40)])
 def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatch, as_rank):
-    monkeypatch.setattr(place, "OPEN", 2)  # fewer than there are shards
+    monkeypatch.setattr(byte_range, "OPEN", 2)  # fewer than there are shards
     root, out = both()
     files, shards = plain(root, train=crop), packed(out, train=crop)
     a, b = loader(files), loader(shards)
@@ -112,9 +112,9 @@ def test_images_of_one_size_are_held_with_the_same_bits(tmp_path, texture):
     streams = []
     for resident in ("always", "never"):
         config = packed(tmp_path, train=PadCrop(size=20), eval=CenterCrop(resize=20, size=20), resident=resident)
-        index = open_dataset(config, "train", say=lambda line: None)
+        index = open_dataset(config, "train", log=lambda line: None)
         assert (index.pixels is not None) == (resident == "always")
-        streams.append(list(train_loader(index, config, Stream(PerEpoch(6), 0, CPU)).epoch(0)))
+        streams.append(list(train_loader(index, config, LoaderOptions(PerEpoch(6), 0, CPU)).epoch(0)))
     assert same(*streams)
 
 
@@ -153,15 +153,15 @@ def test_shards_that_change_in_mid_run(both, plain):
     ours, theirs = loader(config, lines=lines), loader(plain(root))
     steps = ours.steps_per_epoch.first
     assert same(ours.epoch(0), theirs.epoch(0))
-    path, start, length = ours.index.place(4)
+    path, start, length = ours.index.byte_range(4)
     with open(path, "r+b") as file:
         file.seek(start + 30)
         file.write(bytes(length - 30))
     seen = torch.cat([b.index for b in ours.epoch(steps)]).tolist()
     assert lines == [f"bad file: {ours.index.path(4)} (damaged header); a stand-in is used"]
     assert (len(seen), 4 in seen, seen.count(5)) == (24, False, 2)
-    last, first_of_last, length = ours.index.place(23)
-    inside = [i for i in range(24) if ours.index.place(i).path == last]
+    last, first_of_last, length = ours.index.byte_range(23)
+    inside = [i for i in range(24) if ours.index.byte_range(i).path == last]
     ours.close()  # else two batches of the next epoch were read before
     os.truncate(last, first_of_last + length // 2)
     list(ours.epoch(2 * steps))
@@ -174,7 +174,7 @@ def test_shards_that_change_in_mid_run(both, plain):
     ]
     ours.close()
     val = open_index(config, "val")
-    Path(os.fsdecode(val.place(0).path)).unlink()
+    Path(os.fsdecode(val.byte_range(0).path)).unlink()
     with pytest.raises(UserError, match=r"validation data has bad files.*/val/000000.tar:00000000.jpg \(missing\)"):
         list(EvalLoader(val, config, batch=4, device=CPU, half=False))
 
@@ -198,7 +198,7 @@ def test_members_pair_by_the_first_dot_of_their_basename(tmp_path, form):
     base = f"{tmp_path}/train/a.tar"
     assert [index.path(i) for i in range(len(index))] == [f"{base}:0.JPG", f"{base}:{deep}.jpeg"]
     assert index.labels.tolist() == [1, 0]
-    assert [index.place(i).content() for i in range(2)] == [JPEG, JPEG[:40]]
+    assert [index.byte_range(i).content() for i in range(2)] == [JPEG, JPEG[:40]]
 
 
 def test_classes_are_as_many_as_training_has_or_as_the_list_names(tmp_path):
@@ -223,12 +223,12 @@ def test_a_range_is_probed_like_a_file(tmp_path, texture, suffix):
     data = file.read_bytes()
     for part in (data, data[: len(data) * 2 // 3], data[:20]):
         file.write_bytes(part)
-        alone = probe(file), examine(bytes(file))
+        alone = read_header(file), examine(bytes(file))
         file.write_bytes(data + part + data)
         span = (bytes(file), len(data), len(part))
-        assert (probe(*span), examine(*span)) == alone
+        assert (read_header(*span), examine(*span)) == alone
     file.write_bytes(data + data[:-100])  # the larger file ends within the range
-    assert (FAULTS[probe(file, len(data), len(data))[2]] == "truncated") == (suffix != "bmp")
+    assert (FAULTS[read_header(file, len(data), len(data))[2]] == "truncated") == (suffix != "bmp")
 
 
 def test_the_index_is_kept_until_a_shard_changes(both, monkeypatch):
@@ -241,10 +241,10 @@ def test_the_index_is_kept_until_a_shard_changes(both, monkeypatch):
     assert len(walks) == len(list(out.glob("train/*.tar")))
     assert first.fingerprint == again.fingerprint
     half = open_index(config.model_copy(update={"limit": 6}), "train")
-    assert [half.place(k) for k in range(6)] == [first.place(int(n)) for n in half.numbers]
+    assert [half.byte_range(k) for k in range(6)] == [first.byte_range(int(n)) for n in half.numbers]
     (out / "train/000001.tar").unlink()
     assert len(open_index(config, "train")) < len(first)
-    before = first.place(0).content()
+    before = first.byte_range(0).content()
     tar(out / "train/000000.tar", ("00000000.jpg", before), ("00000000.cls", b"0"))
     one = open_index(config, "train").fingerprint
     tar(out / "train/000000.tar", ("00000000.jpg", before + b"\0"), ("00000000.cls", b"0"))

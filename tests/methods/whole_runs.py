@@ -20,7 +20,7 @@ from tests.methods.trainers import float64, trainer_in_float64
 EPOCHS = 3
 LR, MOMENTUM, DECAY = 0.01, 0.9, 0.001
 Twin = Callable[[nn.Module, list[list[Batch]]], None]
-"""Trains the student (`student.network`, `student.probes`) in place, given the batches of each epoch."""
+"""Trains the student (`student.network`, `student.aux_heads`) in place, given the batches of each epoch."""
 
 
 def compare(config: Any, twin: Twin, folder: Path, **others: Any) -> None:

@@ -1,4 +1,4 @@
-"""Student and probes: votes, memory, DDP on two ranks, compilation."""
+"""Student and auxiliary heads: votes, memory, DDP on two ranks, compilation."""
 
 import json
 import warnings
@@ -44,7 +44,7 @@ def images_and_labels():
     return torch.randn(8, 3, 12, 12, generator=generator), torch.randint(5, (8,), generator=generator)
 
 
-# ---- probes
+# ---- auxiliary heads
 
 
 @pytest.mark.parametrize("upsample", [None, "bilinear", "bicubic"])

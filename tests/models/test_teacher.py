@@ -22,7 +22,7 @@ def network(classes=5, seed=0):
 
 
 def write_checkpoint(path, **changes):
-    """A checkpoint with one probe in the student; returns the network in it."""
+    """A checkpoint with one auxiliary head in the student; returns the network in it."""
     teacher = network()
     teacher(torch.randn(8, 3, 16, 16))  # moves the running statistics
     student = Student(teacher, {"exit": StageHead("stage1", 16, 5)})

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lsdali import dist
 from lsdali.data.index.index import Index
-from lsdali.data.io.byte_range import Memory, Place
+from lsdali.data.io.byte_range import ByteRange, Memory
 from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.sampling.sampler import Ints
@@ -74,7 +74,7 @@ def _stats(index: Index, start: int) -> Ints:
     rows = []
     for i in range(start, min(start + CHUNK, len(index))):
         try:
-            found = os.stat(index.place(i).path)
+            found = os.stat(index.byte_range(i).path)
             rows.append((found.st_size, found.st_mtime_ns))
         except OSError:
             rows.append((-1, -1))
@@ -90,8 +90,8 @@ def _write(index: Index, file: Path) -> None:
         rows = np.arange(start, min(start + CHUNK, len(index)))
         remote = index.ranges.fetch(rows) if isinstance(index.ranges, RemoteRanges) else None
         for k, i in enumerate(rows.tolist()):
-            place = index.place(i) if remote is None else Memory(remote[k].tobytes())
-            out[i] = _read(index.path(i), place, (width, height))
+            byte_range = index.byte_range(i) if remote is None else Memory(remote[k].tobytes())
+            out[i] = _read(index.path(i), byte_range, (width, height))
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -105,10 +105,10 @@ def _write(index: Index, file: Path) -> None:
         ) from error
 
 
-def _read(path: str, place: Place | Memory, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read(path: str, byte_range: ByteRange | Memory, size: tuple[int, int]) -> NDArray[np.uint8]:
     """[H, W, 3]."""
     try:
-        with Image.open(io.BytesIO(place.content())) as image:
+        with Image.open(io.BytesIO(byte_range.content())) as image:
             if image.mode not in ("RGB", "L"):
                 raise Unlike(f"{path} is neither gray nor RGB but {image.mode}")
             pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"))

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali import dist
-from lsdali.data.io.byte_range import Pending, Place, Ranges, is_url
+from lsdali.data.io.byte_range import ByteRange, ByteRanges, Pending, is_url
 from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
-from lsdali.data.io.header import FAULTS, GOOD, Probe, probe
+from lsdali.data.io.header import FAULTS, GOOD, Header, read_header
 from lsdali.data.io.remote import RemoteRanges, load_ranges
 from lsdali.data.io.store import times
 from lsdali.data.sampling.sampler import Ints, stratified
@@ -26,7 +26,7 @@ from lsdali.data.sets.splits import Chosen, held_out, noisy, of_classes, whole
 from lsdali.errors import UserError
 
 Form = Literal["paths", "encoded", "pixels"]
-FORMAT = "2"  # of the cached files; raise it when they, or what probe() answers, change
+FORMAT = "2"  # of the cached files; raise it when they, or what read_header() returns, change
 THREADS, CHUNK = 16, 512
 
 
@@ -44,7 +44,7 @@ class Index:
     clean: Ints  # [N] labels before noise
     numbers: Ints  # [N] places in the whole set
     pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] where they are at hand; memory-mapped
-    ranges: Ranges | None = None  # of samples that are parts of larger files; paths then only name them
+    ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,9 +53,9 @@ class Index:
         """Absolute path of sample i."""
         return os.path.join(self.root, os.fsdecode(self.paths[i].tobytes().rstrip(b"\0")))
 
-    def place(self, i: int) -> Place:
+    def byte_range(self, i: int) -> ByteRange:
         """Where the bytes of sample i lie."""
-        return Place(self.path(i)) if self.ranges is None else self.ranges.place(i)
+        return ByteRange(self.path(i)) if self.ranges is None else self.ranges.byte_range(i)
 
     @property
     def form(self) -> Form:
@@ -74,9 +74,9 @@ class Index:
         root = np.frombuffer(os.fsencode(self.root) + b"/", np.uint8)
         return np.hstack([np.broadcast_to(root, (len(i), len(root))), self.paths[i]])
 
-    def probe(self, i: int) -> Probe:
-        """What probe() says of sample i now. Raises UserError where a store fails or has other files."""
-        return self.ranges.probe(i) if isinstance(self.ranges, RemoteRanges) else probe(*self.place(i))
+    def read_header(self, i: int) -> Header:
+        """What read_header() returns of sample i now. Raises UserError where a store fails or has other files."""
+        return self.ranges.read_header(i) if isinstance(self.ranges, RemoteRanges) else read_header(*self.byte_range(i))
 
     def bad(self) -> Ints:
         """Numbers of the samples with a fault."""
@@ -153,7 +153,7 @@ def _cached(config: DataSet, split: Split) -> Path:
     for folder in _folders(config, split):
         if _fresh(folder):
             return folder
-    return rescan(config, split, lambda listing: each_file(listing, probe).astype(np.int32))
+    return rescan(config, split, lambda listing: each_file(listing, read_header).astype(np.int32))
 
 
 def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.int32]]) -> Path:
@@ -194,7 +194,7 @@ def _fresh(folder: Path) -> bool:
         index = _load(folder)
         if isinstance(index.ranges, RemoteRanges):  # what is watched tells of any change
             return True
-        return all(probe(*index.place(int(i)))[2] == index.status[i] for i in index.bad())
+        return all(read_header(*index.byte_range(int(i)))[2] == index.status[i] for i in index.bad())
     except (OSError, ValueError, EOFError):
         return False
 
@@ -206,8 +206,8 @@ def _root(folder: Path) -> Path | str:
 
 def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target: Path) -> None:
     before = times(listing.root, list(listing.watched))
-    if listing.probed is not None:
-        measured = listing.probed
+    if listing.headers is not None:
+        measured = listing.headers
     else:
         measured = look(listing) if listing.pixels is None else _measured(listing.pixels)
     with new_folder(target) as draft:
@@ -238,7 +238,7 @@ def each_file(listing: Listing, look: Callable[..., tuple[int, ...]]) -> Ints:
 
     def work(start: int) -> Ints:
         stop = min(start + CHUNK, len(listing.labels))
-        return np.array([look(*place) for place in listing.places(start, stop)], np.int64)
+        return np.array([look(*byte_range) for byte_range in listing.byte_ranges(start, stop)], np.int64)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))

@@ -1,4 +1,4 @@
-"""Summary of a survey: one plain dictionary, as text and as an HTML page with pictures."""
+"""Summary of a scan: one plain dictionary, as text and as an HTML page with pictures."""
 
 import base64
 import io
@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lsdali.data.index.collect import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, Survey, bad
-from lsdali.data.io.byte_range import Place
+from lsdali.data.index.scan_split import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, SplitScan, bad
+from lsdali.data.io.byte_range import ByteRange
 from lsdali.data.io.header import GOOD
 
 SHOWN = 20  # rows of a list in text; JSON has them all
 TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures a row, pictures in all
 
 
-def summarize(part: Survey) -> dict[str, Any]:
+def summarize(part: SplitScan) -> dict[str, Any]:
     """Counts, sizes, formats and faults of one split."""
     facts = part.facts[part.facts[:, STATUS] == GOOD]
     counts = np.bincount(part.listing.labels, minlength=len(part.listing.classes))
@@ -47,7 +47,7 @@ def _counted(values: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 def problems(summary: dict[str, Any]) -> int:
     """How many things must be mended: bad files, and groups of images that train and val share."""
-    files = sum(len(part["bad"]) + len(part.get("rotten", [])) for part in summary["splits"].values())
+    files = sum(len(part["bad"]) + len(part.get("corrupt", [])) for part in summary["splits"].values())
     return files + len(summary["shared"])
 
 
@@ -57,7 +57,7 @@ def as_text(summary: dict[str, Any]) -> str:
     for split, part in summary["splits"].items():
         lines += ["", *_split_lines(split, part)]
     lines += ["", *_groups("images with the same bytes in train and val", summary["shared"])]
-    lines += _groups("images with the same bytes under different classes", summary["contradicting"])
+    lines += _groups("images with the same bytes under different classes", summary["label_conflicts"])
     lines += _groups("images with the same bytes in one class", summary["repeated"])
     found = problems(summary)
     lines += ["", "nothing to mend" if not found else f"{found} {'thing' if found == 1 else 'things'} to mend"]
@@ -80,8 +80,8 @@ def _split_lines(split: str, part: dict[str, Any]) -> list[str]:
     lines += _rows("classes with no file", empty)
     lines += _rows("files whose ending names another format", part["misnamed"])
     lines += _rows("bad files", [f"{b['path']}: {b['fault']}" for b in part["bad"]])
-    if "rotten" in part:
-        lines += _rows("files with a damaged body", [f"{b['path']}: {b['fault']}" for b in part["rotten"]])
+    if "corrupt" in part:
+        lines += _rows("files with a damaged body", [f"{b['path']}: {b['fault']}" for b in part["corrupt"]])
     return lines
 
 
@@ -97,12 +97,12 @@ def _groups(title: str, groups: list[list[dict[str, str]]]) -> list[str]:
 # ---- the page
 
 
-def contact_sheet(part: Survey) -> str:
+def contact_sheet(part: SplitScan) -> str:
     """One good image of each of up to TILES classes, as the text of a data URL; empty where there is none."""
     good = np.flatnonzero(part.facts[:, STATUS] == GOOD)
     _, first = np.unique(part.listing.labels[good], return_index=True)
     chosen = good[first][np.unique(np.linspace(0, len(first) - 1, min(TILES, len(first))).astype(int))]
-    tiles = [tile for i in chosen.tolist() if (tile := _tile(part.place(i))) is not None]
+    tiles = [tile for i in chosen.tolist() if (tile := _tile(part.byte_range(i))) is not None]
     if not tiles:
         return ""
     sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(tiles) // COLUMNS) * TILE), "white")
@@ -113,9 +113,9 @@ def contact_sheet(part: Survey) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _tile(place: Place) -> Image.Image | None:
+def _tile(byte_range: ByteRange) -> Image.Image | None:
     try:
-        with Image.open(io.BytesIO(place.content())) as image:
+        with Image.open(io.BytesIO(byte_range.content())) as image:
             image.draft("RGB", (2 * TILE, 2 * TILE))
             tile: Image.Image = image.convert("RGB")
     except Exception:  # a body that cannot be decoded has no picture
@@ -168,13 +168,13 @@ table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .2
 <tr><th>files whose ending names another format<td>{{ part.misnamed | length }}
 </table>
 {{ faults("Bad files", part.bad) }}
-{% if part.rotten is defined %}{{ faults("Files with a damaged body", part.rotten) }}{% endif %}
+{% if part.corrupt is defined %}{{ faults("Files with a damaged body", part.corrupt) }}{% endif %}
 <details><summary>Files of each class</summary>{{ counts(part.classes) }}</details>
 {% if sheets[name] %}<p><img alt="one image of each class" src="{{ sheets[name] }}"></p>{% endif %}
 {% endfor %}
 <h2>Copies</h2>
 {{ groups("Images with the same bytes in train and val", s.shared) }}
-{{ groups("Images with the same bytes under different classes", s.contradicting) }}
+{{ groups("Images with the same bytes under different classes", s.label_conflicts) }}
 {{ groups("Images with the same bytes in one class", s.repeated) }}
 </html>
 """

@@ -1,4 +1,4 @@
-"""Place: where the encoded bytes of a sample lie: a whole file, or a range of a larger one."""
+"""ByteRange: where the encoded bytes of a sample lie: a whole file, or a range of a larger one."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def is_url(root: str | Path) -> bool:
     return isinstance(root, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)", root) is not None
 
 
-class Place(NamedTuple):
+class ByteRange(NamedTuple):
     """`length` bytes from `start` on; None: to the end."""
 
     path: str | bytes
@@ -72,7 +72,7 @@ class Pending:
         return self.future.result()
 
 
-class Span(NamedTuple):
+class OpenRange(NamedTuple):
     """A place in an open file, read as if it were a file of its own."""
 
     file: int
@@ -110,7 +110,7 @@ class _Opened:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ranges:
+class ByteRanges:
     """Where the bytes of N samples lie in S larger files."""
 
     root: Path | str  # a URL is text
@@ -118,13 +118,13 @@ class Ranges:
     spans: NDArray[np.int64]  # [N, 3] number of the file, first byte, bytes
     _opened: _Opened = field(default_factory=_Opened)
 
-    def place(self, i: int) -> Place:
+    def byte_range(self, i: int) -> ByteRange:
         file, start, length = self.spans[i].tolist()
-        return Place(self._path(file), start, length)
+        return ByteRange(self._path(file), start, length)
 
-    def at(self, rows: NDArray[np.int64]) -> "Ranges":
+    def at(self, rows: NDArray[np.int64]) -> "ByteRanges":
         """The samples `rows`."""
-        return Ranges(self.root, self.files, self.spans[rows], self._opened)
+        return ByteRanges(self.root, self.files, self.spans[rows], self._opened)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What to save of it, beside the root."""

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from lsdali.data.io.byte_range import Readable, Span
+from lsdali.data.io.byte_range import OpenRange, Readable
 
 # The place in this table is the status that the index stores; 0 is good.
 FAULTS = (
@@ -25,17 +25,17 @@ FAULTS = (
 GOOD, MISSING, UNREADABLE, EMPTY, TEXT, GIF, UNKNOWN, TRUNCATED, DAMAGED, HUGE = range(len(FAULTS))
 
 HEAD, TAIL = 4096, 1024
-Probe = tuple[int, int, int]  # width, height, status
+Header = tuple[int, int, int]  # width, height, status
 
 
-def probe(path: str | bytes, start: int = 0, length: int | None = None) -> Probe:
+def read_header(path: str | bytes, start: int = 0, length: int | None = None) -> Header:
     """Width and height in pixels and a place in FAULTS, of a file or a range of it. Never raises for a bad file."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return 0, 0, absent(error)
     try:
-        span = Span(file, start, length)
+        span = OpenRange(file, start, length)
         return measure(span, span.read(HEAD, 0))
     except OSError:
         return 0, 0, UNREADABLE
@@ -48,10 +48,10 @@ def absent(error: OSError) -> int:
     return MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
 
 
-def measure(file: Readable, head: bytes) -> Probe:
+def measure(file: Readable, head: bytes) -> Header:
     """The same for an open file and its first HEAD bytes."""
     try:
-        return _probe(file, head)
+        return _read_header(file, head)
     except (struct.error, IndexError):
         return 0, 0, TRUNCATED
     except ValueError:
@@ -60,7 +60,7 @@ def measure(file: Readable, head: bytes) -> Probe:
         return 0, 0, UNREADABLE
 
 
-def _probe(file: Readable, head: bytes) -> Probe:
+def _read_header(file: Readable, head: bytes) -> Header:
     if not head:
         return 0, 0, EMPTY
     for magic, measure in _FORMATS:
@@ -151,8 +151,8 @@ def _pnm(file: Readable, head: bytes) -> Measured:
 
 def _tiff(file: Readable, head: bytes) -> Measured:
     order = "<" if head[:2] == b"II" else ">"
-    (place,) = struct.unpack_from(order + "I", head, 4)
-    table = file.read(HEAD, place)
+    (offset,) = struct.unpack_from(order + "I", head, 4)
+    table = file.read(HEAD, offset)
     found = {}
     for k in range(struct.unpack_from(order + "H", table)[0]):
         tag, kind = struct.unpack_from(order + "HH", table, 2 + 12 * k)

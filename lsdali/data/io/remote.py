@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.io.byte_range import Bytes, Memory, Pending, Ranges
-from lsdali.data.io.header import HEAD, Probe, measure
+from lsdali.data.io.byte_range import ByteRanges, Bytes, Memory, Pending
+from lsdali.data.io.header import HEAD, Header, measure
 from lsdali.data.io.store import Fault, open_store
 from lsdali.errors import UserError
 
@@ -23,7 +23,7 @@ GAP, BLOCK = 16 << 10, 1 << 20  # ranges of one file that lie this close are one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RemoteRanges(Ranges):
+class RemoteRanges(ByteRanges):
     """Samples in the files of a store."""
 
     stamps: NDArray[np.int64] = field(kw_only=True)  # [S, 2] of Store.stamp, when the files were indexed
@@ -53,7 +53,7 @@ class RemoteRanges(Ranges):
                 out[k] = np.frombuffer(answer, np.uint8, length, start - first)
         return out
 
-    def probe(self, i: int) -> Probe:
+    def read_header(self, i: int) -> Header:
         """What the bytes of sample i say now. Raises UserError as fetch()."""
         self.require_unchanged(np.array([i]))
         data = Memory(self.fetch(np.array([i]))[0].tobytes())
@@ -122,11 +122,11 @@ def _submit(call: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def load_ranges(root: Path | str, folder: Path) -> Ranges | None:
+def load_ranges(root: Path | str, folder: Path) -> ByteRanges | None:
     """What `arrays()` gave, from folder/<name>.npy, memory-mapped; None where there are none."""
     if not (folder / "spans.npy").is_file():
         return None
     files, spans = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("files", "spans"))
     if isinstance(root, Path):
-        return Ranges(root, files, spans)
+        return ByteRanges(root, files, spans)
     return RemoteRanges(root, files, spans, stamps=np.load(folder / "stamps.npy"))

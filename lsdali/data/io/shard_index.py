@@ -5,7 +5,7 @@
     ...
     ]}
 
-A row is: member, class, first byte, bytes, width and height in pixels, what probe() says of it. One file a shard, for
+A row is: member, class, first byte, bytes, width and height in pixels, what read_header() returns. One file a shard, for
 shards are copied, replaced and chosen one at a time, and an index that travels with its shard cannot speak of others.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lsdali.data.io.byte_range import Memory
-from lsdali.data.io.header import FAULTS, HEAD, Probe, measure, probe
+from lsdali.data.io.header import FAULTS, HEAD, Header, measure, read_header
 from lsdali.data.io.store import Store
 
 ENDING, FORMAT = ".json", "lsdali shard 1"
@@ -32,14 +32,14 @@ class Shard:
     members: list[str]  # names of the images
     labels: list[int]
     spans: list[tuple[int, int]]  # first byte and length of each image
-    probed: list[Probe] | None = None  # where that is known already
+    headers: list[Header] | None = None  # where that is known already
 
 
 def write_index(file: Path, shard: Shard) -> None:
     """Beside a local shard. Raises OSError."""
     rows = []
     for member, label, span in zip(shard.members, shard.labels, shard.spans, strict=True):
-        width, height, status = probe(os.fspath(file), *span)
+        width, height, status = read_header(os.fspath(file), *span)
         rows.append(json.dumps([member, label, *span, width, height, FAULTS[status]]))
     head = f'{{"format": "{FORMAT}", "shard_bytes": {file.stat().st_size}, "samples": [\n'
     Path(f"{file}{ENDING}").write_text(head + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
@@ -59,10 +59,10 @@ def read_index(store: Store, name: str, size: int) -> Shard | None:
         )
         if not whole or (numbers[1] + numbers[2]).max() > size or not all(isinstance(m, str) for m in members):
             return None
-        probed = list(zip(widths, heights, map(FAULTS.index, faults), strict=True))
+        headers = list(zip(widths, heights, map(FAULTS.index, faults), strict=True))
     except (ValueError, TypeError, KeyError):
         return None
-    return Shard(name, list(members), list(labels), list(zip(starts, lengths, strict=True)), probed)
+    return Shard(name, list(members), list(labels), list(zip(starts, lengths, strict=True)), headers)
 
 
 class RemoteFile:
@@ -82,7 +82,7 @@ class RemoteFile:
             self._chunk = self._store.fetch([(self._name, at, length)])[0]
         return self._chunk[at - self._base : at - self._base + count]
 
-    def probe(self, start: int, length: int) -> Probe:
+    def read_header(self, start: int, length: int) -> Header:
         data = Memory(self.pread(length, start))
         return measure(data, data.read(HEAD, 0))
 

@@ -19,7 +19,7 @@ Arrays = tuple[Any, ...]  # as in graph.Source
 AHEAD, MOST_AHEAD = 64 << 20, 64
 
 
-class Runner:
+class DaliPipeline:
     """Batch `position` is what run() gives next; `arrays` says what the graph reads for any batch."""
 
     def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], Arrays]) -> None:
@@ -121,7 +121,7 @@ class Runner:
 
     def _reason(self, i: int) -> str:
         """What the file's header says now; empty where it looks as it did at the scan."""
-        width, height, status = self._index.probe(i)
+        width, height, status = self._index.read_header(i)
         if status != GOOD:
             return FAULTS[status]
         same = (width, height) == tuple(self._index.size[i].tolist())

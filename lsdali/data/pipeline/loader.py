@@ -19,9 +19,9 @@ from lsdali.batch import Batch
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import Index
 from lsdali.data.io.header import FAULTS, GOOD
-from lsdali.data.pipeline.dali_pipeline import Arrays, Runner
+from lsdali.data.pipeline.dali_pipeline import Arrays, DaliPipeline
 from lsdali.data.pipeline.graph import GraphSpec, padded_graph, resized_graph
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.augment import draw
 from lsdali.data.sampling.crops import (
     center_crop,
@@ -44,17 +44,17 @@ class TrainLoader:
     The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
     the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
     place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
-    label. `stream.say` gets one line for each bad file, on rank 0: at once where rank 0 met it, else at the
+    label. `options.log` gets one line for each bad file, on rank 0: at once where rank 0 met it, else at the
     epoch's end.
 
     Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
     where more than config.max_bad files are bad.
     """
 
-    def __init__(self, index: Index, config: DataSet, stream: Stream) -> None:
-        self.index, self._config, self._seed, self._say = index, config, stream.seed, stream.say
+    def __init__(self, index: Index, config: DataSet, options: LoaderOptions) -> None:
+        self.index, self._config, self._seed, self._say = index, config, options.seed, options.log
         self._plan = Plan(
-            np.asarray(index.labels), stream.batch, dist.world(), stream.seed, stream.sampler, config.train.repeats
+            np.asarray(index.labels), options.batch, dist.world(), options.seed, options.sampler, config.train.repeats
         )
         self._good = np.asarray(index.status) == GOOD
         self._bad = {int(i): FAULTS[index.status[i]] for i in index.bad()}
@@ -64,12 +64,12 @@ class TrainLoader:
         self._name(self._bad)
         if isinstance(config.train, PadCrop):
             _refuse_small(index, config.train)
-        most = max(number for _, number in stream.batch.spans) // dist.world()
-        spec = _spec(index, config, batch=most, size=config.train.size, device=stream.device, half=stream.half)
+        most = max(number for _, number in options.batch.spans) // dist.world()
+        spec = _spec(index, config, batch=most, size=config.train.size, device=options.device, half=options.half)
         spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
-        self._runner = Runner(index, graph, spec, self._arrays)
-        self._valid = torch.ones(most, dtype=torch.bool, device=stream.device)
+        self._runner = DaliPipeline(index, graph, spec, self._arrays)
+        self._valid = torch.ones(most, dtype=torch.bool, device=options.device)
 
     @property
     def steps_per_epoch(self) -> PerEpoch:
@@ -175,7 +175,7 @@ class EvalLoader:
         self._slices = eval_slices(len(index), dist.rank(), dist.world(), batch)
         self._valid = [torch.from_numpy(valid).to(device) for _, valid in self._slices]
         spec = _spec(index, config, batch=batch, size=config.eval.size, device=device, half=half)
-        self._runner = Runner(index, resized_graph, spec, self._arrays)
+        self._runner = DaliPipeline(index, resized_graph, spec, self._arrays)
 
     def __len__(self) -> int:
         return len(self._slices)

@@ -8,16 +8,16 @@ from lsdali import dist
 from lsdali.data.index.decode_cache import decode, one_size
 from lsdali.data.index.index import Index, open_whole, select
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain, obstacle
 from lsdali.data.sets.catalog import DataSet, Files
 from lsdali.data.sets.listing import Split
 from lsdali.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def open_dataset(config: DataSet, split: Split, say: Say = print) -> Index:
+def open_dataset(config: DataSet, split: Split, log: Log = print) -> Index:
     """The samples that the recipe uses of one split, with their pixels where they are to be held on the device.
 
     Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine. Arrays whose images
@@ -26,13 +26,13 @@ def open_dataset(config: DataSet, split: Split, say: Say = print) -> Index:
     """
     index = open_whole(config, split)
     if isinstance(config, Files):
-        index = _held(config, split, index, say)
+        index = _held(config, split, index, log)
     elif (why := obstacle(config, split, index)) and dist.is_main():
-        say(f"{split} images go through DALI: {why}")
+        log(f"{split} images go through DALI: {why}")
     return select(config, split, index)
 
 
-def _held(config: Files, split: Split, index: Index, say: Say) -> Index:
+def _held(config: Files, split: Split, index: Index, log: Log) -> Index:
     """The whole split with its pixels where config.resident wants and allows it."""
     if config.resident == "never":
         return index
@@ -45,14 +45,14 @@ def _held(config: Files, split: Split, index: Index, say: Say) -> Index:
     if config.resident == "always" and why:
         raise UserError(f"data.resident: {split} images cannot be held on the device: {why}; use auto or never")
     if dist.is_main():
-        say(f"{split} images are {f'read by DALI: {why}' if why else 'held on the device'}")
+        log(f"{split} images are {f'read by DALI: {why}' if why else 'held on the device'}")
     return index
 
 
-def train_loader(index: Index, config: DataSet, stream: Stream) -> TrainLoader | ResidentTrain:
+def train_loader(index: Index, config: DataSet, options: LoaderOptions) -> TrainLoader | ResidentTrain:
     """Training batches."""
     kind = ResidentTrain if _holdable(config, "train", index) else TrainLoader
-    return kind(index, config, stream)
+    return kind(index, config, options)
 
 
 def eval_loader(

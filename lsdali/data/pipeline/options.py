@@ -1,4 +1,4 @@
-"""What a stream of training batches is made from, beside the index and the recipe's data."""
+"""Settings that every training loader takes, beside the index and the recipe's data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lsdali.clock import PerEpoch
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class LoaderOptions:
     """The settings that every training loader takes."""
 
     batch: PerEpoch  # of all ranks together
@@ -17,4 +17,4 @@ class Stream:
     device: torch.device
     half: bool = False  # images in 16 bit
     sampler: str = "shuffled"  # a name in SAMPLERS
-    say: Callable[[str], None] = print  # gets one line for each bad file
+    log: Callable[[str], None] = print  # gets one line for each bad file

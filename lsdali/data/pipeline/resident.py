@@ -15,7 +15,7 @@ from lsdali.batch import Batch
 from lsdali.clock import PerEpoch
 from lsdali.data.index.decode_cache import one_size
 from lsdali.data.index.index import Index
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.crops import center_crop, crop_uniforms, flips, pad_crop
 from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop
@@ -47,17 +47,17 @@ class ResidentTrain:
     Raises UserError where the batch does not fit ranks or data.
     """
 
-    def __init__(self, index: Index, config: DataSet, stream: Stream) -> None:
+    def __init__(self, index: Index, config: DataSet, options: LoaderOptions) -> None:
         assert isinstance(config.train, PadCrop), "obstacle() was not asked"
-        device, batch = stream.device, stream.batch
-        self.index, self._crop, self._seed, self._device = index, config.train, stream.seed, device
-        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), stream.seed, stream.sampler)
+        device, batch = options.device, options.batch
+        self.index, self._crop, self._seed, self._device = index, config.train, options.seed, device
+        self._plan = Plan(np.asarray(index.labels), batch, dist.world(), options.seed, options.sampler)
         side, pad = self._crop.size, self._crop.pad
         images = _on_device(index, device, pad)
         # [N, y, x, side, side, C]: every window is a view
         self._windows = images.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3)
         self._labels = torch.from_numpy(np.array(index.labels)).to(device)
-        self._normalise = Normalise(config, side, device, stream.half)
+        self._normalise = Normalise(config, side, device, options.half)
         self._valid = torch.ones(max(n for _, n in batch.spans) // dist.world(), dtype=torch.bool, device=device)
 
     @property

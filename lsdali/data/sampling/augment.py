@@ -29,7 +29,7 @@ BINS = 31  # magnitudes of RandAugment and TrivialAugment: 0 to 30
 SUITE = 14  # their operations
 SUB_POLICIES, STAGES = 25, 2  # AutoAugment's
 TRIES = 10  # of random erasing
-_STREAM = 10  # of the first augmentation in the list; windows.py uses the numbers below
+_STREAM = 10  # of the first augmentation in the list; crops.py uses the numbers below
 MOST = 90  # streams up to 100 are free
 
 # Of ImageNet's pixels in 0..1 (Krizhevsky, Sutskever and Hinton, 2012); rows are red, green, blue.

@@ -20,7 +20,7 @@ Words = NDArray[np.uint64]
 Sampler = Callable[[Ints, int, int, int], Ints]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_EPOCH_ORDER, _PAIR_ORDER, SUBSET = 101, 102, 103  # streams; windows.py uses the small numbers
+_EPOCH_ORDER, _PAIR_ORDER, SUBSET = 101, 102, 103  # streams; crops.py uses the small numbers
 
 
 def _mix(z: Words) -> Words:
@@ -55,9 +55,9 @@ def stratified(labels: Ints, n: int, seed: int = 0) -> Ints:
     shuffled = epoch_permutation(seed, 0, len(labels), SUBSET)
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    share = (place + 0.5) / np.repeat(counts, counts)
-    return np.sort(by_class[np.argsort(share, kind="stable")[:n]])
+    position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    part = (position + 0.5) / np.repeat(counts, counts)
+    return np.sort(by_class[np.argsort(part, kind="stable")[:n]])
 
 
 def shuffled(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
@@ -79,8 +79,8 @@ def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
         raise UserError(f"class {lone[0]} has one sample; the sampler class_pairs needs two or more of every class")
     permutation = epoch_permutation(seed, epoch, len(labels))
     by_class = permutation[np.argsort(labels[permutation], kind="stable")]
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    paired = place < np.repeat(counts // 2 * 2, counts)
+    position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    paired = position < np.repeat(counts // 2 * 2, counts)
     pairs = by_class[paired].reshape(-1, 2)
     order = pairs[epoch_permutation(seed, epoch, len(pairs), _PAIR_ORDER)].reshape(-1)
     return order[: len(order) // batch * batch]
@@ -130,17 +130,17 @@ class Plan:
 
     def indices(self, step: int, rank: int) -> Ints:
         """[batch / world]: the samples that `rank` reads at global step `step`."""
-        epoch, place = self.steps_per_epoch.locate(step)
+        epoch, position = self.steps_per_epoch.locate(step)
         batch = self.batch.at(epoch)
-        share = batch // self.world
-        start = place * batch + rank * share
-        return self._epoch(epoch)[start : start + share]
+        part = batch // self.world
+        start = position * batch + rank * part
+        return self._epoch(epoch)[start : start + part]
 
     def copies(self, epoch: int, rank: int) -> Ints:
         """[batch / world]: which copy of its sample, 0 to repeats - 1, each place of `rank` has, at every step."""
         batch = self.batch.at(epoch)
-        share = batch // self.world
-        return np.arange(rank * share, (rank + 1) * share) // (batch // self.repeats)
+        part = batch // self.world
+        return np.arange(rank * part, (rank + 1) * part) // (batch // self.repeats)
 
     def _epoch(self, epoch: int) -> Ints:
         if epoch not in self._epochs:

@@ -122,11 +122,11 @@ class Aircraft(Listed):
         plural = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}[self.level]
         names = [line.strip() for line in lines(base / plural)]
         file = f"images_{self.level}_{'trainval' if split == 'train' else 'test'}.txt"
-        place = {name: k for k, name in enumerate(names)}
+        number = {name: k for k, name in enumerate(names)}
         rows = words(base / file)
-        if foreign := sorted({name for _, name in rows if name not in place}):
+        if foreign := sorted({name for _, name in rows if name not in number}):
             raise UserError(f"{base / file} names classes that {base / plural} lacks: {few(foreign)}")
-        return [(f"images/{i}.jpg", place[name]) for i, name in rows], names, (file, plural)
+        return [(f"images/{i}.jpg", number[name]) for i, name in rows], names, (file, plural)
 
 
 class Flowers(Listed):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.io.byte_range import Place, Ranges
+from lsdali.data.io.byte_range import ByteRange, ByteRanges
 from lsdali.errors import UserError
 
 Split = Literal["train", "val"]
@@ -26,23 +26,23 @@ class Listing:
     classes: tuple[str, ...]
     watched: tuple[str, ...]  # folders and files, relative to root, whose change makes this listing stale
     pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
-    ranges: Ranges | None = None  # of samples that are parts of larger files; paths then only name them
-    probed: NDArray[np.int32] | None = None  # [N, 3] what probe() says of each, where that is known already
+    ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
+    headers: NDArray[np.int32] | None = None  # [N, 3] what read_header() returns of each, where that is known already
 
     def path(self, i: int) -> bytes:
         """Absolute path of sample i."""
         return os.path.join(os.fsencode(self.root), bytes(self.paths[i]))
 
-    def place(self, i: int) -> Place:
+    def byte_range(self, i: int) -> ByteRange:
         """Where the bytes of sample i lie."""
-        return self.places(i, i + 1)[0]
+        return self.byte_ranges(i, i + 1)[0]
 
-    def places(self, start: int, stop: int) -> list[Place]:
-        """The places of samples start to stop - 1."""
+    def byte_ranges(self, start: int, stop: int) -> list[ByteRange]:
+        """The byte ranges of samples start to stop - 1."""
         if self.ranges is not None:
-            return [self.ranges.place(i) for i in range(start, stop)]
+            return [self.ranges.byte_range(i) for i in range(start, stop)]
         root = os.fsencode(self.root) + b"/"
-        return [Place(root + path) for path in self.paths[start:stop].tolist()]
+        return [ByteRange(root + path) for path in self.paths[start:stop].tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str,
     for name, part in found.items():
         if not len(part.paths):
             raise UserError(f"class folder {base / folder / name} holds no image; fill or remove it")
-    watched = [folder, *(place for part in found.values() for place in part.walked)]
+    watched = [folder, *(folder for part in found.values() for folder in part.walked)]
     counts = [len(part.paths) for part in found.values()]
     return Listing(
         base,
@@ -119,8 +119,8 @@ def _walk(base: Path, folder: str) -> _Folder:
     """Every image below base/folder; folders sorted by path, files by name; links followed."""
     names: list[bytes] = []
     walked: list[str] = []
-    for place, _, files in sorted(os.walk(os.fsencode(base / folder), onerror=_refuse, followlinks=True)):
-        relative = os.path.relpath(place, os.fsencode(base))
+    for above, _, files in sorted(os.walk(os.fsencode(base / folder), onerror=_refuse, followlinks=True)):
+        relative = os.path.relpath(above, os.fsencode(base))
         walked.append(os.fsdecode(relative))
         names += [relative + b"/" + f for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
     return _Folder(np.array(names, dtype=np.bytes_), walked)

@@ -141,13 +141,13 @@ class ImageList(Files):
         used = {label for _, label in train}
         numbers = all(label.isdecimal() for label in used)
         names = [str(k) for k in range(max(map(int, used)) + 1)] if numbers else sorted(used)
-        place = {name: k for k, name in enumerate(names)}
+        number = {name: k for k, name in enumerate(names)}
         rows, lists = train, (self.train_list,) if self.split else (self.train_list, self.val_list)
         if self.split is None:
             val = self._rows(base, self.val_list)
             self._refuse(base, train, val)
             rows = train if split == "train" else val
-        pairs = [(path, place[label]) for path, label in rows]
+        pairs = [(path, number[label]) for path, label in rows]
         return from_pairs(base, pairs, names, lists)
 
     def _rows(self, base: Path, file: str) -> list[tuple[str, str]]:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
-from lsdali.data.io.byte_range import Ranges, is_url
-from lsdali.data.io.header import Probe
+from lsdali.data.io.byte_range import ByteRanges, is_url
+from lsdali.data.io.header import Header
 from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.io.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.io.store import Store, has_magic, open_store
@@ -168,7 +168,7 @@ def walk(file: Path | RemoteFile, name: str) -> Shard:
     """What one tar file holds. Raises UserError for one that is damaged or compressed, or whose members do not pair."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
-    probed: list[Probe] = []
+    headers: list[Header] = []
     for key, ending, member, text in _pairs(file):
         kind = images if ending in _IMAGES else labels
         if key in kind:
@@ -177,7 +177,7 @@ def walk(file: Path | RemoteFile, name: str) -> Shard:
         if ending in _IMAGES:
             images[key] = member
             if isinstance(file, RemoteFile):  # while its bytes are here
-                probed.append(file.probe(member.offset_data, member.size))
+                headers.append(file.read_header(member.offset_data, member.size))
         elif (number := _LABEL.fullmatch(text)) is None:
             raise UserError(f"{file}:{member.name} holds {text!r}; expected a class number as text, 0 to 999999")
         else:
@@ -188,7 +188,7 @@ def walk(file: Path | RemoteFile, name: str) -> Shard:
         raise UserError(f"{file} holds no image; expected members <key>.jpg and <key>.cls")
     found = images.values()
     spans = [(m.offset_data, m.size) for m in found]
-    return Shard(name, [m.name for m in found], [labels[k] for k in images], spans, probed or None)
+    return Shard(name, [m.name for m in found], [labels[k] for k in images], spans, headers or None)
 
 
 def _pairs(file: Path | RemoteFile) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
@@ -247,8 +247,10 @@ def assemble(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ..
     if isinstance(base, Store):
         stamps = np.array(base.stamps([s.name for s in shards]), np.int64)
         ranges = RemoteRanges(base.root, files, places, stamps=stamps)
-        probed = np.array([row for s in shards for row in s.probed or ()], np.int32)
-        return Listing(base.root, join(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, probed=probed)
+        headers = np.array([row for s in shards for row in s.headers or ()], np.int32)
+        return Listing(
+            base.root, join(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, headers=headers
+        )
     folders = {str(folder) for name in sources for folder in Path(name).parents}
     watched = sorted({*sources, *folders})
-    return Listing(base, join(names), labels, classes, tuple(watched), ranges=Ranges(base, files, places))
+    return Listing(base, join(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))

@@ -1,6 +1,6 @@
-"""Survey: what is in a data set's files, and what is wrong with them, before a run meets it.
+"""Scan the files of one split: what they hold and which are bad, before a run meets them.
 
-The header survey reads at most 4 KB at a file's start and 1 KB at its end; only files that agree in length
+The header scan reads at most 4 KB at a file's start and 1 KB at its end; only files that agree in length
 and in a checksum of their start are read whole, to find copies.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali.data.index.index import each_file, rescan
-from lsdali.data.io.byte_range import Place, Span
+from lsdali.data.io.byte_range import ByteRange, OpenRange
 from lsdali.data.io.header import FAULTS, GOOD, HEAD, absent, measure
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Listing, Split
@@ -42,7 +42,7 @@ Facts = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Survey:
+class SplitScan:
     """One split: a row of facts for each of its N files."""
 
     listing: Listing
@@ -52,9 +52,9 @@ class Survey:
         """Absolute path of file i."""
         return self.listing.path(i)
 
-    def place(self, i: int) -> Place:
+    def byte_range(self, i: int) -> ByteRange:
         """Where its bytes lie."""
-        return self.listing.place(i)
+        return self.listing.byte_range(i)
 
     def class_of(self, i: int) -> str:
         return self.listing.classes[int(self.listing.labels[i])]
@@ -65,16 +65,16 @@ class Survey:
         return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, FORMAT] != ending))
 
 
-def survey(config: DataSet, split: Split) -> Survey:
+def scan_split(config: DataSet, split: Split) -> SplitScan:
     """Look at the header and the end of every file, and renew the cached index with what is found.
 
     Raises UserError for a wrong layout.
     """
-    found: list[Survey] = []
+    found: list[SplitScan] = []
 
     def look(listing: Listing) -> NDArray[np.int32]:
         facts = each_file(listing, examine)
-        found.append(Survey(listing, facts))
+        found.append(SplitScan(listing, facts))
         return facts[:, : STATUS + 1].astype(np.int32)
 
     rescan(config, split, look)
@@ -88,7 +88,7 @@ def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts
     except OSError as error:
         return 0, 0, absent(error), 0, 0, 0, 0
     try:
-        span = Span(file, start, size)
+        span = OpenRange(file, start, size)
         head = span.read(HEAD, 0)
         length = len(head) if len(head) < HEAD else span.size
         kind = next((k for magic, k in _MAGIC if head.startswith(magic)), 0)
@@ -101,10 +101,10 @@ def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts
 
 def orientation(head: bytes) -> int:
     """EXIF orientation, 1 to 8, in the first bytes of a JPEG file; 1 (upright) where there is none."""
-    place = head.find(b"Exif\0\0", 0, 256)
-    if place < 0:
+    found = head.find(b"Exif\0\0", 0, 256)
+    if found < 0:
         return 1
-    table = head[place + 6 :]
+    table = head[found + 6 :]
     order = "<" if table[:2] == b"II" else ">"
     try:
         (start,) = struct.unpack_from(order + "I", table, 4)
@@ -118,13 +118,13 @@ def orientation(head: bytes) -> int:
     return 1
 
 
-def bad(part: Survey) -> list[dict[str, str]]:
+def bad(part: SplitScan) -> list[dict[str, str]]:
     """Path, class and fault of every bad file."""
     rows = np.flatnonzero(part.facts[:, STATUS] != GOOD)
     return [_named(part, int(i)) | {"fault": FAULTS[part.facts[i, STATUS]]} for i in rows]
 
 
-def copies(parts: dict[Split, Survey]) -> list[list[dict[str, str]]]:
+def copies(parts: dict[Split, SplitScan]) -> list[list[dict[str, str]]]:
     """Groups of good files with the same bytes, over all splits: path, class and split of each."""
     alike: dict[tuple[int, int], list[tuple[Split, int]]] = defaultdict(list)
     for split, part in parts.items():
@@ -133,17 +133,17 @@ def copies(parts: dict[Split, Survey]) -> list[list[dict[str, str]]]:
     same: dict[bytes, list[dict[str, str]]] = defaultdict(list)
     for group in (g for g in alike.values() if len(g) > 1):
         for split, i in group:
-            same[_digest(parts[split].place(i))].append(_named(parts[split], i) | {"split": split})
+            same[_digest(parts[split].byte_range(i))].append(_named(parts[split], i) | {"split": split})
     return [group for group in same.values() if len(group) > 1]
 
 
-def _named(part: Survey, i: int) -> dict[str, str]:
+def _named(part: SplitScan, i: int) -> dict[str, str]:
     return {"path": os.fsdecode(part.path(i)), "class": part.class_of(i)}
 
 
-def _digest(place: Place) -> bytes:
+def _digest(byte_range: ByteRange) -> bytes:
     try:
-        return hashlib.blake2b(place.content()).digest()
+        return hashlib.blake2b(byte_range.content()).digest()
     except OSError:
         return os.urandom(64)  # gone meanwhile: a copy of nothing
 
@@ -151,7 +151,7 @@ def _digest(place: Place) -> bytes:
 # ---- every byte
 
 
-def rotten(part: Survey) -> list[dict[str, str]]:
+def corrupt(part: SplitScan) -> list[dict[str, str]]:
     """Decode every file whose header is good: path, class and fault of those that fail or that libjpeg warns of.
 
     The training decoders accept a damaged body without a word. Raises UserError where simplejpeg is not installed.
@@ -161,24 +161,24 @@ def rotten(part: Survey) -> list[dict[str, str]]:
     except ImportError:
         raise UserError("a full scan needs the package simplejpeg: pip install simplejpeg") from None
 
-    faults: dict[Place, str] = {}
+    faults: dict[ByteRange, str] = {}
 
-    def look(*place: Any) -> tuple[int]:
-        if said := _decode(Place(*place), simplejpeg):
-            faults[Place(*place)] = said
+    def look(*byte_range: Any) -> tuple[int]:
+        if said := _decode(ByteRange(*byte_range), simplejpeg):
+            faults[ByteRange(*byte_range)] = said
         return (bool(said),)
 
     damaged = each_file(part.listing, look)[:, 0] > 0
     good = part.facts[:, STATUS] == GOOD
-    return [_named(part, int(i)) | {"fault": faults[part.place(int(i))]} for i in np.flatnonzero(damaged & good)]
+    return [_named(part, int(i)) | {"fault": faults[part.byte_range(int(i))]} for i in np.flatnonzero(damaged & good)]
 
 
-def _decode(place: Place, simplejpeg: Any) -> str:
+def _decode(byte_range: ByteRange, simplejpeg: Any) -> str:
     """What is wrong with the body; empty where nothing is."""
     from PIL import Image
 
     try:
-        data = place.content()
+        data = byte_range.content()
         if data.startswith(b"\xff\xd8"):
             space = "CMYK" if _components(data) == 4 else "RGB"
             simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
