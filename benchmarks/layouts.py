@@ -54,10 +54,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
         if {"first", "last"} <= {layout(x) for x in tensors}:
-            self.found[str(func).removeprefix("aten.").removesuffix(".default"), self.place()] += 1
+            self.found[str(func).removeprefix("aten.").removesuffix(".default"), self.caller()] += 1
         return out
 
-    def place(self) -> str:
+    def caller(self) -> str:
         """Whose code called: the innermost module that is not one of torch's own layers."""
         if not self.inside:
             return "backward"
@@ -72,7 +72,7 @@ def void(_: object) -> None:
 
 
 def conversions(module: nn.Module, images: Tensor) -> Counter[tuple[str, str]]:
-    """Operations of one forward and backward pass that mix layouts, by name and place; images [B, 3, H, W].
+    """Operations of one forward and backward pass that mix layouts, by name and calling code; images [B, 3, H, W].
 
     Module and images are brought into channels last first. The sum of all outputs is differentiated.
     """

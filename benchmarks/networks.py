@@ -45,7 +45,7 @@ def small_size(name: str) -> int:
 
 
 def fresh(name: str) -> Student:
-    """The network with dense votes where its head can read single places, its numbers drawn from seed 0."""
+    """The network with dense votes where its head can read single positions, its numbers drawn from seed 0."""
     torch.manual_seed(0)
     network = build_network(ModelConfig(name=name), CLASSES)
     return Student(network, {"votes": DenseVotes()} if network.channels and network.positionwise else {})
@@ -89,11 +89,11 @@ def sizes(name: str) -> tuple[str, str]:
 
 @torch.no_grad()
 def votes_are_predictions(name: str) -> str:
-    """Whether the vote of a place is what the network predicts from a last map that is this place alone."""
+    """Whether the vote of a position is what the network predicts from a last map that is this position alone."""
     student = fresh(name)
     network = student.network
     if "votes" not in student.aux_heads:
-        return "no: the head reads all places at once" if network.channels else "no: it has no maps"
+        return "no: the head reads all positions at once" if network.channels else "no: it has no maps"
     images = images_for(name, 1)
     know_norms(student, images)
     out = student.eval()(images)
@@ -102,11 +102,11 @@ def votes_are_predictions(name: str) -> str:
     votes = out.aux_heads["votes"]
     stage, last = list(network.maps(images).items())[-1]
     wide = last.shape[3]
-    for place in range(votes.shape[1]):
-        one = {stage: last[:, :, place // wide, place % wide][:, :, None, None]}
-        if not torch.equal(votes[:, place], best_class(network, one)):
-            return f"no: place {place} votes for another class"
-    return f"yes, {votes.shape[1]} places"
+    for position in range(votes.shape[1]):
+        one = {stage: last[:, :, position // wide, position % wide][:, :, None, None]}
+        if not torch.equal(votes[:, position], best_class(network, one)):
+            return f"no: position {position} votes for another class"
+    return f"yes, {votes.shape[1]} positions"
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def copies(name: str) -> tuple[str, tuple[str, ...]]:
     """How many operations of a training step bring maps into another layout, and which, by whose code."""
     found = conversions(fresh(name), images_for(name, 1))
     copying = {key: count for key, count in found.items() if key[0] in COPYING}
-    return str(sum(copying.values())), tuple(f"{op} in {place} x {n}" for (op, place), n in copying.items())
+    return str(sum(copying.values())), tuple(f"{op} in {position} x {n}" for (op, position), n in copying.items())
 
 
 def row(name: str, ranks: str) -> Row:

@@ -29,11 +29,11 @@ def zls(options: argparse.Namespace) -> None:
     """The target of a batch of votes: ours, and as published with SciPy of today and of then."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(hardware(f"{torch.get_num_threads()} torch threads"))
-    print(f"batch {options.batch}, {options.places} places;")
+    print(f"batch {options.batch}, {options.positions} positions;")
     print(f"medians of {options.reps} interleaved runs of {options.calls} calls, lowest to highest in brackets\n")
     print(f"{'classes':>8}  {'target':30}{'ms':>22}{'times lsdali':>14}")
     for classes in options.classes:
-        ways = contestants(*made_up(options.batch, options.places, classes, device), classes)
+        ways = contestants(*made_up(options.batch, options.positions, classes, device), classes)
         times: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(options.warmup + options.reps):
             for name, way in ways.items():
@@ -53,10 +53,10 @@ def repeated(way: Callable[[], Tensor], calls: int) -> Callable[[], None]:
     return run
 
 
-def made_up(batch: int, places: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def made_up(batch: int, positions: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """[B, L] votes, most for classes of low numbers, and [B] labels."""
     generator = torch.Generator().manual_seed(0)
-    votes = (torch.rand(batch, places, generator=generator) ** 4 * classes).long()
+    votes = (torch.rand(batch, positions, generator=generator) ** 4 * classes).long()
     return votes.to(device), torch.randint(classes, (batch,), generator=generator).to(device)
 
 
@@ -77,12 +77,12 @@ def contestants(votes: Tensor, labels: Tensor, classes: int) -> dict[str, Callab
 
 def published(votes: Tensor, labels: Tensor, classes: int, rank: Rank) -> Tensor:
     """[B, L], [B] -> [B, K - 1]: by way of the host, without the column of the label."""
-    places, label = votes.cpu(), labels.cpu()[:, None]
-    others = torch.ones(len(places), classes).scatter_(1, label, 0.0).bool().numpy()
-    table = torch.zeros(len(places), max(classes, places.shape[1]))
-    counts = table.scatter_add(1, places, torch.ones_like(table))[:, :classes]
+    positions, label = votes.cpu(), labels.cpu()[:, None]
+    others = torch.ones(len(positions), classes).scatter_(1, label, 0.0).bool().numpy()
+    table = torch.zeros(len(positions), max(classes, positions.shape[1]))
+    counts = table.scatter_add(1, positions, torch.ones_like(table))[:, :classes]
     weights = (1 / rank(-counts.numpy())) ** 1.0
-    kept = weights[others].reshape(len(places), classes - 1)
+    kept = weights[others].reshape(len(positions), classes - 1)
     return torch.from_numpy(kept / kept.sum(axis=1, keepdims=True)).float().to(votes.device)
 
 
@@ -100,7 +100,7 @@ def rank_rows(scores: NDArray[np.float32]) -> Reals:
 def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sub = commands.add_parser("zls", help="the target of Zipf's label smoothing", description=zls.__doc__)
     sub.add_argument("--batch", type=int, default=256)
-    sub.add_argument("--places", type=int, default=49, help="of the last map, which vote; 49: 7 x 7")
+    sub.add_argument("--positions", type=int, default=49, help="of the last map, which vote; 49: 7 x 7")
     sub.add_argument("--classes", type=int, nargs="+", default=[1000, 10_000])
     sub.add_argument("--reps", type=int, default=15, help="runs of each way")
     sub.add_argument("--calls", type=int, default=100, help="in a run")

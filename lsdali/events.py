@@ -51,7 +51,7 @@ class Trained:
 class Evaluated:
     step: int
     epoch: int  # epochs done
-    weights: str  # student or ema
+    weights: str  # model or ema
     metrics: Metrics
 
 
@@ -137,7 +137,7 @@ class TensorBoard:
             values = {"loss": event.loss, "lr": event.lr, "images_per_second": event.images_per_second}
             self._scalars("train", {**values, "data_wait": event.data_wait, **event.terms}, event.step)
         elif isinstance(event, Evaluated):
-            self._scalars("val" if event.weights == "student" else event.weights, event.metrics, event.step)
+            self._scalars("val" if event.weights == "model" else event.weights, event.metrics, event.step)
 
     def _scalars(self, prefix: str, values: Metrics, step: int) -> None:
         assert self.writer is not None, "a run begins before it trains"

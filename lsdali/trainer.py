@@ -157,7 +157,7 @@ class Trainer:
         self.method.end_epoch(self.student, self.clock)
         if not self.clock.done and self.clock.epoch % self.recipe.evaluate.every_epochs:
             return False
-        better = self.evaluated("student", self.evaluate())
+        better = self.evaluated("model", self.evaluate())
         for name, average in self.averages.items():
             with average.swapped(self.student):
                 self.evaluated(name, self.evaluate())
@@ -215,7 +215,7 @@ class Trainer:
         batches, lengths = self.recipe.batches, self.clock.steps_per_epoch
         images = sum(batches.at(epoch) * lengths.at(epoch) for epoch in range(self.clock.epochs))
         summary = {
-            **self.record["student"],
+            **self.record["model"],
             **{name: self.record[name] for name in self.averages},
             "digest": weights_digest(self.student.network),
             "images_per_second": round(images / self.seconds["training"], 2),
@@ -235,7 +235,10 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.clock = Clock(state["step"], self.clock.steps_per_epoch, self.clock.epochs)
-        self.record, self.seconds = state["record"], state["seconds"]
+        record = state["record"]
+        if "student" in record:  # the name of version 0.1
+            record = {"model": record["student"], **{k: v for k, v in record.items() if k != "student"}}
+        self.record, self.seconds = record, state["seconds"]
 
     def restore(self, states: Mapping[str, Any]) -> None:
         restore(self.parts, states)

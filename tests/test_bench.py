@@ -111,5 +111,5 @@ def test_networks_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     lenet, vgg = [
         line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| le", "| vg"))
     ]
-    assert lenet[1:] == ["32", "62,006 (10)", "62,006", "3", "yes, 1 places", "yes", "", "0 |"]
-    assert vgg[2:6] == ["132,863,336 (1000)", "132,863,336", "5", "no: the head reads all places at once"]
+    assert lenet[1:] == ["32", "62,006 (10)", "62,006", "3", "yes, 1 positions", "yes", "", "0 |"]
+    assert vgg[2:6] == ["132,863,336 (1000)", "132,863,336", "5", "no: the head reads all positions at once"]

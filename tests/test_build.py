@@ -64,7 +64,7 @@ def test_every_recipe_builds(path: Path, base: Path, teacher: Path, tmp_path: Pa
 def test_a_run_tells_what_it_validates_on(base: Path, tmp_path: Path) -> None:
     tree = tiny({"name": "ce"}, base / "images", tmp_path, epochs=1)
     crops = {"train": {"crop": "pad", "size": 32}, "eval": {"resize": 32, "size": 32}}
-    more = {"split": {"fraction": 0.25, "seed": 3}, "noise": {"kind": "symmetric", "rate": 1.0}, "resident": "always"}
+    more = {"holdout": {"fraction": 0.25, "seed": 3}, "noise": {"kind": "symmetric", "rate": 1.0}, "resident": "always"}
     tree["data"] |= {**crops, **more}
     trainer = live(Recipe.model_validate(tree), tmp_path)
     trainer.run()
@@ -72,7 +72,7 @@ def test_a_run_tells_what_it_validates_on(base: Path, tmp_path: Path) -> None:
     validation = "25 % of the training files, held out with seed 3"
     assert told == {"train": 30, "val": 10, "validation": validation, "wrong_labels": 30}
     assert begun(trainer).data == told
-    assert trainer.record["student"]["last"]["n"] == 10
+    assert trainer.record["model"]["last"]["n"] == 10
 
 
 def test_a_resumed_run_needs_no_pretrained_weights(base: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path) -> 
 def test_bf16_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
     trainer = live(Recipe.model_validate(tiny({"name": "zls"}, base / "images", tmp_path, precision="bf16")), tmp_path)
     trainer.run()
-    assert trainer.record["student"]["last"]["n"] == 25
+    assert trainer.record["model"]["last"]["n"] == 25
     assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from lsdali.build import build
 from lsdali.data.sampling.sampler import stratified
 from lsdali.evaluate.__main__ import WAYS, arguments, start
-from lsdali.evaluate.figures import FITS, fit, rows
+from lsdali.evaluate.figures import CALIBRATE_ON, calibrate, rows
 from lsdali.evaluate.runs import Predicted
 from lsdali.events import Events
 from lsdali.posthoc import fit_temperature
@@ -36,7 +36,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_images(base / "images")
     make_images(base / "three", classes=3, train=1)
     crops = {"train": {"crop": "pad", "size": 16}, "eval": {"resize": 16, "size": 16}}
-    changes = [("a", 0, {"ema": {"decay": 0.5}}, {}), ("b", 1, {}, {}), ("kept", 2, {}, {"split": {"fraction": 0.25}})]
+    changes = [
+        ("a", 0, {"ema": {"decay": 0.5}}, {}),
+        ("b", 1, {}, {}),
+        ("kept", 2, {}, {"holdout": {"fraction": 0.25}}),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LSDALI_CACHE", str(base / "cache"))
         for name, seed, more, data in changes:
@@ -61,17 +65,17 @@ def evaluated(folder: Path, *arguments) -> dict:
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize(("options", "weights"), [([], "student"), (["--weights", "ema"], "ema")])
+@pytest.mark.parametrize(("options", "weights"), [([], "model"), (["--weights", "ema"], "ema")])
 def test_the_figures_are_those_of_the_run(base, tmp_path, capsys, options, weights):
     expected = summary(base / "a")
-    expected = expected["last"] if weights == "student" else expected["ema"]["last"]
+    expected = expected["last"] if weights == "model" else expected["ema"]["last"]
     found = evaluated(tmp_path, base / "a", "--checkpoint", "last", *options)
     (row,) = found["rows"]
     assert row["metrics"] == {key: value for key, value in expected.items() if key != "epoch"}
     assert sum(b["count"] for b in row["reliability"]) == 25
     assert found["runs"][0]["weights"] == weights
     assert f"{expected['nll']:.3f}" in capsys.readouterr().out
-    if weights == "student":
+    if weights == "model":
         assert found["runs"][0]["digest"] == summary(base / "a")["digest"]
 
 
@@ -135,14 +139,14 @@ def test_the_page_has_a_diagram_a_row(base, tmp_path):
 
 
 def test_a_temperature_of_held_out_samples(base, tmp_path):
-    arguments = (base / "kept", "--temperature", "held_out", "data.split=null")
+    arguments = (base / "kept", "--temperature", "held_out", "data.holdout=null")
     before, after = evaluated(tmp_path, *arguments)["rows"]
     assert (before["metrics"]["n"], after["metrics"]["n"]) == (25, 25)
     evaluated(tmp_path, base / "kept", "--predictions", tmp_path / "p.npz")
     p = np.load(tmp_path / "p.npz")
     assert len(p["labels"]) == 10
     assert after["temperature"] == fit_temperature(torch.from_numpy(p["logits"]), torch.from_numpy(p["labels"]))
-    evaluated(tmp_path, base / "kept", "data.split=null", "--predictions", tmp_path / "p.npz")
+    evaluated(tmp_path, base / "kept", "data.holdout=null", "--predictions", tmp_path / "p.npz")
     p = np.load(tmp_path / "p.npz")
     loss = log_loss(p["labels"], (torch.from_numpy(p["logits"]).double() / after["temperature"]).softmax(1).numpy())
     assert after["metrics"]["nll"] == pytest.approx(loss, rel=1e-9)
@@ -156,23 +160,25 @@ def predicted(name="x"):
 
 
 def test_the_samples_evaluated_on_change_no_temperature():
-    assert tuple(FITS) == WAYS
+    assert tuple(CALIBRATE_ON) == WAYS
     part = predicted()
-    found = fit("half", part, None)
+    found = calibrate("half", part, None)
     assert found.samples == len(found.rest) == 15
     assert torch.equal(part.labels[found.rest].bincount(), torch.tensor([5, 5, 5]))
     logits = part.logits.clone()
     logits[found.rest] *= 7
-    assert fit("half", replace(part, logits=logits), None).temperature == found.temperature
-    assert fit("same", replace(part, logits=logits), None).temperature != fit("same", part, None).temperature
-    assert fit("ibls", replace(part, logits=part.logits / 99), None).temperature == 0.8
+    assert calibrate("half", replace(part, logits=logits), None).temperature == found.temperature
+    assert (
+        calibrate("same", replace(part, logits=logits), None).temperature != calibrate("same", part, None).temperature
+    )
+    assert calibrate("ibls", replace(part, logits=part.logits / 99), None).temperature == 0.8
 
 
 def test_the_ensemble_of_scaled_networks():
     parts = [predicted("x"), predicted("xx")]
-    fitted = [fit("same", part, None) for part in parts]
-    last = rows(parts, fitted, together=True)[-1]
-    p = sum((part.logits.double() / f.temperature).softmax(1) for part, f in zip(parts, fitted)) / 2
+    calibrations = [calibrate("same", part, None) for part in parts]
+    last = rows(parts, calibrations, together=True)[-1]
+    p = sum((part.logits.double() / f.temperature).softmax(1) for part, f in zip(parts, calibrations)) / 2
     assert last.metrics["nll"] == pytest.approx(log_loss(parts[0].labels, p.numpy()), rel=1e-9)
     assert last.temperature is None
     assert last.scaled
@@ -208,17 +214,17 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
 def test_what_does_not_go_together_is_said(base, tmp_path, capsys):
     a, kept = base / "a", base / "kept"
     assert said(capsys, a, "--ensemble") == f"error: --ensemble needs two runs or more, and {a} is one\n"
-    assert said(capsys, "data.limit=3").startswith("error: which run?")
+    assert said(capsys, "data.max_samples=3").startswith("error: which run?")
     assert "writes those of one run, and these are 2" in said(capsys, a, a, "--predictions", tmp_path / "p.npz")
     assert "there is no folder" in said(capsys, a, "--json", tmp_path / "none/x.json")
     assert "which are other samples" in said(capsys, a, kept, "--ensemble")
     assert f"{a} held out no part of its training data" in said(capsys, a, "--temperature", "held_out")
     again = (kept, "--temperature", "held_out")
-    for change in ([], ["data.split.seed=9"]):
-        assert "on training data, as it is fitted on: add data.split=null" in said(capsys, *again, *change)
+    for change in ([], ["data.holdout.seed=9"]):
+        assert "on training data, as it is fitted on: add data.holdout=null" in said(capsys, *again, *change)
     shutil.copytree(base / "images", tmp_path / "images")
     (tmp_path / "images/train/class0/0.png").rename(tmp_path / "images/train/class0/new.png")
-    arguments = (kept, "--temperature", "held_out", "data.split=null", f"data.root={tmp_path}/images")
+    arguments = (kept, "--temperature", "held_out", "data.holdout=null", f"data.root={tmp_path}/images")
     assert "was trained on other data" in said(capsys, *arguments)
     three = tiny({"name": "ce"}, base / "images", base / "three", epochs=1)
     three["data"]["classes"] = ["class0", "class1", "class2"]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
 
-    from lsdali.evaluate.figures import Fitted, Row
+    from lsdali.evaluate.figures import Calibration, Row
     from lsdali.evaluate.runs import Predicted, Run
 
-WAYS = ("half", "held_out", "same", "ibls")  # figures.FITS tells what they are
+WAYS = ("half", "held_out", "same", "ibls")  # figures.CALIBRATE_ON says what they are
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN | key=value", help="a run folder or a checkpoint file")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="which one of each run folder")
-    parser.add_argument("--weights", choices=("student", "ema"), default="student")
+    parser.add_argument("--weights", choices=("model", "ema"), default="model")
     parser.add_argument(
         "--temperature",
         nargs="?",
@@ -77,7 +77,7 @@ def start(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     """Let every run predict on all ranks; rank 0 makes the figures of it."""
     from lsdali import dist
-    from lsdali.evaluate.figures import fit, rows
+    from lsdali.evaluate.figures import calibrate, rows
     from lsdali.evaluate.runs import open_held_out, open_run, open_samples, predict, same_samples
 
     overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
@@ -97,9 +97,9 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     with dist.raise_together():
         if dist.is_main():
             pairs = zip(parts, kept or [None] * len(parts), strict=True)
-            fitted = [fit(args.temperature, *pair) for pair in pairs] if args.temperature else []
+            calibrations = [calibrate(args.temperature, *pair) for pair in pairs] if args.temperature else []
             about = [{**run.describe(), "data": part.describe()} for run, part in zip(runs, samples, strict=True)]
-            tell(args, about, parts, fitted, rows(parts, fitted, together=args.ensemble))
+            tell(args, about, parts, calibrations, rows(parts, calibrations, together=args.ensemble))
 
 
 def check(args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -137,22 +137,27 @@ def tell(
     args: argparse.Namespace,
     about: Sequence[dict[str, Any]],
     parts: Sequence["Predicted"],
-    fitted: Sequence["Fitted"],
+    calibrations: Sequence["Calibration"],
     lines: Sequence["Row"],
 ) -> None:
     """Print the table, and write the files that were asked for."""
     import numpy as np
     from rich.console import Console
 
-    from lsdali.evaluate.figures import FITS
+    from lsdali.evaluate.figures import CALIBRATE_ON
     from lsdali.evaluate.page import as_html, table
 
     found: dict[str, Any] = {
         "runs": about,
-        "temperature": FITS[args.temperature] if fitted else None,
+        "temperature": CALIBRATE_ON[args.temperature] if calibrations else None,
         "fits": [
-            {"run": part.name, "temperature": fit.temperature, "bounds": fit.bounds, "samples": fit.samples}
-            for part, fit in zip(parts, fitted)
+            {
+                "run": part.name,
+                "temperature": calibrate.temperature,
+                "bounds": calibrate.bounds,
+                "samples": calibrate.samples,
+            }
+            for part, calibrate in zip(parts, calibrations)
         ],
         "rows": [asdict(line) for line in lines],
     }
@@ -160,7 +165,7 @@ def tell(
     console.print(table(lines))
     for data in dict.fromkeys(run["data"] for run in about):
         console.print(f"evaluated on {data}", highlight=False, soft_wrap=True)
-    if fitted:
+    if calibrations:
         console.print(f"temperatures are fitted on {found['temperature']}", highlight=False, soft_wrap=True)
     for line in found["fits"]:
         if line["temperature"] in line["bounds"]:

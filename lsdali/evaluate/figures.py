@@ -12,7 +12,7 @@ from lsdali.metrics import equal_bins, measure, reliability, score
 from lsdali.posthoc import IBLS, WIDE, ensemble, fit_temperature
 
 CHUNK = 4096  # samples scored at a time
-FITS = {
+CALIBRATE_ON = {
     "half": "half of the samples evaluated, drawn with seed 0 in the classes' own proportions",
     "held_out": "the training samples that the run held out",
     "same": "the samples evaluated: the figures flatter",
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Calibration:
     """A run's temperature, and what it is for."""
 
     temperature: float
@@ -43,7 +43,7 @@ class Fitted:
     rest: Tensor | None  # [M] int64, the samples left to evaluate it on; None: all
 
 
-def fit(how: str, part: Predicted, held_out: Predicted | None) -> Fitted:
+def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibration:
     """The temperature of a run in one of the ways of FITS; `held_out` is what it says of samples kept from training."""
     bounds, rest, logits, labels = WIDE, None, part.logits, part.labels
     if held_out is not None:
@@ -54,10 +54,10 @@ def fit(how: str, part: Predicted, held_out: Predicted | None) -> Fitted:
         logits, labels, rest = logits[chosen], labels[chosen], (~chosen).nonzero()[:, 0]
     elif how == "ibls":
         bounds = IBLS
-    return Fitted(fit_temperature(logits, labels, bounds), bounds, len(labels), rest)
+    return Calibration(fit_temperature(logits, labels, bounds), bounds, len(labels), rest)
 
 
-def rows(parts: Sequence[Predicted], fitted: Sequence[Fitted], *, together: bool) -> list[Row]:
+def rows(parts: Sequence[Predicted], calibrations: Sequence[Calibration], *, together: bool) -> list[Row]:
     """All runs, and their ensemble where they are `together`: as they are, then with the temperatures, if any.
 
     Where a part of the samples was used to fit them, the rest is evaluated without and with them. The ensemble of
@@ -65,27 +65,31 @@ def rows(parts: Sequence[Predicted], fitted: Sequence[Fitted], *, together: bool
     """
     everything = [torch.arange(len(part.labels)) for part in parts]
     out = group(parts, "all", everything, (), together)
-    if fitted and fitted[0].rest is not None:
-        kept = [fit.rest for fit in fitted if fit.rest is not None]
+    if calibrations and calibrations[0].rest is not None:
+        kept = [found.rest for found in calibrations if found.rest is not None]
         out += group(parts, "other half", kept, (), together)
-        out += group(parts, "other half", kept, fitted, together)
-    elif fitted:
-        out += group(parts, "all", everything, fitted, together)
+        out += group(parts, "other half", kept, calibrations, together)
+    elif calibrations:
+        out += group(parts, "all", everything, calibrations, together)
     return out
 
 
 def group(
-    parts: Sequence[Predicted], samples: str, kept: Sequence[Tensor], fitted: Sequence[Fitted], together: bool
+    parts: Sequence[Predicted],
+    samples: str,
+    kept: Sequence[Tensor],
+    calibrations: Sequence[Calibration],
+    together: bool,
 ) -> list[Row]:
     """One row a run, on the samples kept of each, with its temperature if there are any; then the ensemble's."""
-    scale = [fit.temperature for fit in fitted] or [1.0] * len(parts)
+    scale = [found.temperature for found in calibrations] or [1.0] * len(parts)
     logits = [part.logits[keep].double() / t for part, keep, t in zip(parts, kept, scale, strict=True)]
     labels = [part.labels[keep] for part, keep in zip(parts, kept, strict=True)]
     out = [row(part.name, samples, x, y) for part, x, y in zip(parts, logits, labels, strict=True)]
     if together:
         out.append(row(f"ensemble of {len(parts)}", samples, ensemble(logits), labels[0]))
-    temperatures = [*(fit.temperature for fit in fitted), None]
-    return [replace(line, scaled=True, temperature=t) for line, t in zip(out, temperatures)] if fitted else out
+    temperatures = [*(found.temperature for found in calibrations), None]
+    return [replace(line, scaled=True, temperature=t) for line, t in zip(out, temperatures)] if calibrations else out
 
 
 def row(name: str, samples: str, logits: Tensor, labels: Tensor) -> Row:

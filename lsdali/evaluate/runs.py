@@ -107,20 +107,20 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
 
 
 def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
-    """The training samples that a run was not trained on, by its own data.split. Collective.
+    """The training samples that a run was not trained on, by its own data.holdout. Collective.
 
     Raises UserError where it held out none, these are not the data that it was trained on, or the overrides leave a
     part of the training data to evaluate on.
     """
-    kept = [text for text in overrides if not text.startswith("data.split")]
+    kept = [text for text in overrides if not text.startswith("data.holdout")]
     with dist.raise_together():
         recipe = recipe_of(run, kept)
-        if recipe.data.split is None:
-            raise UserError(f"{run.name} held out no part of its training data (data.split): use --temperature half")
-        if recipe_of(run, overrides).data.split is not None:
+        if recipe.data.holdout is None:
+            raise UserError(f"{run.name} held out no part of its training data (data.holdout): use --temperature half")
+        if recipe_of(run, overrides).data.holdout is not None:
             raise UserError(
                 f"--temperature held_out would evaluate {run.name} on training data, as it is fitted on: "
-                "add data.split=null, for the data set's own validation or test data"
+                "add data.holdout=null, for the data set's own validation or test data"
             )
         if open_index(recipe.data, "train").fingerprint != run.content["data"]:
             raise UserError(f"{run.name} was trained on other data, so that nothing of these was held out from it")

@@ -3,7 +3,7 @@
 Everything is computed in float32 whatever comes in (float64 stays float64), so autocast cannot reach it. No
 function waits for the device, has shapes that depend on data, or compares every class with every other.
 
-B batch, K classes, L places (locations of a feature map).
+B batch, K classes, L positions of a feature map.
 """
 
 from lsdali.functional.labels import (

@@ -10,19 +10,19 @@ from lsdali.functional.labels import as_float32
 
 
 def count_votes(votes: Tensor, classes: int) -> Tensor:
-    """[B, L] int64 class numbers -> [B, K] int64: how many places voted for each class."""
+    """[B, L] int64 class numbers -> [B, K] int64: how many positions voted for each class."""
     counts = votes.new_zeros(len(votes), classes)
     return counts.scatter_add_(1, votes, torch.ones_like(votes))
 
 
-def vote_rank(counts: Tensor, places: int) -> Tensor:
-    """[B, K] int64 votes of each class, at most `places` -> [B, K] int64 rank, most votes first.
+def vote_rank(counts: Tensor, positions: int) -> Tensor:
+    """[B, K] int64 votes of each class, at most `positions` -> [B, K] int64 rank, most votes first.
 
     Competition rank: r = 1 + number of classes with more votes, so equal counts share the smallest rank
     (Liang et al. 2022, arXiv 2207.12980; `competition_rank` gives the same). A count is one of 0 .. L, so a
     histogram of counts replaces the sort: O(B (K + L)) time and memory.
     """
-    with_count = counts.new_zeros(len(counts), places + 1)  # [B, L + 1]: classes that have this many votes
+    with_count = counts.new_zeros(len(counts), positions + 1)  # [B, L + 1]: classes that have this many votes
     with_count.scatter_add_(1, counts, torch.ones_like(counts))
     at_most = with_count.cumsum(1)
     return 1 + counts.shape[1] - at_most.gather(1, counts)
@@ -37,9 +37,9 @@ def competition_rank(scores: Tensor) -> Tensor:
 
 def tie_size(rank: Tensor) -> Tensor:
     """[B, K] int64 competition ranks -> [B, K] int64: how many classes share each class's rank."""
-    place = rank - 1
-    holders = torch.zeros_like(rank).scatter_add_(1, place, torch.ones_like(rank))  # [B, K]: classes at every rank
-    return holders.gather(1, place)
+    position = rank - 1
+    holders = torch.zeros_like(rank).scatter_add_(1, position, torch.ones_like(rank))  # [B, K]: classes at every rank
+    return holders.gather(1, position)
 
 
 # ---- weights of ranks (Liang et al. 2022; `zipf_utils.py` of its code): [B, n] ranks from 1 -> [B, n] weights

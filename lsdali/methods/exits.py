@@ -68,8 +68,8 @@ class DeepSupervision(Method):
         exits: int = Field(2, ge=1)
         """How many of the stages before the last have one."""
         head: Kind = "linear"
-        """linear: on the mean of the stage's places; convolutional: three convolutions before that, as the OLS code has
-        them."""
+        """linear: on the mean of the stage's positions; convolutional: three convolutions before that, as in the
+        OLS code."""
         final_weight: float = Field(1.5, gt=0)
         exit_weight: float = Field(0.5, ge=0)
         smoothing: float = Field(0.0, ge=0, lt=1)

@@ -50,7 +50,7 @@ class ClassSmoothing(ClassMatrix):
         means: Literal["training", "validation"] = "training"
         """training: over the training images of the first epoch, in which labels are smoothed evenly. validation: over
         the validation images, before the first step, as published: their labels take part in the training, so hold
-        out a part of the training set (data.split) and test on other data."""
+        out a part of the training set (data.holdout) and test on other data."""
 
     config: Config
 

@@ -28,7 +28,7 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         exits: int = Field(2, ge=1)
         """How many of the stages before the last have one."""
         head: Kind = "convolutional"
-        """convolutional: three convolutions before a stage's places are averaged, as published; linear: none."""
+        """convolutional: three convolutions before a stage's positions are averaged, as published; linear: none."""
         final_weight: float = Field(1.5, gt=0)
         exit_hard: float = Field(0.5, ge=0)
         exit_soft: float = Field(0.25, ge=0)

@@ -90,7 +90,7 @@ class SoftRanks(Part):
 
 
 class DeepVotes(Part):
-    """Earlier stages with heads of their own; the places of each vote by its head, beside those of the last stage."""
+    """Earlier stages with heads of their own, whose positions vote beside those of the last stage."""
 
     exits: int = Field(1, ge=1, le=2)
     """How many of the stages before the last; published as deeplayer 2 and 3, which is one more."""
@@ -99,7 +99,7 @@ class DeepVotes(Part):
 
 
 class ZipfLabelSmoothing(Method):
-    """Liang et al. 2022: the places of the last map vote for classes; rank r earns a mass like 1/r.
+    """Liang et al. 2022: the positions of the last map vote for classes; rank r earns a mass like 1/r.
 
     Mixed images (mixup, CutMix), which the paper does not train on: the votes are those of the mixed image, and the
     loss is the whole loss for either label, weighted as the images are. Each label's Zipf target is 0 on that label
@@ -115,7 +115,7 @@ class ZipfLabelSmoothing(Method):
         distribution: Distribution = RankZipf()
         """What mass a rank earns."""
         ranking: Literal["dense", "pooled", "friends"] = "dense"
-        """Classes are ranked by: dense: votes of the places; pooled: the sample's own logits; friends: the logits of
+        """Classes are ranked by: dense: votes of the positions; pooled: the sample's own logits; friends: the logits of
         the other sample of the batch whose features are nearest. In 16-bit precision some of a thousand logits tie;
         votes are counted in float32."""
         soft: SoftRanks | None = None

@@ -102,7 +102,7 @@ class ModelConfig(Config):
         if self.weights is not None and (self.init is not None or self.zero_gamma):
             raise ValueError("`weights` are where the network begins; leave out `init` and `zero_gamma`")
         if self.weights is not None:
-            self.weights.fits(self.name)
+            self.weights.check_compatible(self.name)
         return self
 
     @staticmethod

@@ -13,11 +13,11 @@ from lsdali.models.student import AuxHead
 Upsample = Literal["bilinear", "bicubic"]
 
 CHUNK_BYTES = 64 * 2**20
-"""Bound on the logits of places that exist at one time; K = 10,000 on a whole batch would be gigabytes."""
+"""Bound on the logits of positions that exist at one time; K = 10,000 on a whole batch would be gigabytes."""
 
 
 class DenseVotes(AuxHead):
-    """The class that the network's own classifier picks at every place of the last stage (Liang et al. 2022).
+    """The class that the network's own classifier picks at every position of the last stage (Liang et al. 2022).
 
     Carries no gradient and keeps nothing for the backward pass. Runs in the classifier's own precision even
     under autocast: bfloat16 logits tie often, and a tie goes to the lowest class number.
@@ -33,7 +33,7 @@ class DenseVotes(AuxHead):
 
     @torch.no_grad()
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """-> [B, L] int64 class numbers, places row by row; L = H W, or 4 H W with upsampling.
+        """-> [B, L] int64 class numbers, positions row by row; L = H W, or 4 H W with upsampling.
 
         `classifier` is the network's own readout: its neck where it has one, and its linear layer, without dropout.
         """
@@ -50,7 +50,7 @@ class DenseVotes(AuxHead):
         """[b, C, H, W] -> [b, L] int64.
 
         Before a linear classifier, upsampling acts on the logits, not the map: its weights sum to 1, so it commutes
-        with the classifier, which then reads a quarter of the places. A neck need not be linear.
+        with the classifier, which then reads a quarter of the positions. A neck need not be linear.
         """
         late = isinstance(classifier, nn.Linear)
         maps = maps if late else self.enlarged(maps)
@@ -66,7 +66,7 @@ class DenseVotes(AuxHead):
 
 
 class StageHead(AuxHead):
-    """A classifier of its own on one stage, for methods with several exits: linear, on the mean of the places."""
+    """A classifier of its own on one stage, for methods with several exits: linear, on the mean of the positions."""
 
     def __init__(self, stage: str, channels: int, classes: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class ConvolutionalHead(StageHead):
         height, width = stages[self.stage].shape[2:]
         if min(height, width) < self.stride:
             raise UserError(
-                f"method.head: convolutional needs maps of at least {self.stride} x {self.stride} places, but "
+                f"method.head: convolutional needs maps of at least {self.stride} x {self.stride} positions, but "
                 f"'{self.stage}' gives {height} x {width}: use larger images, fewer `exits`, or head: linear"
             )
         return super().forward(stages, classifier)

@@ -23,7 +23,7 @@ def mean_over_positions(x: Tensor) -> Tensor:
 
 
 class GlobalAvgPool(nn.Module):
-    """The mean of all places, of any size: AdaptiveAvgPool2d(1) and Flatten, but the gradient lies channels last too.
+    """Mean over all positions: AdaptiveAvgPool2d(1) and Flatten, except that the gradient is channels last too.
 
     torch's own lies channels first, and every operation back to the next convolution would read two layouts.
     """
@@ -58,7 +58,7 @@ class PadShortcut(nn.Module):
 
 
 class PoolPadShortcut(nn.Module):
-    """Average pool over 2x2 places (a last odd row or column too) where the stride is 2, zero channels at the end."""
+    """Average pool over 2x2 positions (a last odd row or column too) if the stride is 2, zero channels at the end."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -51,14 +51,14 @@ def same_classes(content: dict[str, Any], names: Sequence[str], what: str) -> No
             )
 
 
-def open_network(content: dict[str, Any], what: str, weights: str = "student") -> Network:
-    """The network of a checkpoint's content, on the CPU; `weights` are the student's or their average, ema.
+def open_network(content: dict[str, Any], what: str, weights: str = "model") -> Network:
+    """The network of a checkpoint's content, on the CPU; `weights` are the model's own or their average, ema.
 
     Raises UserError, about `what`, where the model is not known, the weights are another's, or there is no average.
     """
     parts = content["parts"]
     if weights not in parts:
-        raise UserError(f"{what} keeps no moving average of its weights (ema): evaluate those of the student")
+        raise UserError(f"{what} keeps no moving average of its weights (ema): evaluate those of the model")
     state = parts["ema"]["weights"] if weights == "ema" else parts["student"]
     prefix = "network."
     try:

@@ -13,7 +13,7 @@ def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHea
         raise UserError(f"the method '{method}' reads maps of images between stages, and '{model}' has none")
     if any(head.classifies_positions for head in aux_heads.values()) and not network.positionwise:
         raise UserError(
-            f"the method '{method}' classifies single places of the last map, "
+            f"the method '{method}' classifies single positions of the last map, "
             f"and the classifier of '{model}' cannot read them"
         )
 

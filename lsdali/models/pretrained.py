@@ -30,7 +30,7 @@ class Weights(Config):
     classifier: Literal["fitting", "new"] = "fitting"
     """Take the classifier over where it has as many classes, or begin with a new one, for other classes."""
 
-    def fits(self, name: str) -> None:
+    def check_compatible(self, name: str) -> None:
         """Raises ValueError where the source has nothing for the network `name`."""
 
     @abstractmethod
@@ -45,7 +45,7 @@ class TorchvisionWeights(Weights):
     weights: str
     """torchvision's name of them, such as IMAGENET1K_V1."""
 
-    def fits(self, name: str) -> None:
+    def check_compatible(self, name: str) -> None:
         if name not in IMAGENET:
             raise ValueError(f"torchvision has no weights for '{name}'; it has for its own networks only")
         try:
@@ -64,7 +64,7 @@ class TimmWeights(Weights):
     tag: str | None = None
     """timm's name of the training run, such as a1_in1k; null is timm's default."""
 
-    def fits(self, name: str) -> None:
+    def check_compatible(self, name: str) -> None:
         if not name.startswith(PREFIX):
             raise ValueError(f"timm's weights are for networks named timm/..., and this one is '{name}'")
 

@@ -31,7 +31,7 @@ class Network(nn.Module):
     """An image classifier in parts: stem, named stages in order, pool, neck, dropout and the linear classifier.
 
     `pool` maps the last stage [B, C, H, W] to [B, C]; `neck` [..., C] -> [..., D] is what a family has between pool
-    and classifier (the LayerNorm of ConvNeXt, the hidden layer of MobileNetV3) and acts on single places too;
+    and classifier (the LayerNorm of ConvNeXt, the hidden layer of MobileNetV3) and acts on single positions too;
     `dropout` drops features before the classifier in training. `channels` gives the width C of every stage; it is
     empty where the stages hand on no maps.
     """
@@ -39,7 +39,7 @@ class Network(nn.Module):
     aliases: Mapping[str, str]
     """Names of tensors in the weights that others publish (torchvision's, timm's) -> their names here."""
     positionwise: bool = True
-    """Whether neck and classifier can read single places of the last map."""
+    """Whether neck and classifier can read single positions of the last map."""
     image_size: int | None = None
     """The only side of images in pixels that the network takes; None: any that is large enough."""
 

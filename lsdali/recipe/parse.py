@@ -5,6 +5,7 @@ All errors come at once, each naming its key and the nearest valid one.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from lsdali.errors import UserError
 from lsdali.recipe.schema import OPERATIONAL, Recipe
+from lsdali.state.upgrade import RENAMED
 
 EXPECTED = {
     "int_type": "a whole number",
@@ -121,7 +123,12 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`key: old -> new` for every key that decides a result and differs between two dumped recipes."""
+    """Return `key: old -> new` for every key that decides a result and differs between two dumped recipes.
+
+    A key that did not exist when the old one was written has its default.
+    """
+    with suppress(ValidationError):
+        old = Recipe.model_validate(old).model_dump(mode="json")
     flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
     keys = [k for k in {**flat_old, **flat_new} if not k.startswith(OPERATIONAL)]
     missing = object()
@@ -149,6 +156,8 @@ def explain(detail: ErrorDetails, tree: Mapping[str, Any]) -> str:
     path = key_path(detail, tree)
     key = ".".join(str(part) for part in path)
     if kind == "extra_forbidden":
+        if key in RENAMED:
+            return f"{key}: is called {RENAMED[key]} since version 0.2"
         return f"{key}: unknown key{suggest_key(path, tree)}"
     if kind == "missing":
         return f"{key}: missing"

@@ -129,7 +129,7 @@ OPERATIONAL = (
     "data.root",
     "data.threads",
     "data.prefetch",
-    "data.max_bad",
+    "data.max_bad_files",
     "data.resident",
     "data.resident_bytes",
     "evaluate.batch",

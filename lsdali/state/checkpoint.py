@@ -16,6 +16,7 @@ import torch
 
 from lsdali import dist
 from lsdali.errors import UserError
+from lsdali.state.upgrade import upgraded
 
 FORMAT = 1
 KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
@@ -51,7 +52,7 @@ def fault(path: Path) -> str | None:
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the host and mapped from the file."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return content
+    return {**content, "recipe": upgraded(content["recipe"])}
 
 
 class Checkpoints:

@@ -164,19 +164,19 @@ def test_a_class_with_no_good_file_takes_any(zoo):
 
 def test_too_many_bad_files_are_refused_at_the_scan_and_later(zoo, plain):
     config, damage = zoo
-    strict = config.model_copy(update={"max_bad": 2})
+    strict = config.model_copy(update={"max_bad_files": 2})
     index = open_index(config, "train")
     damage()
-    with pytest.raises(UserError, match=r"3 training files are bad, more than max_bad = 2: .*/ant/0"):
+    with pytest.raises(UserError, match=r"3 training files are bad, more than max_bad_files = 2: .*/ant/0"):
         run(train_loader(strict, index, [], batch=1))
     (index.root / "train/ant/zzz.txt").write_text("")
     with pytest.raises(UserError) as caught:
         train_loader(strict, open_index(config, "train"), [])
     text = str(caught.value)
     assert text.startswith(
-        f"5 training files are bad, more than max_bad = 2: {index.root}/train/ant/001.jpg (truncated), "
+        f"5 training files are bad, more than max_bad_files = 2: {index.root}/train/ant/001.jpg (truncated), "
     )
-    assert text.endswith("; repair or remove them, or raise max_bad")
+    assert text.endswith("; repair or remove them, or raise max_bad_files")
 
 
 def test_evaluation_refuses_bad_files_at_once_and_later(tree, plain):
@@ -295,7 +295,7 @@ from pathlib import Path
 
 root, cap = sys.argv[1], int(sys.argv[2])
 config = Folder(
-    root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1, max_bad=cap
+    root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1, max_bad_files=cap
 )
 with dist.session() as device:
     index = open_index(config, "train")
@@ -352,7 +352,7 @@ def test_ranks_stop_together_where_only_all_of_them_found_too_many(zoo, tmp_path
     stops = [line for line in done.stdout.splitlines() if line.startswith("STOPPED")]
     assert len(stops) == 2, done.stdout + done.stderr
     assert len(set(stops)) == 1
-    assert stops[0].startswith("STOPPED 6 training files are bad, more than max_bad = 5: ")
+    assert stops[0].startswith("STOPPED 6 training files are bad, more than max_bad_files = 5: ")
     assert "/ant/0" in stops[0]
 
 

@@ -49,8 +49,8 @@ def test_settings_as_yaml_gives_them():
         ({"std": [0.1, 0, 0.1]}, "must be above 0"),
         ({"mean": [0.1, 0.1]}, "Field required"),
         ({"mean": ["0.1", 0.1, 0.1]}, "valid number"),
-        ({"limit": 0}, "greater than or equal to 1"),
-        ({"limit": "5"}, "valid integer"),
+        ({"max_samples": 0}, "greater than or equal to 1"),
+        ({"max_samples": "5"}, "valid integer"),
         ({"threads": -1}, "greater than or equal to 1"),
     ],
 )

@@ -125,13 +125,16 @@ def test_a_damaged_cache_is_scanned_again(tree, plain):
 def test_limit_keeps_classes_and_renumbers(tree, plain):
     root = tree(each=10)
     everything = open_index(plain(root), "train")
-    some = open_index(plain(root, limit=6), "train")
+    some = open_index(plain(root, max_samples=6), "train")
     assert some.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert set(paths(some)) < set(paths(everything))
-    assert paths(some) == paths(open_index(plain(root, limit=6), "train"))
-    assert len({everything.fingerprint, some.fingerprint, open_index(plain(root, limit=7), "train").fingerprint}) == 3
-    assert open_index(plain(root, limit=99), "train").fingerprint == everything.fingerprint
-    assert len(open_index(plain(root, limit=6), "val")) == 8
+    assert paths(some) == paths(open_index(plain(root, max_samples=6), "train"))
+    assert (
+        len({everything.fingerprint, some.fingerprint, open_index(plain(root, max_samples=7), "train").fingerprint})
+        == 3
+    )
+    assert open_index(plain(root, max_samples=99), "train").fingerprint == everything.fingerprint
+    assert len(open_index(plain(root, max_samples=6), "val")) == 8
 
 
 def test_refuses_a_wrong_root(tmp_path, plain):

@@ -138,7 +138,7 @@ def test_cub(tmp_path, image, small):
     assert classes == tuple(names)
     assert rows == [(f"images/{n}/{i}.jpg", n) for n, i in zip(names, (1, 3, 5))]
     assert content("cub", base, "val")[1] == [(f"images/{n}/{i}.jpg", n) for n, i in zip(names, (2, 4, 6))]
-    held = [content("cub", base, split, split={"fraction": 0.34})[1] for split in ("train", "val")]
+    held = [content("cub", base, split, holdout={"fraction": 0.34})[1] for split in ("train", "val")]
     assert sorted(held[0] + held[1]) == rows
     assert len(held[1]) == 1
     assert len(content("cub", tmp_path, "train")[1]) == 3  # one folder up

@@ -205,7 +205,7 @@ with dist.session() as device:
 
     answers = dist.gather_objects(outcome(config.model_copy(update={"root": root + "/absent"})))
     assert len(set(answers)) == 1 and "is no folder" in answers[0], answers
-    answers = dist.gather_objects(outcome(config.model_copy(update={"limit": 5 + dist.rank()})))
+    answers = dist.gather_objects(outcome(config.model_copy(update={"max_samples": 5 + dist.rank()})))
     if dist.world() > 1:
         said = "rank 1 sees other train files or labels in " + root
         assert all(a.startswith(said) for a in answers), answers

@@ -96,7 +96,12 @@ def test_evaluation_has_the_same_bits(same_size, settings, size):
 
 
 def test_limits_splits_and_ranks_keep_samples_and_pixels(same_size, settings, as_rank):
-    more = {"limit": 20, "classes": ("bee", "ant"), "split": {"fraction": 0.2}, "noise": {"kind": "pair", "rate": 0.5}}
+    more = {
+        "max_samples": 20,
+        "classes": ("bee", "ant"),
+        "holdout": {"fraction": 0.2},
+        "noise": {"kind": "pair", "rate": 0.5},
+    }
     configs = [
         settings(same_size).model_validate(settings(same_size).model_dump() | more | {"resident": r})
         for r in ("always", "never")

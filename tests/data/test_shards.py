@@ -142,8 +142,10 @@ def test_bad_members_are_replaced_and_named(tree, tmp_path, plain, monkeypatch):
     assert all(f":{i:08d}.jpg" in ours.index.path(i) for i in range(24))
     assert scan.main([str(out), "--full"]) == 1
     monkeypatch.setattr(shards_module, "walk", lambda *a: pytest.fail("walked again"))
-    with pytest.raises(UserError, match=r"4 training files are bad, .* max_bad = 3: .*0.tar:00000001.jpg \(truncated"):
-        loader(packed(out, max_bad=3))
+    with pytest.raises(
+        UserError, match=r"4 training files are bad, .* max_bad_files = 3: .*0.tar:00000001.jpg \(truncated"
+    ):
+        loader(packed(out, max_bad_files=3))
 
 
 def test_shards_that_change_in_mid_run(both, plain):
@@ -240,7 +242,7 @@ def test_the_index_is_kept_until_a_shard_changes(both, monkeypatch):
     first, again = open_index(config, "train"), open_index(config, "train")
     assert len(walks) == len(list(out.glob("train/*.tar")))
     assert first.fingerprint == again.fingerprint
-    half = open_index(config.model_copy(update={"limit": 6}), "train")
+    half = open_index(config.model_copy(update={"max_samples": 6}), "train")
     assert [half.byte_range(k) for k in range(6)] == [first.byte_range(int(n)) for n in half.numbers]
     (out / "train/000001.tar").unlink()
     assert len(open_index(config, "train")) < len(first)
@@ -302,7 +304,7 @@ def test_archives_that_are_not_whole_are_refused(tmp_path):
 def test_wrong_folders_are_refused(tmp_path):
     assert refusal(tmp_path) == f"data root {tmp_path} has no file train/*.tar; expected tar files, not compressed"
     tar(tmp_path / "train/a.tar", *GOOD)
-    assert len(open_index(packed(tmp_path, split={"fraction": 0.5}), "val")) == 1
+    assert len(open_index(packed(tmp_path, holdout={"fraction": 0.5}), "val")) == 1
     assert "has no file val/*.tar" in refusal(tmp_path)
     tar(tmp_path / "val/a.tar", ("0.jpg", JPEG), ("0.cls", b"2"))
     assert refusal(tmp_path, "val") == (

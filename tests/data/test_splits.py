@@ -132,14 +132,14 @@ def test_a_recipe_chooses_samples_and_labels(tree, plain):
         return open_index(base.model_validate(base.model_dump() | more), side)
 
     whole_set = opened("train")
-    held = [opened(side, split={"fraction": 0.25, "seed": 2}) for side in ("train", "val")]
+    held = [opened(side, holdout={"fraction": 0.25, "seed": 2}) for side in ("train", "val")]
     assert [len(index) for index in held] == [30, 10]
     paths = [[index.path(i) for i in range(len(index))] for index in held]
     assert sorted(paths[0] + paths[1]) == [whole_set.path(i) for i in range(40)]
     wrong = opened("train", noise={"kind": "pair", "rate": 0.5})
     assert (wrong.clean == whole_set.labels).all()
     assert 0 < (wrong.labels != wrong.clean).sum() < 40
-    both = {"split": {"fraction": 0.25, "seed": 2}, "noise": {"kind": "pair", "rate": 1.0}}
+    both = {"holdout": {"fraction": 0.25, "seed": 2}, "noise": {"kind": "pair", "rate": 1.0}}
     assert (opened("val", **both).labels == held[1].labels).all()
     assert (opened("train", **both).labels == 1 - held[0].labels).all()
     reversed_set = opened("train", classes=("bee", "ant"))
@@ -155,6 +155,6 @@ def test_no_validation_folder_is_needed_to_hold_out(tree, plain):
     (root / "val").rmdir()
     with pytest.raises(UserError, match="has no folder val"):
         open_index(plain(root), "val")
-    config = plain(root, split=Holdout(fraction=0.5))
+    config = plain(root, holdout=Holdout(fraction=0.5))
     assert len(open_dataset(config, "val", print)) == 12
     assert config.validation() == "50 % of the training files, held out with seed 0"

@@ -194,7 +194,9 @@ def test_exits_are_as_large_as_the_published_ones(name, parameters):
 def test_exits_that_images_are_too_small_for_are_refused():
     network = build_network(ModelConfig(name="preact_resnet18", width=16), 5)
     student = Student(network, make(5, network.channels, name="ols_deep").aux_heads())
-    with pytest.raises(UserError, match=r"at least 4 x 4 places, but .stage3. gives 1 x 1: use larger images, fewer"):
+    with pytest.raises(
+        UserError, match=r"at least 4 x 4 positions, but .stage3. gives 1 x 1: use larger images, fewer"
+    ):
         student(torch.zeros(2, 3, 4, 4))
 
 

@@ -77,7 +77,7 @@ def test_shapes_and_dense_votes(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_map_of_one_value_votes_for_the_prediction(name):
-    """Where all places of the last map are the same, each votes for what the network predicts."""
+    """Where all positions of the last map are the same, each votes for what the network predicts."""
     network = build(name).eval()
     width = list(network.channels.values())[-1]
     last = torch.randn(4, width, 1, 1).expand(4, width, 3, 2)

@@ -93,7 +93,7 @@ def test_a_network_without_maps_refuses_methods_that_read_them():
     with pytest.raises(UserError) as caught:
         check_aux_heads(network, "x", {"votes": DenseVotes()}, "zls")
     assert str(caught.value) == (
-        "the method 'zls' classifies single places of the last map, and the classifier of 'x' cannot read them"
+        "the method 'zls' classifies single positions of the last map, and the classifier of 'x' cannot read them"
     )
     check_image_size(network, "x", (224, 224))
     with pytest.raises(UserError) as caught:

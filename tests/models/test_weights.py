@@ -210,7 +210,7 @@ def test_what_a_recipe_is_told(config, sentence):
 
 def test_densenet264_has_no_weights_of_torchvision():
     with pytest.raises(ValueError, match="torchvision has: none for this network"):
-        TorchvisionWeights(weights="IMAGENET1K_V1").fits("densenet264")
+        TorchvisionWeights(weights="IMAGENET1K_V1").check_compatible("densenet264")
 
 
 def test_read_file_gives_plain_names(tmp_path):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from lsdali.models.families.san import positions
+from lsdali.models.families.san import coordinates
 
 
 def windows(x, kernel):
@@ -21,7 +21,7 @@ def attend(values, weights, kernel):
 
 
 def pairwise(module, x):
-    places = module.position(positions(x))
+    places = module.position(coordinates(x))
     apart = module.query(x).flatten(2)[:, :, None] - windows(module.key(x), module.kernel)
     moved = places.flatten(2)[:, :, None] - windows(places, module.kernel)
     pairs = torch.cat([apart, moved.expand(x.shape[0], -1, -1, -1)], 1)  # [B, R + 2, k k, H W]

@@ -107,7 +107,7 @@ def open_whole(config: DataSet, split: Split) -> Index:
 
 def source(config: DataSet, split: Split) -> Split:
     """The split whose files are read: a held-out part comes from train."""
-    return "train" if config.split else split
+    return "train" if config.holdout else split
 
 
 def select(config: DataSet, split: Split, index: Index) -> Index:
@@ -139,10 +139,10 @@ def _choose(config: DataSet, split: Split, index: Index) -> Chosen:
     part = whole(np.asarray(index.labels), index.classes)
     if config.classes is not None:
         part = of_classes(part, config.classes)
-    if config.split is not None:
-        part = held_out(part, split, config.split)
-    if split == "train" and config.limit is not None and config.limit < len(part.labels):
-        part = part.at(stratified(part.labels, config.limit))
+    if config.holdout is not None:
+        part = held_out(part, split, config.holdout)
+    if split == "train" and config.max_samples is not None and config.max_samples < len(part.labels):
+        part = part.at(stratified(part.labels, config.max_samples))
     if split == "train" and config.noise is not None:
         part = noisy(part, config.noise)
     return part

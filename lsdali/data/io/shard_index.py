@@ -5,7 +5,7 @@
     ...
     ]}
 
-A row is: member, class, first byte, bytes, width and height in pixels, what read_header() returns. One file a shard, for
+A row is: member, class, first byte, bytes, width and height in pixels, what read_header() returns. One file per shard:
 shards are copied, replaced and chosen one at a time, and an index that travels with its shard cannot speak of others.
 """
 

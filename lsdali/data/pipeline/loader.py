@@ -48,7 +48,7 @@ class TrainLoader:
     epoch's end.
 
     Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
-    where more than config.max_bad files are bad.
+    where more than config.max_bad_files files are bad.
     """
 
     def __init__(self, index: Index, config: DataSet, options: LoaderOptions) -> None:
@@ -153,11 +153,11 @@ class TrainLoader:
             self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
 
     def _refuse_many_bad(self) -> None:
-        if len(self._bad) > self._config.max_bad or not self._good.any():
+        if len(self._bad) > self._config.max_bad_files or not self._good.any():
             names = few([f"{self.index.path(i)} ({fault})" for i, fault in sorted(self._bad.items())])
             raise UserError(
-                f"{len(self._bad)} training files are bad, more than max_bad = {self._config.max_bad}: "
-                f"{names}; repair or remove them, or raise max_bad"
+                f"{len(self._bad)} training files are bad, more than max_bad_files = {self._config.max_bad_files}: "
+                f"{names}; repair or remove them, or raise max_bad_files"
             )
 
 

@@ -103,9 +103,9 @@ class DataSet(Config):
     name: str
     root: str
     """Folder of the data set; ~ is the home folder."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    max_samples: Annotated[int, Field(ge=1)] | None = None
     """Train on this many samples, always the same, in the classes' own proportions; null for all."""
-    split: Holdout | None = None
+    holdout: Holdout | None = None
     """Hold out a part of the training data to validate on; null: the official validation or test data."""
     classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
     """Train and validate on these classes only, numbered in this order; null: all."""
@@ -123,7 +123,7 @@ class DataSet(Config):
     """CPU threads of DALI in each process; null for an equal share of the cores, 1 to 8."""
     prefetch: int = Field(default=2, ge=1)
     """Batches that DALI prepares ahead."""
-    max_bad: int = Field(default=100, ge=0)
+    max_bad_files: int = Field(default=100, ge=0)
     """Unreadable training files to replace by stand-ins before the run is refused."""
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class DataSet(Config):
     def listing(self, split: Split) -> Listing:
         """The files of one split; UserError where the layout is wrong.
 
-        Where `self.split` is given, only train is asked for, and validation data need not be there.
+        Where `self.holdout` is given, only train is asked for, and validation data need not be there.
         """
 
     def layout(self) -> tuple[str, ...]:
@@ -145,7 +145,7 @@ class DataSet(Config):
 
     def validation(self) -> str:
         """What is validated on, in words."""
-        return self.split.describe() if self.split else "the validation data"
+        return self.holdout.describe() if self.holdout else "the validation data"
 
 
 class Files(DataSet):
@@ -167,10 +167,10 @@ class Folder(Files):
     """Validation folder, relative to root."""
 
     def listing(self, split: Split) -> Listing:
-        return list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+        return list_folders(self.root, self.train_dir, None if self.holdout else self.val_dir, split)
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_dir, "" if self.split else self.val_dir)
+        return (self.train_dir, "" if self.holdout else self.val_dir)
 
 
 class Whole(NamedTuple):
@@ -209,11 +209,11 @@ class ImageNet(Files):
     """Validation folder, relative to root."""
 
     def listing(self, split: Split) -> Listing:
-        found = list_folders(self.root, self.train_dir, None if self.split else self.val_dir, split)
+        found = list_folders(self.root, self.train_dir, None if self.holdout else self.val_dir, split)
         return IMAGENET.checked(found, split)
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_dir, "" if self.split else self.val_dir)
+        return (self.train_dir, "" if self.holdout else self.val_dir)
 
 
 class TinyImageNet(Files):
@@ -227,7 +227,7 @@ class TinyImageNet(Files):
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 
     def listing(self, split: Split) -> Listing:
-        found = list_folders(self.root, "train", None, "train") if self.split else list_tiny(self.root, split)
+        found = list_folders(self.root, "train", None, "train") if self.holdout else list_tiny(self.root, split)
         return TINY.checked(found, split)
 
 

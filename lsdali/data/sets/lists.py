@@ -68,7 +68,7 @@ class INat21(Listed):
         return (self.subset,)
 
     def base(self) -> tuple[Path, str]:
-        parts = (self.subset,) if self.split else (self.subset, "val")
+        parts = (self.subset,) if self.holdout else (self.subset, "val")
         folders = [VERSIONS[part] for part in parts]
         layouts = {
             "json": (".", tuple(name for part in parts for name in (f"{part}.json", part))),
@@ -133,7 +133,7 @@ class ImageList(Files):
     """The folder that the paths start from, relative to root."""
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_list, "" if self.split else self.val_list, self.images)
+        return (self.train_list, "" if self.holdout else self.val_list, self.images)
 
     def listing(self, split: Split) -> Listing:
         base = require_root(self.root, f"{self.train_list} and {self.val_list}, lines of: path label")
@@ -142,8 +142,8 @@ class ImageList(Files):
         numbers = all(label.isdecimal() for label in used)
         names = [str(k) for k in range(max(map(int, used)) + 1)] if numbers else sorted(used)
         number = {name: k for k, name in enumerate(names)}
-        rows, lists = train, (self.train_list,) if self.split else (self.train_list, self.val_list)
-        if self.split is None:
+        rows, lists = train, (self.train_list,) if self.holdout else (self.train_list, self.val_list)
+        if self.holdout is None:
             val = self._rows(base, self.val_list)
             self._refuse(base, train, val)
             rows = train if split == "train" else val

@@ -53,13 +53,13 @@ class Shards(Files):
     """The validation shards, relative to root."""
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_shards, "" if self.split else self.val_shards)
+        return (self.train_shards, "" if self.holdout else self.val_shards)
 
     def listing(self, split: Split) -> Listing:
         base = open_store(self.root) if is_url(self.root) else _folder(self)
         train = find(base, self.train_shards)
         files = train
-        if self.split is None:
+        if self.holdout is None:
             val = find(base, self.val_shards)
             if shared := sorted({_resolved(base, f) for f in train} & {_resolved(base, f) for f in val}):
                 raise UserError(f"{few(shared)}: a shard of both train and val; validate on other data")

@@ -136,7 +136,7 @@ def held_out(part: Chosen, split: Split, holdout: Holdout) -> Chosen:
     count = round(holdout.fraction * len(part.labels))
     if not 0 < count < len(part.labels):
         raise UserError(
-            f"data.split.fraction: {holdout.fraction} of {len(part.labels)} training files leaves "
+            f"data.holdout.fraction: {holdout.fraction} of {len(part.labels)} training files leaves "
             f"{count} to validate on and {len(part.labels) - count} to train on; both need at least one"
         )
     out = np.zeros(len(part.labels), bool)

@@ -116,9 +116,9 @@ def resnet(
     inputs, done = widths[0], 0
     for number, (count, width) in enumerate(zip(blocks, widths[1:], strict=True)):
         layers: list[nn.Module] = []
-        for place in range(count):
+        for number_in_stage in range(count):
             done += 1
-            stride = 2 if number > 0 and place == 0 else 1
+            stride = 2 if number > 0 and number_in_stage == 0 else 1
             layers.append(block(inputs, width, stride, shortcut, drop_path * done / sum(blocks)))
             inputs = width * block.expansion
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), inputs)

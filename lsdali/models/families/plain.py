@@ -36,8 +36,8 @@ def vgg(convolutions: tuple[int, ...], norm: Callable[[int], nn.Module], classes
 def lenet(kernel: int, side: int, classes: int) -> Network:
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pools, for 3 channels; from 1 px, smaller images padded to 32.
 
-    C5 is a convolution over `side` places each way, as in the paper, where kernel and side are 5: on 32 px it is the
-    fully connected layer of 400 inputs, and on larger images it is applied at every place and averaged. F6 is the
+    C5 is a convolution over `side` positions each way, as in the paper, where kernel and side are 5: on 32 px it is the
+    fully connected layer of 400 inputs, and on larger images it is applied at every position and averaged. F6 is the
     neck. IBLS's `convnet` has kernels of 3x3, so C5 reads 576 inputs.
     """
     stages: dict[str, tuple[nn.Module, int]] = {
@@ -54,7 +54,7 @@ def shallow_cnn(classes: int, dropout: float = 0.5) -> Network:
     """The five-layer student of IBLS (Maher and Kull 2021): 3x3 convolutions of 32, 64, 128 with BN, two linear layers.
 
     The first linear layer (2048 to 128) is written as a 4x4 convolution with BN: the same on 32 px; larger images have
-    it at every place and average it, smaller ones are padded to 32.
+    it at every position and average it, smaller ones are padded to 32.
     """
     stages: dict[str, tuple[nn.Module, int]] = {}
     inputs = 3

@@ -77,10 +77,10 @@ def pyramidnet(shake: float, depth: int, alpha: int, classes: int) -> Network:
     inputs, done = 16, 0
     for number in range(3):
         blocks: list[nn.Module] = []
-        for place in range(count):
+        for number_in_stage in range(count):
             done += 1
             width = round(16 + alpha * done / total)
-            stride = 2 if number > 0 and place == 0 else 1
+            stride = 2 if number > 0 and number_in_stage == 0 else 1
             blocks.append(PyramidBlock(inputs, width, stride, shake * done / total))
             inputs = 4 * width
         if number == 2:

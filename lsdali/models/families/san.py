@@ -21,7 +21,7 @@ def padded(x: Tensor, kernel: int) -> Tensor:
 
 
 def windows(x: Tensor, kernel: int) -> list[Tensor]:
-    """[B, H + k - 1, W + k - 1, ...] -> k k views [B, H, W, ...]: the n-th neighbour of every place, row by row.
+    """[B, H + k - 1, W + k - 1, ...] -> k k views [B, H, W, ...]: the n-th neighbour of every position, row by row.
 
     Views, because the backward pass would keep k k copies of each map.
     """
@@ -41,7 +41,7 @@ def attend(values: Tensor, weights: Sequence[Tensor], kernel: int) -> Tensor:
 
 
 class Pairwise(nn.Module):
-    """Weights from the difference of two places and of their positions, for each pair by itself (equation 2)."""
+    """Weights from the difference of two pixels and of their coordinates, for each pair by itself (equation 2)."""
 
     def __init__(self, inputs: int, relation: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class Pairwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W]."""
-        places = self.position(positions(x)).movedim(1, -1).expand(x.shape[0], -1, -1, -1)  # [B, H, W, 2]
-        query, key = (torch.cat([part(x).movedim(1, -1), places], 3) for part in (self.query, self.key))
+        at = self.position(coordinates(x)).movedim(1, -1).expand(x.shape[0], -1, -1, -1)  # [B, H, W, 2]
+        query, key = (torch.cat([part(x).movedim(1, -1), at], 3) for part in (self.query, self.key))
         around = torch.stack(windows(padded(key, self.kernel), self.kernel), 1)  # [B, k k, H, W, R + 2]
         pairs = (query[:, None] - around).flatten(1, 2)  # the k k maps of an image below each other, as one tall map
         weights = self.weight(pairs.movedim(-1, 1)).movedim(1, -1)  # [B, k k H, W, C'/8]
@@ -71,7 +71,7 @@ class Pairwise(nn.Module):
 
 
 class Patchwise(nn.Module):
-    """Weights of a whole window from the place and all of its window at once (equation 4)."""
+    """Weights of a whole window from the position and all of its window at once (equation 4)."""
 
     def __init__(self, inputs: int, relation: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ class Patchwise(nn.Module):
 Attention = type[Pairwise] | type[Patchwise]
 
 
-def positions(like: Tensor) -> Tensor:
-    """[1, 2, H, W] in channels last: column and row of every place, from -1 to 1."""
+def coordinates(like: Tensor) -> Tensor:
+    """[1, 2, H, W] in channels last: column and row of every position, from -1 to 1."""
     high, wide = like.shape[2:]
     columns = torch.linspace(-1, 1, wide, device=like.device, dtype=like.dtype).expand(high, wide)
     rows = torch.linspace(-1, 1, high, device=like.device, dtype=like.dtype)[:, None].expand(high, wide)
@@ -136,7 +136,7 @@ class AttentionBlock(nn.Module):
 def san(attention: Attention, blocks: tuple[int, ...], classes: int) -> Network:
     """Five stages of 64, 256, 512, 1024, 2048 channels, each after a 2x2 max-pool; from 128 px.
 
-    Windows of 3x3 places in the first stage and 7x7 in the others; the last map must be 4x4 at least to mirror them.
+    Windows of 3x3 positions in the first stage and 7x7 in the others; the last map must be 4x4 at least to mirror them.
     Convolutions start as N(0, 2 / fan-out), our choice; the paper names none.
     """
     stages: dict[str, tuple[nn.Module, int]] = {}

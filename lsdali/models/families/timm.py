@@ -33,7 +33,7 @@ def known_timm(name: str) -> None:
 
 
 class PlaceHead(nn.Module):
-    """timm's own head on single places: each becomes a map of 1x1. [..., C] -> [..., D]."""
+    """timm's own head on single positions: each becomes a map of 1x1. [..., C] -> [..., D]."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def measure(bare: str, classes: int) -> dict[str, int]:
 
 @torch.no_grad()
 def places_fit(network: Network) -> bool:
-    """Whether the head can read a map of one place."""
+    """Whether the head can read a map of one position."""
     weight = network.classifier.weight
     width = list(network.channels.values())[-1]
     training = network.training

@@ -44,7 +44,7 @@ def torchvision_name(name: str) -> str:
 
 
 class PlusBlur(nn.Module):
-    """Mean of each place and its four neighbours, zeros beyond the border; OLS has it before each max-pool of a VGG."""
+    """Mean of each position and its four neighbours, zero outside; OLS has it before each max-pool of a VGG."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
@@ -54,7 +54,7 @@ class PlusBlur(nn.Module):
 
 
 class PositionwiseNetwork(Network):
-    """SqueezeNet (Iandola et al. 2016): classifies every place of the last map, then averages relu of the logits.
+    """SqueezeNet (Iandola et al. 2016): classifies every position of the last map, then averages relu of the logits.
 
     Its 1x1 convolution is the linear classifier here, with the same numbers. Places vote before that ReLU, which
     would tie all classes without support.
@@ -67,8 +67,8 @@ class PositionwiseNetwork(Network):
 
     def logits(self, maps: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """-> [B, K]."""
-        places = self.dropout(list(maps.values())[-1]).movedim(1, -1)
-        out: Tensor = self.classifier(places).relu().mean((1, 2))
+        positions = self.dropout(list(maps.values())[-1]).movedim(1, -1)
+        out: Tensor = self.classifier(positions).relu().mean((1, 2))
         return out
 
 
@@ -92,8 +92,8 @@ def take_resnet(model: Any) -> Network:
 
 
 def take_vgg(model: Any, name: str) -> Network:
-    """Each stage but the first begins with a max-pool, and the last ends with one more. The head reads all 7x7 places
-    of the last map at once: its two hidden layers are the neck, and single places have no votes."""
+    """Each stage but the first begins with a max-pool, and the last ends with one more. The head reads all 7x7
+    positions of the last map at once: its two hidden layers are the neck, and single positions have no votes."""
     layers: list[nn.Module] = []
     stages: dict[str, nn.Module] = {}
     *features, last_pool = model.features.children()
