@@ -21,8 +21,9 @@ from lsdali.build import wrap
 from lsdali.errors import UserError, first_line
 from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes
+from lsdali.models.digest import weights_digest
 from lsdali.models.families.torchvision import IMAGENET, torchvision_name
-from lsdali.models.student import Network, Student, weights_digest
+from lsdali.models.student import Network, Student
 from tests.models.published import MILLIONS, PUBLISHED
 
 CLASSES = 10

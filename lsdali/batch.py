@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+Normal = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of red, green and blue that images were normalised by, of values in 0..1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What the images of a batch are mixed with: image b is `lam` its own and 1 - share its partner's."""
+    """What the images of a batch are mixed with: image b is `lam` its own and 1 - lam its partner's."""
 
     labels: Tensor  # [B] int64 class of the partners
     lam: float
@@ -27,6 +30,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def genuine(self) -> Tensor | None:
+        """[B] bool on the host: whether a sample is its own, not a stand-in's; None if all are."""
+        return None if self.stand_in is None else ~self.stand_in
 
     def part(self, start: int, stop: int) -> "Batch":
         """Samples start to stop - 1, as views."""

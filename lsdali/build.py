@@ -22,7 +22,7 @@ from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
 from lsdali.models import build_network
-from lsdali.models.checks import check_aux_heads, check_image_size
+from lsdali.models.checks import check_aux_heads, check_image_size, count_classes
 from lsdali.models.pretrained import load_weights
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
@@ -77,7 +77,7 @@ def prepare(
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
     train_index, val_index = (open_dataset(recipe.data, split, events.log) for split in ("train", "val"))
-    classes = count_classes(recipe, train_index)
+    classes = count_classes(recipe.model.classes, train_index.classes, train_index.root)
     network = new_network(recipe, classes)
     if recipe.model.weights is not None and not resumes:
         load_weights(network, recipe.model.name, recipe.model.weights, events.log)
@@ -226,19 +226,6 @@ def build_method(
     )
     kind = cast(Any, METHODS[cast(Any, recipe.method).name])
     return cast(Method, kind(recipe.method, needs)), digests
-
-
-def count_classes(recipe: Recipe, index: Index) -> int:
-    """The model's number of classes: the data's, or what the recipe says where that is enough."""
-    found, wanted = len(index.classes), recipe.model.classes
-    if wanted is not None and wanted < found:
-        raise UserError(
-            f"model.classes: the data in {index.root} has {found} classes and the model only {wanted}; "
-            f"leave the key out or give at least {found}"
-        )
-    if (wanted or found) < 2:
-        raise UserError(f"the data in {index.root} has one class, {index.classes[0]}; a classifier needs two or more")
-    return wanted or found
 
 
 def wrap(student: Student, device: torch.device) -> DistributedDataParallel:

@@ -5,6 +5,10 @@ size.
 a pure function of the whole data set in the order of its index. So nothing depends on how it was cut.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -173,3 +177,16 @@ class Evaluation:
         valid = scores[:, 0].bool()
         rows = dist.all_rows(torch.cat([scores[valid, 1:], index[valid, None].double()], 1)).cpu()
         return measure(rows[rows[:, 4].argsort(), :4])
+
+
+@torch.no_grad()
+def predictions(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield the logits [B, K] of each batch, and the batch; the network is in evaluation mode."""
+    for batch in batches:
+        with autocast():
+            logits = network(batch.images)
+        yield logits, batch

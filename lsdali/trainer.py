@@ -19,8 +19,9 @@ from lsdali.clock import Clock
 from lsdali.errors import SharedError
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.methods.base import Loss, Method
-from lsdali.metrics import Evaluation
-from lsdali.models.student import Forward, Student, weights_digest
+from lsdali.metrics import Evaluation, predictions
+from lsdali.models.digest import weights_digest
+from lsdali.models.student import Forward, Student
 from lsdali.optim import Optimizer
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
@@ -174,7 +175,7 @@ class Trainer:
         """Metrics over the whole validation split, each image once, the same on every rank."""
         self.student.eval()
         result = Evaluation(self.classes, self.device)
-        for logits, batch in predictions(self.student.network, self.val, self.precision):
+        for logits, batch in predictions(self.student.network, self.val, self.precision.autocast):
             result.update(logits, batch)
         return result.result()
 
@@ -242,17 +243,6 @@ class Trainer:
 
     def restore(self, states: Mapping[str, Any]) -> None:
         restore(self.parts, states)
-
-
-@torch.no_grad()
-def predictions(
-    network: Callable[[Tensor], Tensor], data: EvalData, precision: Precision
-) -> Iterator[tuple[Tensor, Batch]]:
-    """The logits [B, K] of each batch, and the batch; the network is in evaluation mode."""
-    for batch in data:
-        with precision.autocast():
-            logits = network(batch.images)
-        yield logits, batch
 
 
 def total_terms(losses: list[Loss], shares: list[float]) -> dict[str, Tensor]:

@@ -200,7 +200,7 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
     assert said(capsys, tmp_path, "--checkpoint", "last") == f"{nothing}/step-*.pt{more}"
     assert said(capsys, base / "b", "--weights", "ema") == (
         f"error: the checkpoint {base}/b/checkpoints/best.pt keeps no moving average of its weights (ema): "
-        "evaluate those of the student\n"
+        "evaluate those of the model\n"
     )
     other = f"the checkpoint {base}/a/checkpoints/best.pt knows 5 classes, but the data in {base}/three has 3"
     assert said(capsys, base / "a", f"data.root={base}/three") == f"error: {other}\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsdali.data.index.index import index as index_module
+from lsdali.data.index import index as index_module
 from lsdali.data.index.index import open_index
 from lsdali.data.index.scan_split import examine, orientation
 from lsdali.data.io.header import HEAD

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from lsdali import dist
-from lsdali.build import count_classes
 from lsdali.data.index.index import Index, open_index
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset
 from lsdali.data.sets.listing import Split
 from lsdali.errors import UserError
+from lsdali.metrics import predictions
 from lsdali.models.checkpoint_net import find_checkpoint, open_network, same_classes
-from lsdali.models.checks import check_image_size
-from lsdali.models.student import Network, weights_digest
+from lsdali.models.checks import check_image_size, count_classes
+from lsdali.models.digest import weights_digest
+from lsdali.models.student import Network
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe, apply, check
 from lsdali.state import checkpoint
-from lsdali.trainer import predictions
 
 ALLOWED = ("data.", "evaluate.batch=", "precision=")
 """What an override may begin with: the rest of a recipe was decided in training."""
@@ -96,7 +96,7 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
     with dist.raise_together():
         recipe = recipe_of(run, overrides)
         index = open_dataset(recipe.data, split, log=lambda line: None)
-        if count_classes(recipe, index) != run.network.classes:
+        if count_classes(recipe.model.classes, index.classes, index.root) != run.network.classes:
             raise UserError(
                 f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "
                 f"{len(index.classes)}"
@@ -158,7 +158,7 @@ def read(
         precision = Precision(recipe.precision, device)
         loader = eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
     parts, numbers = [torch.empty((0, width))], [torch.empty(0, dtype=torch.int64)]
-    for rows, batch in predictions(network, loader, precision):
+    for rows, batch in predictions(network, loader, precision.autocast):
         valid = batch.valid.cpu()
         parts.append(rows.float().cpu()[valid])
         numbers.append(batch.index[valid])

@@ -4,17 +4,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 from typing_extensions import Self
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.config import Config as Part
-from lsdali.errors import UserError
 from lsdali.functional import Mass, distillation_kl, label_smoothing
 from lsdali.methods.base import Loss, Method, MethodContext
-from lsdali.models.aux_heads import ConvolutionalHead, StageHead
-from lsdali.models.student import AuxHead, Forward, Outputs
+from lsdali.methods.shared.deep_heads import Exits, Kind
+from lsdali.models.student import AuxHead, Forward
 
 
 class FromFinal(Part):
@@ -24,35 +22,6 @@ class FromFinal(Part):
     """Of the sum over exits of T^2 KL(final at T || exit at T)."""
     temperature: float = Field(1.0, gt=0, le=1000)
     """T, which divides the logits of both."""
-
-
-Kind = Literal["linear", "convolutional"]
-
-
-class Exits:
-    """Heads on the last `count` stages before the last one, the latest first."""
-
-    def __init__(self, context: MethodContext, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
-        """Raises UserError where there are fewer such stages; `key` is what said how many."""
-        (_, self.width), *earlier = reversed(context.channels.items()) if context.channels else [("", 0)]
-        if count > len(earlier):
-            raise UserError(f"{key} is {count}, but {len(earlier)} come before the last stage")
-        self.stages = dict(earlier[:count])
-        self.classes, self.kind = context.classes, kind
-
-    def heads(self) -> dict[str, StageHead]:
-        """New ones, by the names that they have among the auxiliary heads."""
-        return {f"exit_{name}": self.head(name, back) for back, name in enumerate(self.stages, 1)}
-
-    def head(self, stage: str, back: int) -> StageHead:
-        """On a stage that comes `back` before the last one. The stride is twice that of the stages between them."""
-        if self.kind == "linear":
-            return StageHead(stage, self.stages[stage], self.classes)
-        return ConvolutionalHead(stage, self.stages[stage], self.classes, self.width, 2 ** (back + 1))
-
-    def logits(self, out: Outputs) -> list[Tensor]:
-        """[B, K] each."""
-        return [out.aux_heads[f"exit_{name}"] for name in self.stages]
 
 
 class DeepSupervision(Method):

@@ -21,7 +21,6 @@ from lsdali.functional import (
     teacher_spread,
 )
 from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
-from lsdali.methods.pskd import genuine
 from lsdali.methods.shared.draws import to_device
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher import TeacherConfig
@@ -154,7 +153,7 @@ class InstanceSmoothing(Method):
         """[B, K] logits of the teacher: remembered where they are known, else its answer to the batch's images."""
         if self.memory is None:
             return self.teacher(batch.images)
-        new = (~self.memory.known(batch.index, genuine(batch))).nonzero().flatten()  # on the host
+        new = (~self.memory.known(batch.index, batch.genuine)).nonzero().flatten()  # on the host
         if len(new) == len(batch):
             return self.teacher(batch.images).float()
         rows, _ = self.memory.read(batch.index)
@@ -167,7 +166,7 @@ class InstanceSmoothing(Method):
         """`observed` are the teacher's logits, where there is a memory."""
         if self.memory is None:
             return
-        kept = genuine(batch)
+        kept = batch.genuine
         new = ~self.memory.known(batch.index) if kept is None else ~self.memory.known(batch.index) & kept
         if new.any():
             self.memory.write(batch.index, observed, new)

@@ -9,8 +9,8 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, MethodContext
-from lsdali.methods.exits import Exits, Kind
 from lsdali.methods.ols import OnlineLabelSmoothing
+from lsdali.methods.shared.deep_heads import Exits, Kind
 from lsdali.models.student import AuxHead, Forward
 
 

@@ -118,10 +118,10 @@ class StoredPast:
         self.memory.open()
 
     def of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.memory.read(batch.index, genuine(batch))
+        return self.memory.read(batch.index, batch.genuine)
 
     def observe(self, batch: Batch, logits: Tensor) -> None:
-        self.memory.write(batch.index, as_float32(logits).softmax(1), genuine(batch))
+        self.memory.write(batch.index, as_float32(logits).softmax(1), batch.genuine)
 
     def end_epoch(self, student: Student) -> None:
         self.memory.sync()
@@ -167,8 +167,3 @@ class NetworkPast:
         if state:
             self.network.load_state_dict(state["network"])
         self.taken = bool(state)
-
-
-def genuine(batch: Batch) -> Tensor | None:
-    """[B] bool on the host: whether the sample stands for itself; None where all do."""
-    return None if batch.stand_in is None else ~batch.stand_in

@@ -31,7 +31,7 @@ from lsdali.functional import (
     vote_target,
 )
 from lsdali.methods.base import Loss, Method, MethodContext
-from lsdali.methods.exits import Exits
+from lsdali.methods.shared.deep_heads import Exits
 from lsdali.methods.shared.distributions import (
     SOFT,
     UNRANKED,

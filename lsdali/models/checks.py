@@ -1,6 +1,7 @@
-"""What a network cannot do is said before the first step."""
+"""Check before the first step what a network can do: heads, image sizes, classes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from lsdali.errors import UserError
 from lsdali.models.student import AuxHead, Network
@@ -26,3 +27,19 @@ def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int
             f"'{model}' takes images of {network.image_size} px only, and the data has {max(wrong)}: "
             "set data.train.size and data.eval.size"
         )
+
+
+def count_classes(wanted: int | None, classes: Sequence[str], root: Path | str) -> int:
+    """Return the model's number of classes: `wanted` (model.classes) if it is large enough, else the data's.
+
+    Raises UserError if the data has more classes than are wanted, or a single one.
+    """
+    found = len(classes)
+    if wanted is not None and wanted < found:
+        raise UserError(
+            f"model.classes: the data in {root} has {found} classes and the model only {wanted}; "
+            f"leave the key out or give at least {found}"
+        )
+    if (wanted or found) < 2:
+        raise UserError(f"the data in {root} has one class, {classes[0]}; a classifier needs two or more")
+    return wanted or found

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lsdali.config import Config
 from lsdali.errors import UserError, first_line
+from lsdali.models.digest import weights_digest
 from lsdali.models.families.timm import PREFIX, timm_state
 from lsdali.models.families.torchvision import IMAGENET, torchvision_state, weights_entry
-from lsdali.models.student import Network, weights_digest
+from lsdali.models.student import Network
 
 PREFIXES = ("module.", "_orig_mod.", "state_dict.", "network.")
 WRAPPERS = ("state_dict", "model", "model_state_dict")

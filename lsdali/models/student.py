@@ -1,11 +1,9 @@
 """Student: a network and a method's auxiliary heads, in one forward, so that DDP sees it all."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
@@ -23,8 +21,6 @@ class Outputs:
 register_dataclass(Outputs)
 
 Forward = Callable[[Tensor], Outputs]
-Normal = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation of red, green and blue that images were normalised by, of values in 0..1."""
 
 
 class Network(nn.Module):
@@ -130,17 +126,3 @@ class Student(nn.Module):
     def head(self) -> list[nn.Parameter]:
         """What is trained from scratch where the rest has pretrained weights: the classifier and auxiliary heads."""
         return [*self.network.classifier.parameters(), *self.aux_heads.parameters()]
-
-
-def weights_digest(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 (hexadecimal) over the sorted names, types, shapes and bytes of a module's or a dict's tensors.
-
-    The same weights give the same digest on any device and in any memory layout.
-    """
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach()
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        sha.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()

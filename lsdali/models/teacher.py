@@ -8,12 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lsdali.batch import Normal
 from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.functional import as_float32
 from lsdali.models.checkpoint_net import open_network, same_classes
+from lsdali.models.digest import weights_digest
 from lsdali.models.families.torchvision import from_torchvision, torchvision_normal
-from lsdali.models.student import Network, Normal, weights_digest
+from lsdali.models.student import Network
 from lsdali.state import checkpoint
 
 

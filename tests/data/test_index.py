@@ -9,7 +9,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from lsdali.data.index.index import index as index_module
+from lsdali.data.index import index as index_module
 from lsdali.data.index.index import open_index
 from lsdali.data.io.header import FAULTS, GOOD, read_header
 from lsdali.errors import UserError

@@ -166,7 +166,7 @@ def test_refusals_of_the_train_loader(tree, plain, as_rank):
 SCRIPT = """
 import hashlib, sys, torch
 from lsdali import dist
-from lsdali.data.index.index import index as index_module
+from lsdali.data.index import index as index_module
 from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index.index import open_index
 from lsdali.clock import PerEpoch

@@ -17,7 +17,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.models.student import weights_digest
+from lsdali.models.digest import weights_digest
 from lsdali.trainer import Trainer
 from tests.harness import equal
 from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from lsdali.errors import UserError
 from lsdali.models import MODELS, ModelConfig, build_network
+from lsdali.models.digest import weights_digest
 from lsdali.models.families.torchvision import from_torchvision
-from lsdali.models.student import Network, weights_digest
+from lsdali.models.student import Network
 
 
 @pytest.mark.parametrize(("classes", "count"), [(100, 11_217_444), (200, 11_268_744)])

@@ -12,8 +12,8 @@ import yaml
 from lsdali.build import build
 from lsdali.events import Events
 from lsdali.models import MODELS
+from lsdali.models.digest import weights_digest
 from lsdali.models.families.pyramid import pyramidnet
-from lsdali.models.student import weights_digest
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints
 from tests.harness import equal, events, make_images, summary, tiny, train, train_and_kill

@@ -9,7 +9,8 @@ from torch import nn
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.aux_heads import StageHead
-from lsdali.models.student import Student, weights_digest
+from lsdali.models.digest import weights_digest
+from lsdali.models.student import Student
 from lsdali.models.teacher import CheckpointTeacher, Teacher, TeacherConfig, TorchvisionTeacher, load_teacher
 
 CPU = torch.device("cpu")

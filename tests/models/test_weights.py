@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models import pretrained as weights
+from lsdali.models.digest import weights_digest
 from lsdali.models.pretrained import FileWeights, TimmWeights, TorchvisionWeights, load_weights, read_file
-from lsdali.models.student import Student, weights_digest
+from lsdali.models.student import Student
 
 NAME = "resnet8x4"
 

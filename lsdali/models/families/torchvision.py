@@ -11,10 +11,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 
+from lsdali.batch import Normal
 from lsdali.errors import UserError
 from lsdali.models.blocks import GlobalAvgPool
 from lsdali.models.names import unknown
-from lsdali.models.student import Network, Normal
+from lsdali.models.student import Network
 
 RESNETS = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
