@@ -21,7 +21,7 @@ from torch import nn
 from lsdali.bench.machine import hardware, spread
 from lsdali.errors import UserError
 from lsdali.models import CIFAR, ModelConfig, build_network
-from lsdali.models.families.torchvision import IMAGENET
+from lsdali.models.families.torchvision import TORCHVISION
 
 DEFAULT = ("cifar_resnet18", "wrn_16_2", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0")
 BASE = "eager, channels_last"
@@ -64,7 +64,7 @@ def image_size(name: str) -> int:
 
 def runs(name: str, way: str) -> bool:
     """Whether the network can run this way."""
-    return WAYS[way].whose == "ours" or (name in IMAGENET and hasattr(torchvision.models, name))
+    return WAYS[way].whose == "ours" or (name in TORCHVISION and hasattr(torchvision.models, name))
 
 
 def module_for(name: str, whose: str) -> nn.Module:

@@ -22,7 +22,7 @@ from lsdali.errors import UserError, first_line
 from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes
 from lsdali.models.digest import weights_digest
-from lsdali.models.families.torchvision import IMAGENET, torchvision_name
+from lsdali.models.families.torchvision import TORCHVISION, torchvision_name
 from lsdali.models.student import Network, Student
 from tests.models.published import MILLIONS, PUBLISHED
 
@@ -74,7 +74,7 @@ def published(name: str) -> dict[int, str]:
     """Parameters by number of classes, as the papers' code, the papers or torchvision give them."""
     found = {k: f"{n:,}" for (key, k), n in PUBLISHED.items() if key == name}
     found |= {k: f"{n} M" for (key, k), n in MILLIONS.items() if key == name}
-    if not found and name in IMAGENET and name != "densenet264":
+    if not found and name in TORCHVISION and name != "densenet264":
         weights = next(iter(torchvision.models.get_model_weights(torchvision_name(name))))
         found = {1000: f"{weights.meta['num_params']:,}"}
     return found

@@ -7,5 +7,5 @@ class Config(BaseModel):
     """A frozen sub-tree of a recipe. Unknown keys, wrong types, inf and nan are errors; nothing is converted."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
     )

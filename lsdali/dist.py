@@ -75,7 +75,7 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # batches have one shape
     if launched():
-        join(cuda=cuda, timeout=timedelta(minutes=timeout_minutes))
+        join_group(cuda=cuda, timeout=timedelta(minutes=timeout_minutes))
     try:
         yield device
     finally:
@@ -83,7 +83,7 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
             td.destroy_process_group()
 
 
-def join(*, cuda: bool, timeout: timedelta) -> None:
+def join_group(*, cuda: bool, timeout: timedelta) -> None:
     """Make the process group that torchrun's environment describes.
 
     torchrun keeps its key-value store over a restart of the workers (--max-restarts); under a prefix of its own, each

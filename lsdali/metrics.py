@@ -1,7 +1,7 @@
 """Accuracy and calibration of a whole data set: exact, and the same on any number of ranks and in any batch
 size.
 
-`Evaluation` keeps five fp64 numbers and the index of each sample and gathers them once; every metric is then
+`MetricAccumulator` keeps five fp64 numbers and the index of each sample and gathers them once; every metric is then
 a pure function of the whole data set in the order of its index. So nothing depends on how it was cut.
 """
 
@@ -150,7 +150,7 @@ def measure(scores: Tensor) -> dict[str, float]:
     }
 
 
-class Evaluation:
+class MetricAccumulator:
     """Metrics of one pass over a data set. Each valid sample must be seen once, on one rank."""
 
     def __init__(self, classes: int, device: torch.device) -> None:

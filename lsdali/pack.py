@@ -49,7 +49,7 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
             (out / split).mkdir()
             for number, samples in enumerate(cut(listing, shard_bytes)):
                 file = out / split / f"{number:06d}.tar"
-                write(listing, samples, file)
+                write_shard(listing, samples, file)
                 write_index(file, walk(file, file.name))
             print(f"{split}: {len(listing.labels):,} images in {number + 1:,} shards")
         (out / "classes.txt").write_text("".join(f"{name}\n" for name in listing.classes), encoding="utf-8")
@@ -65,7 +65,7 @@ def cut(listing: Listing, shard_bytes: float) -> list[range]:
     return [range(a, b) for a, b in pairwise([0, *(i for i in range(1, n) if shard[i] != shard[i - 1]), n])]
 
 
-def write(listing: Listing, samples: range, file: Path) -> None:
+def write_shard(listing: Listing, samples: range, file: Path) -> None:
     """One shard; it has its name only when it is whole."""
     draft = file.with_suffix(".part")
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lsdali.errors import UserError
 
-WIDE = (1e-4, 1e4)
+WIDE_BOUNDS = (1e-4, 1e4)
 """Bounds of a temperature that only end the search where no loss is the least, as where every sample is right."""
 IBLS = (0.8, 3.0)
 """The bounds that the code of IBLS publishes (Maher and Kull 2021)."""
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = WIDE) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = WIDE_BOUNDS) -> float:
     """[N, K], [N] -> the T within the bounds with the least log loss of softmax(logits / T) (Guo et al. 2017).
 
     By SciPy's L-BFGS-B from T = 1. It searches 1 / T, in which the loss is convex, with the exact gradient. Guo's own

@@ -62,9 +62,9 @@ def scan(args: argparse.Namespace) -> int:
     summary |= sorted_copies(copies(parts))
     print(as_text(summary))
     if args.json is not None:
-        write(args.json, json.dumps(summary, indent=1))
+        write_text(args.json, json.dumps(summary, indent=1))
     if args.html is not None:
-        write(args.html, as_html(summary, {split: contact_sheet(part) for split, part in parts.items()}))
+        write_text(args.html, as_html(summary, {split: contact_sheet(part) for split, part in parts.items()}))
     return 1 if problems(summary) else 0
 
 
@@ -112,7 +112,7 @@ def sorted_copies(groups: list[list[dict[str, str]]]) -> dict[str, list[list[dic
     return out
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -19,7 +19,7 @@ from lsdali.clock import Clock
 from lsdali.errors import SharedError
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.methods.base import Loss, Method
-from lsdali.metrics import Evaluation, predictions
+from lsdali.metrics import MetricAccumulator, predictions
 from lsdali.models.digest import weights_digest
 from lsdali.models.student import Forward, Student
 from lsdali.optim import Optimizer
@@ -174,7 +174,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Metrics over the whole validation split, each image once, the same on every rank."""
         self.student.eval()
-        result = Evaluation(self.classes, self.device)
+        result = MetricAccumulator(self.classes, self.device)
         for logits, batch in predictions(self.student.network, self.val, self.precision.autocast):
             result.update(logits, batch)
         return result.result()

@@ -46,9 +46,11 @@ def test_streams_of_several_ranks_are_compared(
     alone = json.loads((tmp_path / "0.json").read_text())
     assert [len(step) for step in alone] == [6] * 8
     assert len({digest for step in alone for digest in step}) == 48
-    assert stream.read(options, 2, 0, 8) == alone
+    assert stream.read_streams(options, 2, 0, 8) == alone
     for digest, code in ((lambda world: "same", 0), (str, 2)):  # streams that agree, and such that do not
-        monkeypatch.setattr(stream, "read", lambda o, world, start, stop, d=digest: [[d(world)] * 6] * (stop - start))
+        monkeypatch.setattr(
+            stream, "read_streams", lambda o, world, start, stop, d=digest: [[d(world)] * 6] * (stop - start)
+        )
         assert main(["stream", str(recipe), "--steps", "8", "--worlds", "1", "2"]) == code
         rows = [line.split() for line in capsys.readouterr().out.splitlines() if "rank" in line][-3:]
         assert [row[-2] for row in rows] == ["48"] * 3

@@ -20,7 +20,7 @@ from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_g
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
-from lsdali.metrics import Evaluation
+from lsdali.metrics import MetricAccumulator
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.recipe import Recipe
 from tests.data.test_augment import EVERY
@@ -117,7 +117,7 @@ def test_images_held_on_the_device(mix: Mixup | CutMix, folder: Path, tmp_path: 
     with made_up_cuda() as host:
         loader = train_loader(train, recipe.data, LoaderOptions(recipe.batches, 0, CUDA, half=True))
         batches = MixedBatches(loader, mix, 0).epoch(0)
-        evaluation = Evaluation(5, CUDA)
+        evaluation = MetricAccumulator(5, CUDA)
         held = eval_loader(val, recipe.data, batch=8, device=CUDA, half=True)
         host.strict = True
         in_order(next(batches))

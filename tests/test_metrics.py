@@ -16,7 +16,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.metrics import (
-    Evaluation,
+    MetricAccumulator,
     aurc,
     calibration_error,
     equal_bins,
@@ -46,7 +46,7 @@ def problem(n: int = N, classes: int = K) -> tuple[Tensor, Tensor]:
 
 
 def evaluate(logits: Tensor, labels: Tensor, size: int = 64, order: Tensor | None = None) -> dict[str, float]:
-    evaluation = Evaluation(logits.shape[1], CPU)
+    evaluation = MetricAccumulator(logits.shape[1], CPU)
     order = torch.arange(len(logits)) if order is None else order
     for rows in order.split(size):
         evaluation.update(logits[rows], batch_of(labels[rows], rows))
@@ -68,7 +68,7 @@ def test_reference_calibration_and_ranking(name: str) -> None:
 @pytest.mark.parametrize("name", VECTORS["logits"])
 def test_reference_nll(name: str) -> None:
     v = VECTORS["logits"][name]
-    evaluation = Evaluation(len(v["batches"][0][0][0]), CPU)
+    evaluation = MetricAccumulator(len(v["batches"][0][0][0]), CPU)
     seen = 0
     for logits, labels in v["batches"]:
         index = torch.arange(seen, seen + len(labels))
@@ -158,7 +158,7 @@ def test_no_number_of_threads_changes_a_number() -> None:
 
 def test_padding_does_not_count() -> None:
     logits, labels = problem()
-    evaluation = Evaluation(K, CPU)
+    evaluation = MetricAccumulator(K, CPU)
     valid = torch.arange(N) < 40
     with torch.inference_mode():
         evaluation.update(logits.clone(), batch_of(labels, torch.arange(N), valid))
@@ -203,9 +203,11 @@ def test_a_masked_class_is_no_fault() -> None:
 
 def test_errors_are_sentences() -> None:
     with pytest.raises(UserError, match="no valid sample"):
-        Evaluation(K, CPU).result()
+        MetricAccumulator(K, CPU).result()
     with pytest.raises(UserError, match=r"shape \[4, 10\]; the data set asks for \[4, 11\]"):
-        Evaluation(K, CPU).update(torch.zeros(4, 10), batch_of(torch.zeros(4, dtype=torch.long), torch.arange(4)))
+        MetricAccumulator(K, CPU).update(
+            torch.zeros(4, 10), batch_of(torch.zeros(4, dtype=torch.long), torch.arange(4))
+        )
 
 
 def shard(rank: int, world: int) -> Tensor:
@@ -219,14 +221,14 @@ def test_simulated_ranks_give_the_same_numbers(world: int, monkeypatch: pytest.M
     logits, labels = problem()
     parts = []
     for rank in range(world):
-        part = Evaluation(K, CPU)
+        part = MetricAccumulator(K, CPU)
         for rows in shard(rank, world).split(7):
             part.update(logits[rows], batch_of(labels[rows], rows))
         with monkeypatch.context() as patch:
             patch.setattr(dist, "all_rows", lambda x: parts.append(x) or torch.zeros(1, 5))
             part.result()
     monkeypatch.setattr(dist, "all_rows", lambda x: torch.cat(parts))
-    assert Evaluation(K, CPU).result() == evaluate(logits, labels)
+    assert MetricAccumulator(K, CPU).result() == evaluate(logits, labels)
 
 
 def in_group(rank: int, world: int, folder: str) -> None:
@@ -234,7 +236,7 @@ def in_group(rank: int, world: int, folder: str) -> None:
     td.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     try:
         logits, labels = problem()
-        part = Evaluation(K, CPU)
+        part = MetricAccumulator(K, CPU)
         for rows in shard(rank, world).split(7):
             part.update(logits[rows], batch_of(labels[rows], rows))
         Path(folder, f"{rank}.json").write_text(json.dumps(part.result()))

@@ -175,7 +175,7 @@ def cpu_seconds(pid: int) -> float:
     return total + sum(cpu_seconds(int(child)) for child in children)
 
 
-def measure(run: LoaderRun) -> Cost:
+def measure_loader(run: LoaderRun) -> Cost:
     """In this process; start a fresh one for each call."""
     sizes = LOADERS[run.contestant](run)
     _consume(sizes, run.warmup)
@@ -192,7 +192,7 @@ def _consume(sizes: Iterator[int], images: int) -> int:
     return seen
 
 
-def _fresh(run: LoaderRun, cache: str) -> Cost:
+def _in_new_process(run: LoaderRun, cache: str) -> Cost:
     command = [sys.executable, "-W", "ignore", "-m", "lsdali.bench", "once", json.dumps(asdict(run))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LSDALI_CACHE": cache})
     if done.returncode:
@@ -225,7 +225,7 @@ def loader(options: argparse.Namespace) -> None:
         for _ in range(options.reps):
             for name in LOADERS:
                 run = LoaderRun(name, folder, options.size, workers=options.workers)
-                costs[name].append(_fresh(run, f"{folder}/cache"))
+                costs[name].append(_in_new_process(run, f"{folder}/cache"))
     print(hardware(f"{options.workers} threads or workers"))
     print(f"{files} files, random resized crop {options.size}, batch {run.batch}, {run.images} images a run;")
     print(f"medians of {options.reps} runs, lowest to highest in brackets\n")
@@ -239,7 +239,7 @@ def loader(options: argparse.Namespace) -> None:
 
 def once(options: argparse.Namespace) -> None:
     """One measurement, as JSON; what the other commands start."""
-    print(json.dumps(asdict(measure(LoaderRun(**json.loads(options.run))))))
+    print(json.dumps(asdict(measure_loader(LoaderRun(**json.loads(options.run))))))
 
 
 def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

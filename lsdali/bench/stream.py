@@ -22,9 +22,11 @@ Digests = list[list[str]]  # of each step, of each sample of a rank
 def stream(options: argparse.Namespace) -> None:
     """Hash the first steps of a recipe's training data on several numbers of ranks, and compare."""
     half = options.steps // 2
-    rows = {f"{world} rank{'s' * (world > 1)}": read(options, world, 0, options.steps) for world in options.worlds}
+    rows = {
+        f"{world} rank{'s' * (world > 1)}": read_streams(options, world, 0, options.steps) for world in options.worlds
+    }
     first, last = options.worlds[0], options.worlds[-1]
-    changed = read(options, first, 0, half) + read(options, last, half, options.steps)
+    changed = read_streams(options, first, 0, half) + read_streams(options, last, half, options.steps)
     rows[f"{first}, from step {half} on {last} ranks"] = changed
     print(hardware(f"{options.steps} steps of {options.recipe} {' '.join(options.overrides)}".rstrip()))
     print(f"\n{'ranks':30}{'samples':>10}  digest of the stream")
@@ -35,7 +37,7 @@ def stream(options: argparse.Namespace) -> None:
         raise UserError("the streams differ")
 
 
-def read(options: argparse.Namespace, world: int, start: int, stop: int) -> Digests:
+def read_streams(options: argparse.Namespace, world: int, start: int, stop: int) -> Digests:
     """The digests of all samples of each step, in the order of the global batch."""
     with tempfile.TemporaryDirectory() as folder:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]

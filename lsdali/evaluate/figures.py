@@ -9,7 +9,7 @@ from torch import Tensor
 from lsdali.data.sampling.sampler import stratified
 from lsdali.evaluate.runs import Predicted
 from lsdali.metrics import equal_bins, measure, reliability, score
-from lsdali.posthoc import IBLS, WIDE, ensemble, fit_temperature
+from lsdali.posthoc import IBLS, WIDE_BOUNDS, ensemble, fit_temperature
 
 CHUNK = 4096  # samples scored at a time
 CALIBRATE_ON = {
@@ -45,7 +45,7 @@ class Calibration:
 
 def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibration:
     """The temperature of a run in one of the ways of FITS; `held_out` is what it says of samples kept from training."""
-    bounds, rest, logits, labels = WIDE, None, part.logits, part.labels
+    bounds, rest, logits, labels = WIDE_BOUNDS, None, part.logits, part.labels
     if held_out is not None:
         logits, labels = held_out.logits, held_out.labels
     elif how == "half":

@@ -21,7 +21,7 @@ from lsdali.models.checks import check_image_size, count_classes
 from lsdali.models.digest import weights_digest
 from lsdali.models.student import Network
 from lsdali.optim.precision import Precision
-from lsdali.recipe import Recipe, apply, check
+from lsdali.recipe import Recipe, apply_override, check_recipe
 from lsdali.state import checkpoint
 
 ALLOWED = ("data.", "evaluate.batch=", "precision=")
@@ -84,8 +84,8 @@ def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         if not override.startswith(ALLOWED):
             raise UserError(f"override {override!r}: only data.*, evaluate.batch and precision can be changed here")
-        apply(tree, override)
-    return check(tree, run.path)
+        apply_override(tree, override)
+    return check_recipe(tree, run.path)
 
 
 def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Samples:

@@ -41,7 +41,7 @@ from lsdali.methods.shared.distributions import (
     RankZipf,
     SortedPareto,
     UnbiasedZipf,
-    check,
+    check_distribution,
     random_numbers,
     rank_weights,
 )
@@ -150,7 +150,7 @@ class ZipfLabelSmoothing(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        check(config.distribution, context.classes)
+        check_distribution(config.distribution, context.classes)
         self.seed, self.classes = context.seed, context.classes
         self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
         self.exits = Exits(context, 0 if config.deep is None else config.deep.exits, key="method.deep.exits")

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.models.families.cifar_resnet import RESNETS
+from lsdali.models.families.cifar_resnet import CIFAR_RESNETS
 from lsdali.models.families.dense import DENSE
 from lsdali.models.families.inception import INCEPTION
 from lsdali.models.families.mobile import MOBILE
@@ -20,7 +20,7 @@ from lsdali.models.families.pyramid import PYRAMID
 from lsdali.models.families.resnext import RESNEXT
 from lsdali.models.families.san import SAN
 from lsdali.models.families.timm import PREFIX, build_timm, known_timm
-from lsdali.models.families.torchvision import IMAGENET
+from lsdali.models.families.torchvision import TORCHVISION
 from lsdali.models.families.wide import WIDE
 from lsdali.models.names import unknown
 from lsdali.models.options import INITS, Init, zero_last_norms
@@ -29,7 +29,7 @@ from lsdali.models.student import Network
 
 CIFAR: dict[str, Callable[..., Network]] = {
     **PREACT,
-    **RESNETS,
+    **CIFAR_RESNETS,
     **DENSE,
     **RESNEXT,
     **PYRAMID,
@@ -40,7 +40,7 @@ CIFAR: dict[str, Callable[..., Network]] = {
 }
 """For small images."""
 
-MODELS: dict[str, Callable[..., Network]] = {**IMAGENET, **SAN, **CIFAR}
+MODELS: dict[str, Callable[..., Network]] = {**TORCHVISION, **SAN, **CIFAR}
 """Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter."""
 
 OPTIONS = ("width", "dropout", "drop_path")
@@ -66,13 +66,13 @@ def known_model(name: str) -> str:
     return name
 
 
-NAMES = {"anyOf": [{"enum": sorted(MODELS)}, {"pattern": f"^{PREFIX}.+"}]}
+NAME_SCHEMA = {"anyOf": [{"enum": sorted(MODELS)}, {"pattern": f"^{PREFIX}.+"}]}
 
 
 class ModelConfig(Config):
     """Which network is trained."""
 
-    name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=NAMES)]
+    name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=NAME_SCHEMA)]
     """A name in MODELS, or timm/<name> for any network of timm."""
     width: Annotated[int, Field(ge=16)] | None = None
     """Channels of the first stage, for some networks for small images; null is the published width. With fewer

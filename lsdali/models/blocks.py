@@ -33,7 +33,7 @@ class GlobalAvgPool(nn.Module):
         return mean_over_positions(x)
 
 
-def assemble(
+def assemble_network(
     stem: nn.Module, stages: Mapping[str, tuple[nn.Module, int]], classes: int, *, dropout: float = 0.0
 ) -> Network:
     """A Network from its stages and their widths, with an average pool and a fresh linear classifier."""

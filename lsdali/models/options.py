@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lsdali.errors import UserError
 from lsdali.models.blocks import init_kaiming_in, init_kaiming_out, init_torch
@@ -23,6 +22,8 @@ def zero_last_norms(network: nn.Module, name: str) -> None:
 
     Raises UserError where no residual branch of the network ends with a norm.
     """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     found = False
     for block in network.modules():
         begin: Any = getattr(block, "zero_init_last", None)

@@ -13,7 +13,7 @@ from lsdali.config import Config
 from lsdali.errors import UserError, first_line
 from lsdali.models.digest import weights_digest
 from lsdali.models.families.timm import PREFIX, timm_state
-from lsdali.models.families.torchvision import IMAGENET, torchvision_state, weights_entry
+from lsdali.models.families.torchvision import TORCHVISION, torchvision_state, weights_entry
 from lsdali.models.student import Network
 
 PREFIXES = ("module.", "_orig_mod.", "state_dict.", "network.")
@@ -47,7 +47,7 @@ class TorchvisionWeights(Weights):
     """torchvision's name of them, such as IMAGENET1K_V1."""
 
     def check_compatible(self, name: str) -> None:
-        if name not in IMAGENET:
+        if name not in TORCHVISION:
             raise ValueError(f"torchvision has no weights for '{name}'; it has for its own networks only")
         try:
             weights_entry(name, self.weights)

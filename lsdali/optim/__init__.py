@@ -4,7 +4,15 @@ from lsdali.optim.configs import OPTIMIZERS, SGD, Adam, AdamW, Nesterov, Optimiz
 from lsdali.optim.ema import EMA, Average
 from lsdali.optim.optimizer import Optimizer, build_optimizer
 from lsdali.optim.precision import Precision
-from lsdali.optim.schedule import SCHEDULES, Constant, Cosine, Linear, ScheduleConfig, Step, schedule
+from lsdali.optim.schedule import (
+    SCHEDULES,
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    ScheduleConfig,
+    StepSchedule,
+    schedule,
+)
 
 __all__ = [
     "EMA",
@@ -14,15 +22,15 @@ __all__ = [
     "Adam",
     "AdamW",
     "Average",
-    "Constant",
-    "Cosine",
-    "Linear",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "LinearSchedule",
     "Nesterov",
     "Optimizer",
     "OptimizerConfig",
     "Precision",
     "ScheduleConfig",
-    "Step",
+    "StepSchedule",
     "build_optimizer",
     "schedule",
 ]

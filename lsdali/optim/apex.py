@@ -8,7 +8,7 @@ import torch
 from lsdali.errors import UserError
 from lsdali.optim.configs import OptimizerConfig
 
-NAMES = {"sgd": "FusedSGD", "nesterov": "FusedSGD", "adam": "FusedAdam", "adamw": "FusedAdam"}
+APEX_CLASSES = {"sgd": "FusedSGD", "nesterov": "FusedSGD", "adam": "FusedAdam", "adamw": "FusedAdam"}
 
 
 def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -20,15 +20,15 @@ def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: to
     if device.type != "cuda":
         raise UserError(f"optimizer.implementation: apex runs on CUDA only and this is the {device.type}; use auto")
     dtypes = {p.dtype for group in groups for p in group["params"]}
-    if NAMES[config.name] == "FusedSGD" and torch.bfloat16 in dtypes:
+    if APEX_CLASSES[config.name] == "FusedSGD" and torch.bfloat16 in dtypes:
         raise UserError(
             "optimizer.implementation: apex's FusedSGD never updates bf16 parameters; use auto, or parameters in fp32"
         )
     arguments = {"lr": config.lr, **config.arguments()}
-    if NAMES[config.name] == "FusedAdam":
+    if APEX_CLASSES[config.name] == "FusedAdam":
         # Its default is decoupled decay, whatever the class is called.
         arguments["adam_w_mode"] = config.name == "adamw"
-    built: torch.optim.Optimizer = getattr(optimizers, NAMES[config.name])(groups, **arguments)
+    built: torch.optim.Optimizer = getattr(optimizers, APEX_CLASSES[config.name])(groups, **arguments)
     return built
 
 

@@ -9,7 +9,7 @@ from lsdali.config import Config
 from lsdali.optim.groups import Decay
 
 Implementation = Literal["auto", "torch-fused", "foreach", "loop", "apex"]
-Share = Annotated[float, Field(ge=0, lt=1)]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Common(Config):
@@ -30,7 +30,7 @@ class Common(Config):
 
 class SGD(Common):
     name: Literal["sgd"] = "sgd"
-    momentum: Share = 0.9
+    momentum: FractionBelowOne = 0.9
 
     def arguments(self) -> dict[str, Any]:
         return {"momentum": self.momentum}
@@ -48,7 +48,7 @@ class Adam(Common):
     """Weight decay is added to the gradient (L2)."""
 
     name: Literal["adam"] = "adam"
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
     def arguments(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class AdamW(Common):
     """Weight decay is decoupled from the gradient (Loshchilov and Hutter, ICLR 2019)."""
 
     name: Literal["adamw"] = "adamw"
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
     def arguments(self) -> dict[str, Any]:

@@ -58,11 +58,11 @@ class Average:
         """Inside, the student has the average weights; after, exactly its own again."""
         own = [x.detach().clone() for x in _tensors(student)]
         dist.average_buffers(self._module)
-        _write(_tensors(self._module), student)
+        _copy_into(_tensors(self._module), student)
         try:
             yield
         finally:
-            _write(own, student)
+            _copy_into(own, student)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts.items()}
@@ -83,6 +83,6 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _write(values: list[Tensor], module: nn.Module) -> None:
+def _copy_into(values: list[Tensor], module: nn.Module) -> None:
     for x, value in zip(_tensors(module), values, strict=True):
         x.copy_(value)

@@ -19,7 +19,7 @@ class Warm(Config):
     """Epochs of linear warm-up, per step from peak / W to peak, where W is the number of its steps."""
 
 
-class Step(Warm):
+class StepSchedule(Warm):
     """Times gamma at the start of each milestone epoch, counted from 0; warm-up multiplies."""
 
     name: Literal["step"] = "step"
@@ -37,7 +37,7 @@ class Step(Warm):
         return self.gamma ** bisect_right(self.milestones, epoch)
 
 
-class Cosine(Warm):
+class CosineSchedule(Warm):
     """Half a cosine from the end of the warm-up to the run's end (Loshchilov and Hutter, ICLR 2017)."""
 
     name: Literal["cosine"] = "cosine"
@@ -48,7 +48,7 @@ class Cosine(Warm):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
-class Linear(Warm):
+class LinearSchedule(Warm):
     """A straight line from the end of the warm-up to the run's end."""
 
     name: Literal["linear"] = "linear"
@@ -59,20 +59,22 @@ class Linear(Warm):
         return 1 - (1 - self.final) * done
 
 
-class Constant(Warm):
+class ConstantSchedule(Warm):
     name: Literal["constant"] = "constant"
 
     def fraction(self, epoch: int, done: float) -> float:
         return 1.0
 
 
-ScheduleConfig = Annotated[Step | Cosine | Linear | Constant, Field(discriminator="name")]
+ScheduleConfig = Annotated[
+    StepSchedule | CosineSchedule | LinearSchedule | ConstantSchedule, Field(discriminator="name")
+]
 
-SCHEDULES: dict[str, type[Step | Cosine | Linear | Constant]] = {
-    "step": Step,
-    "cosine": Cosine,
-    "linear": Linear,
-    "constant": Constant,
+SCHEDULES: dict[str, type[StepSchedule | CosineSchedule | LinearSchedule | ConstantSchedule]] = {
+    "step": StepSchedule,
+    "cosine": CosineSchedule,
+    "linear": LinearSchedule,
+    "constant": ConstantSchedule,
 }
 
 

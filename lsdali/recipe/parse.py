@@ -41,12 +41,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file cannot be read, or lists every key that is wrong.
     """
     path = Path(path)
-    tree = read(path)
+    tree = read_recipe(path)
     for override in overrides:
-        apply(tree, override)
+        apply_override(tree, override)
     if tree.get("run_dir") is None:
         tree["run_dir"] = str(Path("runs") / default_name(path))
-    return check(tree, path)
+    return check_recipe(tree, path)
 
 
 def default_name(path: Path) -> str:
@@ -56,7 +56,7 @@ def default_name(path: Path) -> str:
     return "_".join((*inside, path.stem))
 
 
-def check(tree: Mapping[str, Any], path: Path) -> Recipe:
+def check_recipe(tree: Mapping[str, Any], path: Path) -> Recipe:
     """The recipe that a tree of plain values is; raises UserError with every key that is wrong, under the path."""
     try:
         return Recipe.model_validate(tree)
@@ -65,7 +65,7 @@ def check(tree: Mapping[str, Any], path: Path) -> Recipe:
         raise UserError("\n  ".join([f"{path}:", *lines])) from None
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
     """The file's top mapping, unchecked."""
     if not path.is_file():
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set `dotted.key=value` in the tree; the value is read as YAML."""
     key, sign, text = override.partition("=")
     names = key.strip().split(".")

@@ -31,7 +31,7 @@ else:
     MethodConfig = one_of([method.Config for method in METHODS.values()])
 
 
-class Evaluation(Config):
+class EvaluationConfig(Config):
     """How the model is evaluated on the validation split."""
 
     every_epochs: int = Field(1, ge=1)
@@ -40,7 +40,7 @@ class Evaluation(Config):
     """Images per forward and process. It changes no result."""
 
 
-class Save(Config):
+class SaveConfig(Config):
     """When checkpoints are written."""
 
     every_epochs: int = Field(1, ge=1)
@@ -51,7 +51,7 @@ class Save(Config):
     """How many of the newest stay, beside the best."""
 
 
-class Log(Config):
+class LogConfig(Config):
     """What a run tells while it trains."""
 
     every_steps: int = Field(50, ge=1)
@@ -92,9 +92,9 @@ class Recipe(Config):
     schedule: ScheduleConfig
     ema: EMA | None = None
     """An exponential moving average of the weights, evaluated beside them; null: none."""
-    evaluate: Evaluation = Evaluation()
-    save: Save = Save()
-    log: Log = Log()
+    evaluate: EvaluationConfig = EvaluationConfig()
+    save: SaveConfig = SaveConfig()
+    log: LogConfig = LogConfig()
     run_dir: str | None = None
     """The run folder; null: runs/<recipe name>."""
 

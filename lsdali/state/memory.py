@@ -24,10 +24,10 @@ from lsdali.errors import UserError
 from lsdali.functional import topk_pack, topk_unpack
 from lsdali.state.shared import shared_memory
 
-Form = Literal["dense32", "dense16", "topk"]
+MemoryForm = Literal["dense32", "dense16", "topk"]
 Rows = dict[str, Tensor]
 
-CHUNK = 2**26  # bytes that a node receives from the others at one time
+EXCHANGE_BYTES = 2**26  # bytes that a node receives from the others at one time
 PENDING = 64  # copies under way at most; beyond that `write` waits
 ALIGN = 64
 
@@ -40,7 +40,7 @@ class Layout:
     classes; what they leave of 1 is spread evenly over the other classes.
     """
 
-    form: Form
+    form: MemoryForm
     classes: int
     keep: int = 0  # of the form topk; at most `classes`
 
@@ -70,7 +70,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class PendingRows:
     """Rows on their way from the device."""
 
     index: Tensor  # [B] int64 samples, on the host
@@ -88,7 +88,7 @@ class SampleMemory:
         self.seen = torch.empty(0)  # [N] uint8: whether the row holds anything
         self.fresh = torch.empty(0)  # [N] uint8: whether the row is unknown to other nodes
         self._leaders: dist.Group | None = None
-        self._pending: deque[Pending] = deque()
+        self._pending: deque[PendingRows] = deque()
 
     def open(self) -> None:
         """Map the memory; a collective. Raises UserError on every rank where a node has too little."""
@@ -139,7 +139,7 @@ class SampleMemory:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         self._land(PENDING)
-        self._pending.append(Pending(index, pinned, keep, done))
+        self._pending.append(PendingRows(index, pinned, keep, done))
 
     def _land(self, most: int) -> None:
         """Put what has arrived; wait until at most `most` copies are under way."""
@@ -171,7 +171,7 @@ class SampleMemory:
         """Between the first ranks of the nodes, in pieces of at most CHUNK bytes."""
         mine = self.fresh.nonzero().flatten()
         counts = dist.gather_objects(len(mine), leaders)
-        size = max(CHUNK // ((8 + self.layout.row_bytes) * len(counts)), 1)
+        size = max(EXCHANGE_BYTES // ((8 + self.layout.row_bytes) * len(counts)), 1)
         for start in range(0, max(counts), size):
             part = mine[start : start + size]
             index = dist.all_rows(part, leaders)

@@ -24,7 +24,7 @@ from lsdali.data.sampling.augment import (
     RandomErasing,
     Rotation,
     TrivialAugment,
-    draw,
+    draw_choices,
 )
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 
@@ -75,10 +75,14 @@ def test_ranks_and_a_change_of_ranks_in_mid_epoch_give_the_same_bits(tree, plain
 
 def test_seeds_epochs_and_places_in_the_list_draw_differently():
     key = np.arange(500)
-    first = draw([Rotation(), Rotation()], 0, 0, key, SIDE)
-    for other in (draw([Rotation()], 1, 0, key, SIDE)[0], draw([Rotation()], 0, 1, key, SIDE)[0], first[1]):
+    first = draw_choices([Rotation(), Rotation()], 0, 0, key, SIDE)
+    for other in (
+        draw_choices([Rotation()], 1, 0, key, SIDE)[0],
+        draw_choices([Rotation()], 0, 1, key, SIDE)[0],
+        first[1],
+    ):
         assert abs(np.corrcoef(first[0], other)[0, 1]) < 0.15
-    assert np.array_equal(draw([Rotation()], 0, 0, key[::-1], SIDE)[0], first[0][::-1])
+    assert np.array_equal(draw_choices([Rotation()], 0, 0, key[::-1], SIDE)[0], first[0][::-1])
 
 
 def test_the_padded_crop_is_augmented_too(tree, plain):
@@ -118,7 +122,7 @@ def changed(images, config, *choices) -> np.ndarray:
     def graph():
         x = fn.external_source(source=lambda i: list(images), batch=True, layout="HWC", batch_info=True)
         c = fn.external_source(source=lambda i: rows, num_outputs=len(rows), batch=True, batch_info=True)
-        return effects.apply(x, [config], list(c), SIDE)
+        return effects.add_ops(x, [config], list(c), SIDE)
 
     return np.stack([np.array(x) for x in graph().run()[0].as_cpu()]).astype(np.int64)
 
@@ -169,7 +173,7 @@ def test_lighting_adds_the_components(images):
     shift = 255 * np.array([sum(PCA_VECTORS[c, k] * PCA_VALUES[k] * factors[k] for k in range(3)) for c in range(3)])
     ours = changed(images, Lighting(), shift.astype(F)[None, None])
     assert np.abs(ours - np.clip(images + shift, 0, 255)).max() <= 0.51
-    (many,) = draw([Lighting(std=0.1)], 0, 0, np.arange(40_000), SIDE)
+    (many,) = draw_choices([Lighting(std=0.1)], 0, 0, np.arange(40_000), SIDE)
     back = many[:, 0, 0] / 255 @ np.linalg.inv((PCA_VECTORS * PCA_VALUES).T)
     assert np.abs(back.mean(0)).max() < 0.003
     assert back.std(0) == pytest.approx(0.1, rel=0.02)
@@ -212,7 +216,7 @@ def test_every_operation_of_rand_augment_is_torchvision_s(images):
         c = fn.external_source(
             source=lambda i: (operation[:, None], sign[:, None]), num_outputs=2, batch=True, batch_info=True
         )
-        return effects.apply(x, [RandAugment(n=1, m=12)], list(c), SIDE)
+        return effects.add_ops(x, [RandAugment(n=1, m=12)], list(c), SIDE)
 
     ours = np.stack([np.array(x) for x in graph().run()[0].as_cpu()]).astype(np.int64)
     for k, name in enumerate(THEIRS):
@@ -269,7 +273,7 @@ N = 20_000
 
 
 def chosen(config):
-    return draw([config], 0, 0, np.arange(N), SIDE)
+    return draw_choices([config], 0, 0, np.arange(N), SIDE)
 
 
 def test_colour_factors_are_uniform_and_as_often_as_asked():
@@ -342,7 +346,7 @@ def test_erased_rectangles(tree, plain):
     index = open_index(config, "train")
     bare = config.model_copy(update={"train": RandomResizedCrop(size=32)})
     with_, without = (next(loader(index, c, batch=12).epoch(0)) for c in (config, bare))
-    corner, box = draw([erasing], 3, 0, with_.index.numpy(), 32)
+    corner, box = draw_choices([erasing], 3, 0, with_.index.numpy(), 32)
     for k, (a, b) in enumerate(zip(with_.images, without.images)):
         expected = tvf.erase(b, *(int(n) for n in (*corner[k], *box[k])), torch.tensor(0.5))
         assert torch.equal(a, expected)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from lsdali.data import DATASETS
 from lsdali.data.index.index import open_index
-from lsdali.data.sets.catalog import IMAGENET, TINY, Digits, ImageNet, PadCrop, TinyImageNet
+from lsdali.data.sets.catalog import IMAGENET_COUNTS, TINY_COUNTS, Digits, ImageNet, PadCrop, TinyImageNet
 from lsdali.errors import UserError
 from tests.harness import ROOT
 
@@ -167,8 +167,8 @@ def test_the_table_of_data_sets_is_whole_and_has_the_counts_that_are_checked():
     rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in lines) if len(cells) == 8}
     assert rows.keys() - {"name", "---"} == DATASETS.keys()
     counts = {
-        "imagenet": IMAGENET.images,
-        "tinyimagenet": TINY.images,
+        "imagenet": IMAGENET_COUNTS.images,
+        "tinyimagenet": TINY_COUNTS.images,
         **{k: d.samples for k, d in DATASETS.items() if hasattr(d, "samples")},
     }
     for name, samples in counts.items():

@@ -12,10 +12,10 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
 from lsdali.methods import METHODS
 from lsdali.methods.base import MethodContext
-from lsdali.metrics import Evaluation
+from lsdali.metrics import MetricAccumulator
 from lsdali.models.families.pyramid import ShakeDrop
 from lsdali.models.student import Outputs
-from lsdali.optim import Step, schedule
+from lsdali.optim import StepSchedule, schedule
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference/distillation_vectors.json").read_text())
 TEACHER = {"source": "checkpoint", "path": "teacher.pt"}
@@ -201,14 +201,14 @@ RATES = {
 @pytest.mark.parametrize("name", RATES)
 def test_learning_rates(name):
     peak, epochs, expected = RATES[name]
-    rate = schedule(Step(milestones=tuple(e for e, _ in expected[1:])), peak, PerEpoch(2), epochs)
+    rate = schedule(StepSchedule(milestones=tuple(e for e, _ in expected[1:])), peak, PerEpoch(2), epochs)
     for (first, value), last in zip(expected, [*(e for e, _ in expected[1:]), epochs]):
         for step in (2 * first, 2 * last - 1):
             assert rate(step) == pytest.approx(value, rel=1e-12)
 
 
 def test_sup_lr_a_warm_student():
-    rate = schedule(Step(milestones=(80, 160), warmup_epochs=5), 0.1, PerEpoch(626), 200)
+    rate = schedule(StepSchedule(milestones=(80, 160), warmup_epochs=5), 0.1, PerEpoch(626), 200)
     published = {(0, 0): 3.194888178913738e-05, (0, 625): 0.02, (2, 312): 0.05, (4, 625): 0.1, (80, 0): 0.01}
     for (epoch, step), value in published.items():
         assert rate(626 * epoch + step) == pytest.approx(value, rel=1e-12)
@@ -218,7 +218,7 @@ def test_sup_lr_a_warm_student():
 
 
 def evaluate(logits, labels):
-    evaluation = Evaluation(len(logits[0]), CPU)
+    evaluation = MetricAccumulator(len(logits[0]), CPU)
     evaluation.update(torch.tensor(logits), batch_of(torch.zeros(len(labels), 1), labels))
     return evaluation.result()
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes
-from lsdali.models.families.torchvision import IMAGENET, PlusBlur
+from lsdali.models.families.torchvision import TORCHVISION, PlusBlur
 from lsdali.models.student import Student
 
 EXACT = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"]
@@ -48,7 +48,7 @@ def test_norms_move_as_torchvisions_do():
     assert torch.equal(ours.stem.bn1.running_mean, theirs.bn1.running_mean)
 
 
-@pytest.mark.parametrize("name", [n for n in IMAGENET if n != "densenet264"])
+@pytest.mark.parametrize("name", [n for n in TORCHVISION if n != "densenet264"])
 def test_every_tensor_of_torchvision_has_a_name_here(name):
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name.removesuffix("_blur"), num_classes=7).state_dict()

@@ -234,7 +234,7 @@ def test_rows_go_between_nodes_in_pieces(monkeypatch, tmp_path):
 def pieces(rank, ranks, per_node, port, folder):
     from lsdali.state import memory as module
 
-    module.CHUNK = int(os.environ["LSDALI_TEST_CHUNK"])
+    module.EXCHANGE_BYTES = int(os.environ["LSDALI_TEST_CHUNK"])
     worker(rank, ranks, per_node, port, folder)
 
 

@@ -19,7 +19,7 @@ from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.sampling.sampler import Ints
 from lsdali.errors import UserError
 
-FORMAT = "1"  # of the cached array; raise it when its content changes
+ARRAY_FORMAT = "1"  # of the cached array; raise it when its content changes
 THREADS, CHUNK = 4, 256
 
 
@@ -42,11 +42,11 @@ def decode(index: Index) -> tuple[Index, str]:
     """
 
     def work() -> Path:
-        target = cache_dir() / "decoded" / _key(index)
+        target = cache_dir() / "decoded" / _array_key(index)
         if not target.is_dir():
             try:
                 with new_folder(target) as draft:
-                    _write(index, draft / "pixels.npy")
+                    _write_pixels(index, draft / "pixels.npy")
             except Unlike as error:
                 with new_folder(target) as draft:
                     (draft / "why").write_text(str(error))
@@ -59,9 +59,9 @@ def decode(index: Index) -> tuple[Index, str]:
     return replace(index, pixels=np.load(folder / "pixels.npy", mmap_mode="r")), ""
 
 
-def _key(index: Index) -> str:
+def _array_key(index: Index) -> str:
     """Changes with the paths, and with the size or the time of any file."""
-    digest = hashlib.sha256(f"{FORMAT}\0{index.root}\0{index.fingerprint}".encode(errors="surrogateescape"))
+    digest = hashlib.sha256(f"{ARRAY_FORMAT}\0{index.root}\0{index.fingerprint}".encode(errors="surrogateescape"))
     with ThreadPoolExecutor(THREADS) as pool:
         for part in pool.map(lambda start: _stats(index, start), range(0, len(index), CHUNK)):
             digest.update(part.tobytes())
@@ -81,7 +81,7 @@ def _stats(index: Index, start: int) -> Ints:
     return np.array(rows, np.int64)
 
 
-def _write(index: Index, file: Path) -> None:
+def _write_pixels(index: Index, file: Path) -> None:
     width, height = int(index.size[0, 0]), int(index.size[0, 1])
     shape = (len(index), height, width, 3)
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali import dist
-from lsdali.data.io.byte_range import ByteRange, ByteRanges, Pending, is_url
+from lsdali.data.io.byte_range import ByteRange, ByteRanges, PendingBytes, is_url
 from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
 from lsdali.data.io.header import FAULTS, GOOD, Header, read_header
 from lsdali.data.io.remote import RemoteRanges, load_ranges
@@ -25,8 +25,8 @@ from lsdali.data.sets.listing import Listing, Split
 from lsdali.data.sets.splits import Chosen, held_out, noisy, of_classes, whole
 from lsdali.errors import UserError
 
-Form = Literal["paths", "encoded", "pixels"]
-FORMAT = "2"  # of the cached files; raise it when they, or what read_header() returns, change
+SampleForm = Literal["paths", "encoded", "pixels"]
+INDEX_FORMAT = "2"  # of the cached files; raise it when they, or what read_header() returns, change
 THREADS, CHUNK = 16, 512
 
 
@@ -58,13 +58,13 @@ class Index:
         return ByteRange(self.path(i)) if self.ranges is None else self.ranges.byte_range(i)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> SampleForm:
         """What images() gives."""
         if self.pixels is not None:
             return "pixels"
         return "paths" if self.ranges is None else "encoded"
 
-    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]] | Pending:
+    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]] | PendingBytes:
         """[n] -> pixels [n, H, W, 3], or absolute paths [n, L'], NUL-padded, or each one's bytes, or their promise."""
         if self.pixels is not None:
             pixels = self.pixels[self.numbers[i]]
@@ -151,7 +151,7 @@ def _choose(config: DataSet, split: Split, index: Index) -> Chosen:
 def _cached(config: DataSet, split: Split) -> Path:
     """The cache folder of a valid index; a new one is scanned where there is none."""
     for folder in _folders(config, split):
-        if _fresh(folder):
+        if _up_to_date(folder):
             return folder
     return rescan(config, split, lambda listing: each_file(listing, read_header).astype(np.int32))
 
@@ -167,24 +167,24 @@ def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.i
         )
     stale = _folders(config, split)
     # A name that never comes back: other processes may still map the stale one.
-    target = cache_dir() / "index" / f"{_key(config, split)}-{secrets.token_hex(4)}"
+    target = cache_dir() / "index" / f"{_index_key(config, split)}-{secrets.token_hex(4)}"
     _scan(config.listing(split), look, target)
     for folder in stale:
         shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
-def _key(config: DataSet, split: Split) -> str:
+def _index_key(config: DataSet, split: Split) -> str:
     root = config.root if is_url(config.root) else os.path.realpath(Path(config.root).expanduser())
-    words = (FORMAT, config.name, split, root, *config.layout())
+    words = (INDEX_FORMAT, config.name, split, root, *config.layout())
     return hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _folders(config: DataSet, split: Split) -> list[Path]:
-    return sorted((cache_dir() / "index").glob(f"{_key(config, split)}-*"))
+    return sorted((cache_dir() / "index").glob(f"{_index_key(config, split)}-*"))
 
 
-def _fresh(folder: Path) -> bool:
+def _up_to_date(folder: Path) -> bool:
     """Whether the watched folders are as they were, and the bad files still bad in the same way."""
     try:
         root = _root(folder)

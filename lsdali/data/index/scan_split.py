@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lsdali.data.index.index import each_file, rescan
 from lsdali.data.io.byte_range import ByteRange, OpenRange
-from lsdali.data.io.header import FAULTS, GOOD, HEAD, absent, measure
+from lsdali.data.io.header import FAULTS, GOOD, HEAD, absent, parse_header
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Listing, Split
 from lsdali.errors import UserError
@@ -92,7 +92,7 @@ def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts
         head = span.read(HEAD, 0)
         length = len(head) if len(head) < HEAD else span.size
         kind = next((k for magic, k in _MAGIC if head.startswith(magic)), 0)
-        return *measure(span, head), kind, orientation(head), length, zlib.crc32(head)
+        return *parse_header(span, head), kind, orientation(head), length, zlib.crc32(head)
     except OSError:
         return 0, 0, FAULTS.index("not readable"), 0, 0, 0, 0
     finally:

@@ -61,7 +61,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pending:
+class PendingBytes:
     """The bytes of some samples, on their way from a store."""
 
     future: "Future[list[Bytes]]"
@@ -130,7 +130,7 @@ class ByteRanges:
         """What to save of it, beside the root."""
         return {"files": self.files, "spans": self.spans}
 
-    def read(self, rows: NDArray[np.int64]) -> list[Bytes] | Pending:
+    def read(self, rows: NDArray[np.int64]) -> list[Bytes] | PendingBytes:
         """The bytes of each; what cannot be read is short or empty, and left to the decoder to complain about.
 
         Read, not mapped: a mapped file that shrinks meanwhile kills the process (SIGBUS).

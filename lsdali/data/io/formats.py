@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lsdali.data.io.byte_range import Bytes
 from lsdali.errors import UserError
-
-Bytes = NDArray[np.uint8]
 
 
 class _Known(pickle.Unpickler):

@@ -36,7 +36,7 @@ def read_header(path: str | bytes, start: int = 0, length: int | None = None) ->
         return 0, 0, absent(error)
     try:
         span = OpenRange(file, start, length)
-        return measure(span, span.read(HEAD, 0))
+        return parse_header(span, span.read(HEAD, 0))
     except OSError:
         return 0, 0, UNREADABLE
     finally:
@@ -48,7 +48,7 @@ def absent(error: OSError) -> int:
     return MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
 
 
-def measure(file: Readable, head: bytes) -> Header:
+def parse_header(file: Readable, head: bytes) -> Header:
     """The same for an open file and its first HEAD bytes."""
     try:
         return _read_header(file, head)
@@ -63,9 +63,9 @@ def measure(file: Readable, head: bytes) -> Header:
 def _read_header(file: Readable, head: bytes) -> Header:
     if not head:
         return 0, 0, EMPTY
-    for magic, measure in _FORMATS:
+    for magic, parse_header in _FORMATS:
         if head.startswith(magic):
-            width, height, whole = measure(file, head)
+            width, height, whole = parse_header(file, head)
             if not (width > 0 and height > 0):
                 return 0, 0, DAMAGED
             if max(width, height) > 65535:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.io.byte_range import ByteRanges, Bytes, Memory, Pending
-from lsdali.data.io.header import HEAD, Header, measure
+from lsdali.data.io.byte_range import ByteRanges, Bytes, Memory, PendingBytes
+from lsdali.data.io.header import HEAD, Header, parse_header
 from lsdali.data.io.store import Fault, open_store
 from lsdali.errors import UserError
 
@@ -31,9 +31,9 @@ class RemoteRanges(ByteRanges):
     def at(self, rows: NDArray[np.int64]) -> "RemoteRanges":
         return replace(self, spans=self.spans[rows])
 
-    def read(self, rows: NDArray[np.int64]) -> Pending:
+    def read(self, rows: NDArray[np.int64]) -> PendingBytes:
         """Begin to fetch the bytes of each."""
-        return Pending(_submit(lambda: self.fetch(rows)), int(self.spans[rows, 2].sum()))
+        return PendingBytes(_submit(lambda: self.fetch(rows)), int(self.spans[rows, 2].sum()))
 
     def fetch(self, rows: NDArray[np.int64]) -> list[Bytes]:
         """The bytes of each, all of them. Raises UserError for a store that fails or a file that has changed."""
@@ -57,7 +57,7 @@ class RemoteRanges(ByteRanges):
         """What the bytes of sample i say now. Raises UserError as fetch()."""
         self.require_unchanged(np.array([i]))
         data = Memory(self.fetch(np.array([i]))[0].tobytes())
-        return measure(data, data.read(HEAD, 0))
+        return parse_header(data, data.read(HEAD, 0))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {"files": self.files, "spans": self.spans, "stamps": self.stamps}

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from lsdali.data.io.byte_range import Memory
-from lsdali.data.io.header import FAULTS, HEAD, Header, measure, read_header
+from lsdali.data.io.header import FAULTS, HEAD, Header, parse_header, read_header
 from lsdali.data.io.store import Store
 
 ENDING, FORMAT = ".json", "lsdali shard 1"
-CHUNK = 8 << 20  # bytes of a remote shard that are asked for at a time
+HEADER_BYTES = 8 << 20  # bytes of a remote shard that are asked for at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class RemoteFile:
     def pread(self, count: int, at: int) -> bytes:
         count = max(min(count, self._size - at), 0)
         if count and not self._base <= at <= at + count <= self._base + len(self._chunk):
-            self._base, length = at, max(count, min(CHUNK, self._size - at))
+            self._base, length = at, max(count, min(HEADER_BYTES, self._size - at))
             self._chunk = self._store.fetch([(self._name, at, length)])[0]
         return self._chunk[at - self._base : at - self._base + count]
 
     def read_header(self, start: int, length: int) -> Header:
         data = Memory(self.pread(length, start))
-        return measure(data, data.read(HEAD, 0))
+        return parse_header(data, data.read(HEAD, 0))
 
     def read(self, count: int) -> bytes:
         data = self.pread(count, self._at)

@@ -44,7 +44,7 @@ def current(effect: Any) -> Any:
     return effect
 
 
-def apply(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: int) -> Any:
+def add_ops(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: int) -> Any:
     """The augmentations one after the other; `inputs` are the arrays of augment.draw, side in pixels."""
     first = 0
     for a in augment:

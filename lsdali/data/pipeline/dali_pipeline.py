@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from lsdali.data.index.index import Index
-from lsdali.data.io.byte_range import Pending
+from lsdali.data.io.byte_range import PendingBytes
 from lsdali.data.io.header import FAULTS, GOOD
 from lsdali.data.pipeline.graph import Graph, GraphSpec
 
-Arrays = tuple[Any, ...]  # as in graph.Source
+BatchArrays = tuple[Any, ...]  # as in graph.Source
 # Of images from a store, bytes that are on their way or wait, but for one batch more; and batches.
 AHEAD, MOST_AHEAD = 64 << 20, 64
 
@@ -22,10 +22,10 @@ AHEAD, MOST_AHEAD = 64 << 20, 64
 class DaliPipeline:
     """Batch `position` is what run() gives next; `arrays` says what the graph reads for any batch."""
 
-    def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], Arrays]) -> None:
+    def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], BatchArrays]) -> None:
         self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
         self._pipe: Any = None
-        self._ahead: deque[tuple[int, Arrays]] = deque()  # positions in a row; their images are on their way
+        self._ahead: deque[tuple[int, BatchArrays]] = deque()  # positions in a row; their images are on their way
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -62,11 +62,11 @@ class DaliPipeline:
         self.position += 1
         return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), from_dlpack(index.as_tensor()).flatten()
 
-    def _ready(self, position: int) -> Arrays:
+    def _ready(self, position: int) -> BatchArrays:
         """What the graph reads for one batch; images from a store are fetched ahead, in the order of use."""
         if not self._ahead:
             arrays = self._arrays(position)
-            if not isinstance(arrays[0], Pending):
+            if not isinstance(arrays[0], PendingBytes):
                 return arrays
             self._ahead.append((position, arrays))
         under_way = sum(arrays[0].size for _, arrays in self._ahead)
@@ -84,7 +84,7 @@ class DaliPipeline:
         """
         self.close()  # what DALI does after an error is not documented
         rows = self._arrays(self.position)
-        if isinstance(rows[0], Pending):
+        if isinstance(rows[0], PendingBytes):
             rows = rows[0].result(), *rows[1:]
         found = {int(rows[1][k]): "" for k in self._failing(rows)}
         reasons = {i: self._reason(i) for i in found}
@@ -93,7 +93,7 @@ class DaliPipeline:
             raise error
         return {i: reason or "cannot be decoded" for i, reason in reasons.items()}
 
-    def _failing(self, rows: Arrays) -> list[int]:
+    def _failing(self, rows: BatchArrays) -> list[int]:
         """Decode one row at a time."""
         out = []
         first = 0
@@ -102,10 +102,10 @@ class DaliPipeline:
             first = k + 1
         return out
 
-    def _first_failing(self, rows: Arrays, first: int) -> int:
+    def _first_failing(self, rows: BatchArrays, first: int) -> int:
         last = len(rows[0]) - 1
 
-        def source(info: Any) -> Arrays:
+        def source(info: Any) -> BatchArrays:
             k = min(first + info.iteration, last)
             return tuple(row[k : k + 1] for row in rows)
 

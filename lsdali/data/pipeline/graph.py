@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
-from lsdali.data.index.index import Form
+from lsdali.data.index.index import SampleForm
 from lsdali.data.pipeline import dali_ops as effects
 from lsdali.data.sampling.augment import Augmentation
 
@@ -20,8 +20,8 @@ from lsdali.data.sampling.augment import Augmentation
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
 
 # DALI's BatchInfo -> arrays of one batch, [B, ...] each; bytes are lists of B arrays.
-Source = Callable[[Any], tuple[NDArray[Any] | list[NDArray[Any]], ...]]
-Graph = Callable[[Source, "GraphSpec"], Any]  # -> a pipeline
+ArraySource = Callable[[Any], tuple[NDArray[Any] | list[NDArray[Any]], ...]]
+Graph = Callable[[ArraySource, "GraphSpec"], Any]  # -> a pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class GraphSpec:
     std: tuple[float, float, float]
     largest: tuple[int, int]  # width and height that no image exceeds
     augment: tuple[Augmentation, ...] = ()
-    images: Form = "paths"
+    images: SampleForm = "paths"
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class GraphSpec:
         return sum(a.outputs for a in self.augment)
 
 
-def resized_graph(source: Source, spec: GraphSpec) -> Any:
+def resized_graph(source: ArraySource, spec: GraphSpec) -> Any:
     """From image, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
 
     [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
@@ -83,7 +83,7 @@ def resized_graph(source: Source, spec: GraphSpec) -> Any:
     return _resized(source, spec, **spec.pipeline)
 
 
-def padded_graph(source: Source, spec: GraphSpec) -> Any:
+def padded_graph(source: ArraySource, spec: GraphSpec) -> Any:
     """From image, index, start, mirror, choices to images [B, size, size, 3] and index.
 
     The window that begins at start (int32) may reach beyond the image; there it is black.
@@ -92,7 +92,7 @@ def padded_graph(source: Source, spec: GraphSpec) -> Any:
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _resized(source: Source, spec: GraphSpec) -> Any:
+def _resized(source: ArraySource, spec: GraphSpec) -> Any:
     image, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
     window = {"start": start, "shape": shape, "axis_names": "HW"}
     if spec.images == "pixels":
@@ -104,7 +104,7 @@ def _resized(source: Source, spec: GraphSpec) -> Any:
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _padded(source: Source, spec: GraphSpec) -> Any:
+def _padded(source: ArraySource, spec: GraphSpec) -> Any:
     image, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
     x = _placed(image, spec) if spec.images == "pixels" else fn.decoders.image(_bytes(image, spec), **spec.decoder)
     x = fn.slice(
@@ -118,7 +118,7 @@ def _padded(source: Source, spec: GraphSpec) -> Any:
     return _finished(x, spec, choices, mirror=mirror), index
 
 
-def _inputs(source: Source, outputs: int) -> Any:
+def _inputs(source: ArraySource, outputs: int) -> Any:
     return fn.external_source(source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False)
 
 
@@ -137,9 +137,9 @@ def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) ->
     """Augmented and normalised."""
     early, late = spec.augmented("crop"), spec.augmented("normalisation")
     split = sum(a.outputs for a in early)
-    x = effects.apply(x, early, choices[:split], spec.size)
+    x = effects.add_ops(x, early, choices[:split], spec.size)
     x = _normalised(x, spec, **mirror)
-    return effects.apply(x, late, choices[split:], spec.size)
+    return effects.add_ops(x, late, choices[split:], spec.size)
 
 
 def _normalised(x: Any, spec: GraphSpec, **mirror: Any) -> Any:

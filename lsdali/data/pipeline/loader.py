@@ -19,10 +19,10 @@ from lsdali.batch import Batch
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import Index
 from lsdali.data.io.header import FAULTS, GOOD
-from lsdali.data.pipeline.dali_pipeline import Arrays, DaliPipeline
+from lsdali.data.pipeline.dali_pipeline import BatchArrays, DaliPipeline
 from lsdali.data.pipeline.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.pipeline.options import LoaderOptions
-from lsdali.data.sampling.augment import draw
+from lsdali.data.sampling.augment import draw_choices
 from lsdali.data.sampling.crops import (
     center_crop,
     crop_uniforms,
@@ -98,7 +98,7 @@ class TrainLoader:
         """Free DALI's threads and memory."""
         self._runner.close()
 
-    def _arrays(self, step: int) -> Arrays:
+    def _arrays(self, step: int) -> BatchArrays:
         """What the graph reads for one step of this rank."""
         planned = self._plan.indices(step, dist.rank())
         i = self._replaced(planned)
@@ -108,7 +108,7 @@ class TrainLoader:
         key = i + len(self.index) * self._plan.copies(epoch, dist.rank())  # copies of a sample draw as samples beyond N
         images, mirror = self.index.images(i), flips(self._seed, epoch, key, crop.flip)
         u = crop_uniforms(self._seed, epoch, key)
-        choices = draw(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
+        choices = draw_choices(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
         if isinstance(crop, PadCrop):
             return images, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
         if isinstance(crop, SquaredCrop):
@@ -196,7 +196,7 @@ class EvalLoader:
         """Free DALI's threads and memory."""
         self._runner.close()
 
-    def _arrays(self, position: int) -> Arrays:
+    def _arrays(self, position: int) -> BatchArrays:
         i, _ = self._slices[position % len(self)]
         crop = self._config.eval
         w = center_crop(self.index.size[i], crop.resize, crop.size, crop.sides)

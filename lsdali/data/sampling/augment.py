@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lsdali.config import Config
+from lsdali.data.sampling.crops import Floats
 from lsdali.data.sampling.resize_schedule import Ramp
 from lsdali.data.sampling.sampler import Ints, uniforms
 
-Floats = NDArray[np.float64]
 Choices = tuple[NDArray[Any], ...]  # [n, ...] each, as the graph reads them
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[tuple[float, float], Field(strict=False)]
 Level = Annotated[int, Field(ge=0, le=255)]
 Bin = Annotated[int, Field(ge=0, le=30)]
@@ -28,9 +28,9 @@ Bin = Annotated[int, Field(ge=0, le=30)]
 BINS = 31  # magnitudes of RandAugment and TrivialAugment: 0 to 30
 SUITE = 14  # their operations
 SUB_POLICIES, STAGES = 25, 2  # AutoAugment's
-TRIES = 10  # of random erasing
+ERASE_TRIES = 10  # of random erasing
 _STREAM = 10  # of the first augmentation in the list; crops.py uses the numbers below
-MOST = 90  # streams up to 100 are free
+MAX_STREAM = 90  # streams up to 100 are free
 
 # Of ImageNet's pixels in 0..1 (Krizhevsky, Sutskever and Hinton, 2012); rows are red, green, blue.
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
@@ -69,7 +69,7 @@ class ColorJitter(Augmentation):
     """The same, for the distance to the pixel's own gray."""
     hue: float = Field(0.1, ge=0, le=0.5)
     """The turn is drawn from -hue to hue; 1 is the whole circle."""
-    probability: Share = 1.0
+    probability: Fraction = 1.0
     """How many of the images are changed."""
     outputs: ClassVar[int] = 4
 
@@ -110,7 +110,7 @@ class Grayscale(Augmentation):
     """Some images lose their colour (as in SimCLR; Chen et al., 2020)."""
 
     name: Literal["grayscale"] = "grayscale"
-    probability: Share = 0.2
+    probability: Fraction = 0.2
     """How many of the images are changed."""
 
     @property
@@ -128,7 +128,7 @@ class Rotation(Augmentation):
     name: Literal["rotation"] = "rotation"
     degrees: float = Field(15.0, ge=0, le=180)
     """The angle is drawn from -degrees to degrees."""
-    probability: Share = 1.0
+    probability: Fraction = 1.0
     """How many of the images are turned."""
     fill: Level = 0
     """Gray level of the corners."""
@@ -207,7 +207,7 @@ class RandomErasing(Augmentation):
     """A rectangle of one colour over the normalised image (Zhong et al., 2020; geometry as in torchvision)."""
 
     name: Literal["random_erasing"] = "random_erasing"
-    probability: Share = 0.25
+    probability: Fraction = 0.25
     """How many of the images get a rectangle."""
     scale: Interval = (0.02, 1 / 3)
     """Smallest and largest area, as a share of the image."""
@@ -228,16 +228,16 @@ class RandomErasing(Augmentation):
 
     @property
     def columns(self) -> int:
-        return 3 + 2 * TRIES
+        return 3 + 2 * ERASE_TRIES
 
     def choices(self, u: Floats, side: int) -> Choices:
         """Top left corner (y, x) and shape (h, w) in pixels, [n, 2] float32 each; shape 0 erases nothing.
 
         The first of ten tries that is smaller than the image; where none is, nothing is erased.
         """
-        area = side * side * (self.scale[0] + u[:, 3 : 3 + TRIES] * (self.scale[1] - self.scale[0]))
+        area = side * side * (self.scale[0] + u[:, 3 : 3 + ERASE_TRIES] * (self.scale[1] - self.scale[0]))
         low, high = np.log(self.ratio)
-        aspect = np.exp(low + u[:, 3 + TRIES :] * (high - low))
+        aspect = np.exp(low + u[:, 3 + ERASE_TRIES :] * (high - low))
         h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         fits = (h < side) & (w < side)
         first = (np.arange(len(u)), fits.argmax(1))
@@ -258,9 +258,9 @@ class TrainImages(Config):
 
     size: Annotated[int, Field(ge=1)]
     """Side of the square that the network sees, in pixels."""
-    flip: Share = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    augment: Annotated[tuple[Augment, ...], Field(strict=False, max_length=MOST)] = ()
+    augment: Annotated[tuple[Augment, ...], Field(strict=False, max_length=MAX_STREAM)] = ()
     """Augmentations after crop and flip, applied in this order."""
     repeats: int = Field(1, ge=1)
     """Repeated augmentation (Hoffer et al., 2020): how often a batch holds each of its samples, differently augmented.
@@ -289,7 +289,7 @@ class TrainImages(Config):
         return self
 
 
-def draw(augment: Sequence[Augmentation], seed: int, epoch: int, key: Ints, side: int) -> Choices:
+def draw_choices(augment: Sequence[Augmentation], seed: int, epoch: int, key: Ints, side: int) -> Choices:
     """[n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other."""
     out: list[NDArray[Any]] = []
     for k, a in enumerate(augment):

@@ -15,8 +15,8 @@ Floats = NDArray[np.float64]
 Sizes = NDArray[np.integer[Any]]
 Window = NDArray[np.int32]  # DALI's decoder takes no other integer
 
-TRIES = 10
-CROP_COLUMNS = 2 * TRIES + 2  # an area and a ratio for each try, then y and x
+CROP_TRIES = 10
+CROP_COLUMNS = 2 * CROP_TRIES + 2  # an area and a ratio for each try, then y and x
 _WINDOW, _FLIP = 1, 2  # streams of random numbers
 
 
@@ -38,15 +38,15 @@ def random_resized_crop(
     As torchvision's RandomResizedCrop: the first of ten tries that fits, else a central window.
     """
     width, height = size[:, :1].astype(np.int64), size[:, 1:].astype(np.int64)
-    area = width * height * (scale[0] + u[:, :TRIES] * (scale[1] - scale[0]))
+    area = width * height * (scale[0] + u[:, :CROP_TRIES] * (scale[1] - scale[0]))
     low, high = np.log(ratio)
-    aspect = np.exp(low + u[:, TRIES : 2 * TRIES] * (high - low))
+    aspect = np.exp(low + u[:, CROP_TRIES : 2 * CROP_TRIES] * (high - low))
     w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = (np.arange(len(u)), fits.argmax(1))
     shape = np.stack([h[first], w[first]], 1).astype(np.int32)
     image = size[:, ::-1].astype(np.int32)
-    start = np.floor(u[:, 2 * TRIES :] * (image - shape + 1)).astype(np.int32)
+    start = np.floor(u[:, 2 * CROP_TRIES :] * (image - shape + 1)).astype(np.int32)
     failed = ~fits.any(1)
     shape[failed] = _central_shape(image[failed], ratio)
     start[failed] = (image[failed] - shape[failed]) // 2
@@ -74,7 +74,7 @@ def pad_crop(u: Floats, size: Sizes, side: int, pad: int) -> Window:
     Needs images of at least side - 2 pad pixels either way.
     """
     room = size[:, ::-1] + 2 * pad - side + 1
-    return np.floor(u[:, 2 * TRIES :] * room).astype(np.int32) - pad
+    return np.floor(u[:, 2 * CROP_TRIES :] * room).astype(np.int32) - pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def center_crop(size: Sizes, resize: int, side: int, sides: Literal["shorter", "
 def squared_crop(u: Floats, size: Sizes, resize: int, side: int) -> ResizedWindow:
     """[n, CROP_COLUMNS], [n, 2] -> torchvision's Resize((resize, resize)) and RandomCrop(side), as center_crop."""
     image = size[:, ::-1].astype(np.int64)
-    anchor = np.floor(u[:, 2 * TRIES :] * (resize - side + 1))
+    anchor = np.floor(u[:, 2 * CROP_TRIES :] * (resize - side + 1))
     return _resized_window(image, np.full_like(image, resize), anchor, side)
 
 

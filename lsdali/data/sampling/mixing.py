@@ -11,7 +11,6 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
-from scipy.special import betaincinv
 from torch import Tensor
 
 from lsdali.batch import Batch, Mixture
@@ -44,7 +43,7 @@ class CutMix(Config):
 MixConfig = Annotated[Mixup | CutMix, Field(discriminator="name")]
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     def epoch(self, step: int) -> Iterator[Batch]: ...
 
 
@@ -52,7 +51,7 @@ class Source(Protocol):
 class MixedBatches:
     """A training loader whose batches are mixed. Each rank's share of a batch must be even."""
 
-    source: Source
+    source: BatchSource
     config: Mixup | CutMix
     seed: int
 
@@ -70,6 +69,8 @@ class MixedBatches:
 
 def draw_lam(alpha: float, u: float) -> float:
     """A number in [0, 1) -> one of Beta(alpha, alpha)."""
+    from scipy.special import betaincinv
+
     return float(betaincinv(alpha, alpha, u))
 
 

@@ -10,13 +10,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lsdali.data.io.byte_range import Bytes
 from lsdali.data.io.download import Download, obtain
-from lsdali.data.io.formats import Bytes, read_idx, read_mat, read_pickle
+from lsdali.data.io.formats import read_idx, read_mat, read_pickle
 from lsdali.data.sets.catalog import CenterCrop, Channels, DataSet, PadCrop, TrainCrop
 from lsdali.data.sets.listing import Listing, Split
 from lsdali.errors import UserError
 
-Content = tuple[Bytes, NDArray[np.int64], Sequence[str], tuple[str, ...]]  # pixels, labels, class names, files
+SplitArrays = tuple[Bytes, NDArray[np.int64], Sequence[str], tuple[str, ...]]  # pixels, labels, class names, files
 _DIGITS = tuple("0123456789")
 
 
@@ -45,7 +46,7 @@ class Arrays(DataSet):
         paths = np.char.encode(np.char.add(f"{files[0]}#", np.arange(len(labels)).astype(str)))
         return Listing(base, paths.astype(f"S{paths.itemsize + 1}"), labels, tuple(names), files, pixels)
 
-    def read(self, base: Path, kind: str, split: Split) -> Content:
+    def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         """[N, H, W, C], [N], class names, and the files that were read; `kind` is the layout that was found."""
         raise NotImplementedError
 
@@ -72,7 +73,7 @@ class Cifar10(Arrays):
     )
     samples: ClassVar[Mapping[Split, int]] = {"train": 50_000, "val": 10_000}
 
-    def read(self, base: Path, kind: str, split: Split) -> Content:
+    def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         end = ".bin" if kind == "binary" else ""
         files = tuple(f"data_batch_{k}{end}" for k in range(1, 6)) if split == "train" else (f"test_batch{end}",)
         return _cifar(base, kind, files, ("batches.meta", "label_names", "labels"), coarse=0)
@@ -94,7 +95,7 @@ class Cifar100(Arrays):
     )
     samples: ClassVar[Mapping[Split, int]] = {"train": 50_000, "val": 10_000}
 
-    def read(self, base: Path, kind: str, split: Split) -> Content:
+    def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         file = {"train": "train", "val": "test"}[split] + (".bin" if kind == "binary" else "")
         return _cifar(base, kind, (file,), ("meta", "fine_label_names", "fine_labels"), coarse=1)
 
@@ -118,7 +119,7 @@ class Idx(Arrays):
     samples: ClassVar[Mapping[Split, int]] = {"train": 60_000, "val": 10_000}
     names: ClassVar[Sequence[str]]
 
-    def read(self, base: Path, kind: str, split: Split) -> Content:
+    def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         part, end = {"train": "train", "val": "t10k"}[split], ".gz" if kind == "gzip" else ""
         files = (f"{part}-images-idx3-ubyte{end}", f"{part}-labels-idx1-ubyte{end}")
         pixels, labels = (read_idx(base / file) for file in files)
@@ -169,14 +170,14 @@ class Svhn(Arrays):
     )
     samples: ClassVar[Mapping[Split, int]] = {"train": 73_257, "val": 26_032}
 
-    def read(self, base: Path, kind: str, split: Split) -> Content:
+    def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         file = {"train": "train_32x32.mat", "val": "test_32x32.mat"}[split]
         content = read_mat(base / file, ("X", "y"))
         labels = content["y"].astype(np.int64).ravel() % 10  # the digit 0 has the label 10
         return np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), labels, _DIGITS, (file,)
 
 
-def _cifar(base: Path, kind: str, files: tuple[str, ...], keys: tuple[str, str, str], *, coarse: int) -> Content:
+def _cifar(base: Path, kind: str, files: tuple[str, ...], keys: tuple[str, str, str], *, coarse: int) -> SplitArrays:
     """CIFAR's two formats; `coarse` counts the label bytes before the one that is read."""
     meta, names_key, labels_key = keys
     if kind == "binary":

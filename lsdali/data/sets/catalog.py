@@ -190,8 +190,8 @@ class Whole(NamedTuple):
         return found
 
 
-IMAGENET = Whole("ImageNet-1k", 1000, {"train": 1_281_167, "val": 50_000})
-TINY = Whole("Tiny ImageNet", 200, {"train": 100_000, "val": 10_000})
+IMAGENET_COUNTS = Whole("ImageNet-1k", 1000, {"train": 1_281_167, "val": 50_000})
+TINY_COUNTS = Whole("Tiny ImageNet", 200, {"train": 100_000, "val": 10_000})
 
 
 class ImageNet(Files):
@@ -210,7 +210,7 @@ class ImageNet(Files):
 
     def listing(self, split: Split) -> Listing:
         found = list_folders(self.root, self.train_dir, None if self.holdout else self.val_dir, split)
-        return IMAGENET.checked(found, split)
+        return IMAGENET_COUNTS.checked(found, split)
 
     def layout(self) -> tuple[str, ...]:
         return (self.train_dir, "" if self.holdout else self.val_dir)
@@ -228,7 +228,7 @@ class TinyImageNet(Files):
 
     def listing(self, split: Split) -> Listing:
         found = list_folders(self.root, "train", None, "train") if self.holdout else list_tiny(self.root, split)
-        return TINY.checked(found, split)
+        return TINY_COUNTS.checked(found, split)
 
 
 class Digits(Files):

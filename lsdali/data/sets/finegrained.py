@@ -10,7 +10,7 @@ from lsdali.data.io.download import Download, obtain
 from lsdali.data.io.formats import read_mat
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Split, few
-from lsdali.data.sets.lists import Content, ImageList, INat21, Listed, lines, words
+from lsdali.data.sets.lists import ImageList, INat21, Listed, SplitFiles, lines, words
 from lsdali.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Cub(Listed):
     samples: ClassVar[Mapping[str, int]] = {"train": 5_994, "val": 5_794}
     count: ClassVar[int] = 200
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         files = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
         paths, labels, training, classes = (dict(words(base / file)) for file in files)
         numbers = {c: k for k, c in enumerate(sorted(classes, key=int))}
@@ -64,7 +64,7 @@ class Cars(Listed):
     samples: ClassVar[Mapping[str, int]] = {"train": 8_144, "val": 8_041}
     count: ClassVar[int] = 196
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         if kind == "one":
             content = read_mat(base / "cars_annos.mat", ("annotations", "class_names"))
             rows = content["annotations"].ravel()
@@ -118,7 +118,7 @@ class Aircraft(Listed):
     def base(self) -> tuple[Path, str]:
         return obtain(self.root, self.source, download=self.download)
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         plural = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}[self.level]
         names = [line.strip() for line in lines(base / plural)]
         file = f"images_{self.level}_{'trainval' if split == 'train' else 'test'}.txt"
@@ -154,7 +154,7 @@ class Flowers(Listed):
     def expected(self, split: Split) -> tuple[int, int]:
         return self.samples[self.training if split == "train" else split], self.count
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         labels = read_mat(base / "imagelabels.mat", ("labels",))["labels"].ravel().astype(int)
         parts = ["tstid"] if split == "val" else ["trnid", "valid"][: 1 + (self.training == "trainval")]
         sets = read_mat(base / "setid.mat", parts)
@@ -177,7 +177,7 @@ class Dogs(Listed):
     samples: ClassVar[Mapping[str, int]] = {"train": 12_000, "val": 8_580}
     count: ClassVar[int] = 120
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         file = {"train": "train_list.mat", "val": "test_list.mat"}[split]
         content = read_mat(base / file, ("file_list", "labels"))
         paths = [text(path) for path in content["file_list"].ravel()]

@@ -88,7 +88,7 @@ def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str,
     counts = [len(part.paths) for part in found.values()]
     return Listing(
         base,
-        join(part.paths for part in found.values()),
+        join_paths(part.paths for part in found.values()),
         np.repeat(np.fromiter(labels.values(), np.int64), counts),
         classes,
         tuple(watched),
@@ -100,10 +100,10 @@ def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[s
     rows = sorted((label, os.fsencode(path)) for path, label in pairs)
     labels = np.array([label for label, _ in rows], np.int64)
     parents = sorted({os.path.dirname(os.fsdecode(path)) or "." for _, path in rows})
-    return Listing(base, join([np.array([p for _, p in rows])]), labels, tuple(classes), (*sources, *parents))
+    return Listing(base, join_paths([np.array([p for _, p in rows])]), labels, tuple(classes), (*sources, *parents))
 
 
-def join(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
+def join_paths(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
     """One array of paths, wide enough that a NUL ends the longest."""
     arrays = list(parts)
     width = max(a.itemsize for a in arrays) + 1

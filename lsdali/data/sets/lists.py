@@ -12,7 +12,7 @@ from lsdali.data.sets.listing import Listing, Split, class_names, collect, few, 
 from lsdali.errors import UserError
 
 Pairs = list[tuple[str, int]]  # path relative to root, label
-Content = tuple[Pairs, Sequence[str], Sequence[str]]  # of a split; class names; the list files that were read
+SplitFiles = tuple[Pairs, Sequence[str], Sequence[str]]  # of a split; class names; the list files that were read
 
 
 class Listed(Files):
@@ -45,7 +45,7 @@ class Listed(Files):
         """Images of the split, and classes."""
         return self.samples[split], self.count
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         """Paths below base with labels from 0; `kind` is the layout that was found."""
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class INat21(Listed):
         source = Download("INaturalist", layouts, "https://github.com/visipedia/inat_comp", calls)
         return obtain(self.root, source, download=self.download)
 
-    def pairs(self, base: Path, kind: str, split: Split) -> Content:
+    def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         part = self.subset if split == "train" else "val"
         return species_lists(base, f"{part}.json") if kind == "json" else species_folders(base, VERSIONS[part])
 
@@ -87,7 +87,7 @@ VERSIONS = {"train": "2021_train", "train_mini": "2021_train_mini", "val": "2021
 """What torchvision calls the parts of iNaturalist 2021."""
 
 
-def species_lists(base: Path, file: str) -> Content:
+def species_lists(base: Path, file: str) -> SplitFiles:
     """What an official list of iNaturalist holds; labels follow the numbers of the species."""
     try:
         content = json.loads((base / file).read_bytes())
@@ -103,7 +103,7 @@ def species_lists(base: Path, file: str) -> Content:
     return pairs, [names[c] for c in sorted(names)], (file,)
 
 
-def species_folders(base: Path, folder: str) -> Content:
+def species_folders(base: Path, folder: str) -> SplitFiles:
     """A folder for each species, `00042_Animalia_Arthropoda_..._Apis_mellifera`: labels and names of the lists."""
     species = [name.split("_", 7) for name in class_names(base, folder)]
     if strange := ["_".join(words) for words in species if len(words) < 8]:

@@ -21,7 +21,7 @@ from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.io.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.io.store import Store, has_magic, open_store
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
-from lsdali.data.sets.listing import EXTENSIONS, Listing, Split, few, join, require_root
+from lsdali.data.sets.listing import EXTENSIONS, Listing, Split, few, join_paths, require_root
 from lsdali.errors import UserError
 
 CLASSES = "classes.txt"
@@ -31,7 +31,7 @@ _IMAGES = {e.decode().removeprefix(".") for e in EXTENSIONS}
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, up to the first dot of the basename; ending
 _LABEL = re.compile(rb"\s*(\d{1,6})\s*")
 _BLOCK, _LONGEST = 512, 64  # bytes of a tar block; of a label that is read
-_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
 
 
 class Shards(Files):
@@ -64,14 +64,14 @@ class Shards(Files):
             if shared := sorted({_resolved(base, f) for f in train} & {_resolved(base, f) for f in val}):
                 raise UserError(f"{few(shared)}: a shard of both train and val; validate on other data")
             files = train if split == "train" else val
-        shards, classes = walk_all(base, files), class_names(base)
+        shards, classes = walk_all(base, files), classes_of(base)
         # A new file that matches shows in its folder's time; stores have none, and are asked.
         sources = (CLASSES, *files, *(p for p in self.layout() if isinstance(base, Store) and has_magic(p)))
         if classes is not None:
-            return assemble(base, shards, classes, sources)
+            return listing_of(base, shards, classes, sources)
         in_train = shards if files is train else walk_all(base, train)
         numbers = range(1 + max(max(s.labels) for s in in_train))
-        return assemble(base, shards, tuple(map(str, numbers)), (*sources, *train))
+        return listing_of(base, shards, tuple(map(str, numbers)), (*sources, *train))
 
 
 def _folder(config: Shards) -> Path:
@@ -115,7 +115,7 @@ def expand(pattern: str) -> list[str]:
     return ["".join(map("".join, zip(texts, (*numbers, "")))) for numbers in product(*runs)]
 
 
-def class_names(base: Path | Store) -> tuple[str, ...] | None:
+def classes_of(base: Path | Store) -> tuple[str, ...] | None:
     """The lines of classes.txt; None where there is no such file."""
     file = base / CLASSES
     try:
@@ -209,7 +209,7 @@ def _members(file: Path | RemoteFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]
     try:
         with nullcontext(file) if isinstance(file, RemoteFile) else open(file, "rb") as raw:
             pread = raw.pread if isinstance(raw, RemoteFile) else partial(os.pread, raw.fileno())
-            if pread(8, 0).startswith(_MAGIC):
+            if pread(8, 0).startswith(_COMPRESSED):
                 raise UserError(f"{file} is compressed; samples are read at any place: decompress it")
             with tarfile.open(fileobj=cast(Any, raw), mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -228,7 +228,9 @@ def _refuse_lone(file: Path | RemoteFile, what: str, keys: list[str]) -> None:
         raise UserError(f"{file} has {what}: {few(keys)}; every sample needs both")
 
 
-def assemble(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str]) -> Listing:
+def listing_of(
+    base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str]
+) -> Listing:
     """The samples of all shards; `sources` are the files that were read, or might have been.
 
     Raises UserError for labels outside the classes.
@@ -237,20 +239,20 @@ def assemble(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ..
         if strange := [k for k, label in enumerate(shard.labels) if label >= len(classes)]:
             raise UserError(
                 f"{base / shard.name}:{shard.members[strange[0]]} has the label {shard.labels[strange[0]]}; "
-                f"{CLASSES if class_names(base) else 'train'} has {len(classes)} classes, counted from 0"
+                f"{CLASSES if classes_of(base) else 'train'} has {len(classes)} classes, counted from 0"
             )
     names = (np.array([os.fsencode(f"{s.name}:{m}") for m in s.members]) for s in shards)
     spans = [(k, start, length) for k, s in enumerate(shards) for start, length in s.spans]
     labels = np.array([label for s in shards for label in s.labels], np.int64)
-    files = join([np.array([os.fsencode(s.name) for s in shards])])
+    files = join_paths([np.array([os.fsencode(s.name) for s in shards])])
     places = np.array(spans, np.int64)
     if isinstance(base, Store):
         stamps = np.array(base.stamps([s.name for s in shards]), np.int64)
         ranges = RemoteRanges(base.root, files, places, stamps=stamps)
         headers = np.array([row for s in shards for row in s.headers or ()], np.int32)
         return Listing(
-            base.root, join(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, headers=headers
+            base.root, join_paths(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, headers=headers
         )
     folders = {str(folder) for name in sources for folder in Path(name).parents}
     watched = sorted({*sources, *folders})
-    return Listing(base, join(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))
+    return Listing(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))

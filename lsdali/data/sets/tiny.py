@@ -10,7 +10,7 @@ from lsdali.data.sets.listing import (
     class_names,
     collect,
     few,
-    join,
+    join_paths,
     list_folders,
     require_apart,
     require_root,
@@ -61,4 +61,4 @@ def _annotated(base: Path, classes: tuple[str, ...]) -> Listing:
         raise UserError(f"{file} is empty; expected one line for each image")
     paths = np.array([f"val/images/{name}".encode() for _, name in rows])
     labels = np.array([number[wnid] for wnid, _ in rows], np.int64)
-    return Listing(base, join([paths]), labels, classes, ("val/images", ANNOTATIONS, "train"))
+    return Listing(base, join_paths([paths]), labels, classes, ("val/images", ANNOTATIONS, "train"))

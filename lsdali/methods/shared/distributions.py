@@ -109,7 +109,7 @@ UNRANKED = (Constant, RandomUniform, RandomGaussian, RandomPareto)
 Random = RandomUniform | RandomGaussian | RandomPareto | SortedPareto
 
 
-def check(distribution: Distribution, classes: int) -> None:
+def check_distribution(distribution: Distribution, classes: int) -> None:
     """Raises UserError where a distribution does not fit the number of classes."""
     if isinstance(distribution, LinearDecay) and distribution.smallest_prob > 1 / classes:
         raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lsdali.models.blocks import (
     PadShortcut,
     PoolPadShortcut,
-    assemble,
+    assemble_network,
     conv1x1,
     conv3x3,
     init_kaiming_in,
@@ -122,7 +122,7 @@ def resnet(
             layers.append(block(inputs, width, stride, shortcut, drop_path * done / sum(blocks)))
             inputs = width * block.expansion
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), inputs)
-    return assemble(stem, stages, classes)
+    return assemble_network(stem, stages, classes)
 
 
 def wide(block: type[Basic] | type[Bottleneck], blocks: tuple[int, ...], classes: int, width: int = 64) -> Network:
@@ -171,7 +171,7 @@ def stochastic_depth(depth: int, classes: int, drop_path: float = 0.5) -> Networ
     return network
 
 
-RESNETS: dict[str, Callable[..., Network]] = {
+CIFAR_RESNETS: dict[str, Callable[..., Network]] = {
     "cifar_resnet18": partial(wide, Basic, (2, 2, 2, 2)),
     "cifar_resnet34": partial(wide, Basic, (3, 4, 6, 3)),
     "cifar_resnet50": partial(wide, Bottleneck, (3, 4, 6, 3)),

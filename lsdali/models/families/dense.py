@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble, conv1x1, conv3x3
+from lsdali.models.blocks import assemble_network, conv1x1, conv3x3
 from lsdali.models.student import Network
 
 
@@ -53,7 +53,7 @@ def densenet(growth: int, blocks: tuple[int, ...], classes: int, dropout: float 
         else:
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), channels)
-    return assemble(stem, stages, classes)
+    return assemble_network(stem, stages, classes)
 
 
 class PlainLayer(nn.Module):
@@ -92,7 +92,7 @@ def plain_densenet(classes: int) -> Network:
         else:
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), channels)
-    return assemble(stem, stages, classes)
+    return assemble_network(stem, stages, classes)
 
 
 DENSE: dict[str, Callable[..., Network]] = {

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble
+from lsdali.models.blocks import assemble_network
 from lsdali.models.student import Network
 
 Kernel = int | tuple[int, int]
-Step = tuple[int, Kernel]
+ConvSpec = tuple[int, Kernel]
 """Channels and kernel of a convolution."""
 
 
@@ -30,7 +30,7 @@ def conv(inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: st
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def chain(inputs: int, *steps: Step) -> nn.Sequential:
+def chain(inputs: int, *steps: ConvSpec) -> nn.Sequential:
     """Convolutions one behind the other that keep the side."""
     layers: list[nn.Module] = []
     for outputs, kernel in steps:
@@ -111,7 +111,7 @@ def inception_v4(classes: int, dropout: float = 0.2) -> Network:
         "stage2": (nn.Sequential(down_a(), *(block_b() for _ in range(7))), 1024),
         "stage3": (nn.Sequential(down_b(), *(block_c() for _ in range(3))), 1536),
     }
-    return assemble(stem(), stages, classes, dropout=dropout)
+    return assemble_network(stem(), stages, classes, dropout=dropout)
 
 
 INCEPTION: dict[str, Callable[..., Network]] = {"cifar_inception_v4": inception_v4}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble, conv1x1, conv3x3, init_kaiming_out
+from lsdali.models.blocks import assemble_network, conv1x1, conv3x3, init_kaiming_out
 from lsdali.models.student import Network
 
 
@@ -62,7 +62,7 @@ def mobilenet_v2_half(classes: int) -> Network:
         inputs = outputs
     stages[-1] = ([*stages[-1][0], conv_bn(conv1x1(inputs, 1280))], 1280)
     named = {f"stage{n + 1}": (nn.Sequential(*layers), width) for n, (layers, width) in enumerate(stages)}
-    network = assemble(stem, named, classes)
+    network = assemble_network(stem, named, classes)
     init_kaiming_out(network)
     nn.init.normal_(network.classifier.weight, std=0.01)
     nn.init.zeros_(network.classifier.bias)
@@ -126,7 +126,7 @@ def shufflenet_v2(classes: int) -> Network:
             layers.append(conv_bn(conv1x1(outputs, 1024)))
             outputs = 1024
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), outputs)
-    return assemble(stem, stages, classes)
+    return assemble_network(stem, stages, classes)
 
 
 MOBILE: dict[str, Callable[..., Network]] = {

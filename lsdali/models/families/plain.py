@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from lsdali.models.blocks import PadTo, assemble, init_kaiming_out
+from lsdali.models.blocks import PadTo, assemble_network, init_kaiming_out
 from lsdali.models.student import Network
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -26,7 +26,7 @@ def vgg(convolutions: tuple[int, ...], norm: Callable[[int], nn.Module], classes
             layers += [nn.Conv2d(inputs, width, 3, padding=1), norm(width), nn.ReLU()]
             inputs = width
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), width)
-    network = assemble(nn.Identity(), stages, classes)
+    network = assemble_network(nn.Identity(), stages, classes)
     init_kaiming_out(network)
     nn.init.normal_(network.classifier.weight, std=0.01)
     nn.init.zeros_(network.classifier.bias)
@@ -45,7 +45,7 @@ def lenet(kernel: int, side: int, classes: int) -> Network:
         "stage2": (nn.Sequential(nn.Conv2d(6, 16, kernel), nn.ReLU(), nn.MaxPool2d(2)), 16),
         "stage3": (nn.Sequential(nn.Conv2d(16, 120, side), nn.ReLU()), 120),
     }
-    body = assemble(PadTo(32), stages, classes)
+    body = assemble_network(PadTo(32), stages, classes)
     neck = nn.Sequential(nn.Linear(120, 84), nn.ReLU())
     return Network(body.stem, dict(body.stages.items()), body.pool, nn.Linear(84, classes), body.channels, neck=neck)
 
@@ -63,7 +63,7 @@ def shallow_cnn(classes: int, dropout: float = 0.5) -> Network:
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), width)
         inputs = width
     stages["stage4"] = (nn.Sequential(nn.Conv2d(128, 128, 4), nn.BatchNorm2d(128), nn.ReLU()), 128)
-    return assemble(PadTo(32), stages, classes, dropout=dropout)
+    return assemble_network(PadTo(32), stages, classes, dropout=dropout)
 
 
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -6,7 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble, conv1x1, conv3x3, init_kaiming_out
+from lsdali.models.blocks import assemble_network, conv1x1, conv3x3, init_kaiming_out
 from lsdali.models.student import Network
 
 
@@ -48,7 +48,7 @@ class IdentityBlock(PreActBlock):
         return out
 
 
-def stages_of(
+def build_stages(
     block: Callable[[int, int, int], nn.Module], blocks: tuple[int, ...], width: int
 ) -> dict[str, tuple[nn.Module, int]]:
     """Stages of `width`, 2 `width`, 4 `width` ... channels; all but the first halve the map."""
@@ -69,7 +69,7 @@ def preact_resnet(blocks: tuple[int, ...], classes: int, width: int = 64) -> Net
     The raw sum of the last block is pooled: no BatchNorm and no ReLU after it. Default torch initialisation.
     """
     stem = nn.Sequential(conv3x3(3, width), nn.BatchNorm2d(width), nn.ReLU())
-    return assemble(stem, stages_of(PreActBlock, blocks, width), classes)
+    return assemble_network(stem, build_stages(PreActBlock, blocks, width), classes)
 
 
 def textbook_preact(blocks: tuple[int, ...], classes: int, width: int = 64) -> Network:
@@ -77,10 +77,10 @@ def textbook_preact(blocks: tuple[int, ...], classes: int, width: int = 64) -> N
 
     The last BN and ReLU belong to the last stage. Convolutions start as N(0, 2 / fan-out).
     """
-    stages = stages_of(IdentityBlock, blocks, width)
+    stages = build_stages(IdentityBlock, blocks, width)
     name, (last, channels) = list(stages.items())[-1]
     stages[name] = (nn.Sequential(*last.children(), nn.BatchNorm2d(channels), nn.ReLU()), channels)
-    network = assemble(conv3x3(3, width), stages, classes)
+    network = assemble_network(conv3x3(3, width), stages, classes)
     init_kaiming_out(network)
     return network
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lsdali.models.blocks import PoolPadShortcut, assemble, conv1x1, conv3x3, init_kaiming_out, keep_gate
+from lsdali.models.blocks import PoolPadShortcut, assemble_network, conv1x1, conv3x3, init_kaiming_out, keep_gate
 from lsdali.models.student import Network
 
 
@@ -86,7 +86,7 @@ def pyramidnet(shake: float, depth: int, alpha: int, classes: int) -> Network:
         if number == 2:
             blocks += [nn.BatchNorm2d(inputs), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*blocks), inputs)
-    network = assemble(stem, stages, classes)
+    network = assemble_network(stem, stages, classes)
     init_kaiming_out(network)
     return network
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble, conv1x1, conv3x3, init_kaiming_in, init_kaiming_out
+from lsdali.models.blocks import assemble_network, conv1x1, conv3x3, init_kaiming_in, init_kaiming_out
 from lsdali.models.student import Network
 
 
@@ -35,7 +35,7 @@ class NextBlock(nn.Module):
         nn.init.zeros_(self.bn3.weight)
 
 
-def stages_of(groups: int, width: int, outputs: int) -> dict[str, tuple[nn.Module, int]]:
+def resnext_stages(groups: int, width: int, outputs: int) -> dict[str, tuple[nn.Module, int]]:
     """Three stages of three blocks; inner and outer width double from stage to stage."""
     stages: dict[str, tuple[nn.Module, int]] = {}
     inputs = 64
@@ -54,7 +54,7 @@ def published(groups: int, width: int, classes: int) -> Network:
     Convolutions start as N(0, 2 / fan-out), the classifier as N(0, 2 / fan-in) with bias 0.
     """
     stem = nn.Sequential(conv3x3(3, 64), nn.BatchNorm2d(64), nn.ReLU())
-    network = assemble(stem, stages_of(groups, width, 256), classes)
+    network = assemble_network(stem, resnext_stages(groups, width, 256), classes)
     init_kaiming_out(network)
     init_kaiming_in(network.classifier)
     return network
@@ -66,7 +66,7 @@ def narrow(groups: int, width: int, classes: int) -> Network:
     Default torch initialisation.
     """
     stem = nn.Sequential(conv1x1(3, 64), nn.BatchNorm2d(64), nn.ReLU())
-    return assemble(stem, stages_of(groups, width, 2 * groups * width), classes)
+    return assemble_network(stem, resnext_stages(groups, width, 2 * groups * width), classes)
 
 
 RESNEXT: dict[str, Callable[..., Network]] = {

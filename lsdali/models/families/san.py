@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble, conv1x1, init_kaiming_out
+from lsdali.models.blocks import assemble_network, conv1x1, init_kaiming_out
 from lsdali.models.student import Network
 
 SHARE = 8
@@ -149,7 +149,7 @@ def san(attention: Attention, blocks: tuple[int, ...], classes: int) -> Network:
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), width)
         inputs = width
     stem = nn.Sequential(conv1x1(3, 64), nn.BatchNorm2d(64), nn.ReLU())
-    network = assemble(stem, stages, classes)
+    network = assemble_network(stem, stages, classes)
     init_kaiming_out(network)
     return network
 

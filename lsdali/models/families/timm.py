@@ -91,13 +91,13 @@ def build_timm(name: str, classes: int, dropout: float | None = None, drop_path:
         raise UserError(f"timm's {bare} takes no drop_path: {fault}") from fault
     if not isinstance(inner.get_classifier(), nn.Linear):
         raise UserError(f"the classifier of timm's {bare} is not one linear layer; such networks are not supported")
-    network = TimmNetwork(inner, measure(bare, classes), dropout or 0.0)
+    network = TimmNetwork(inner, timm_channels(bare, classes), dropout or 0.0)
     network.positionwise = bool(network.channels) and places_fit(network)
     return network
 
 
 @torch.no_grad()
-def measure(bare: str, classes: int) -> dict[str, int]:
+def timm_channels(bare: str, classes: int) -> dict[str, int]:
     """The width of every stage, found with a twin without numbers; empty where there are no maps."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         twin = timm().create_model(bare, num_classes=classes).eval()

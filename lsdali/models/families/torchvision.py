@@ -1,4 +1,7 @@
-"""torchvision's networks, taken apart into Networks. The numbers are torchvision's own."""
+"""torchvision's networks, taken apart into Networks. The numbers are torchvision's own.
+
+torchvision is imported where a network is built: its import takes longer than torch's, and recipes need only names.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -7,9 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.densenet import DenseNet
 
 from lsdali.batch import Normal
 from lsdali.errors import UserError
@@ -118,6 +119,8 @@ def with_blur(layer: nn.Module, name: str) -> list[nn.Module]:
 
 def take_features(model: Any, name: str) -> Network:
     """A model that is a list of layers `features` and a `classifier`."""
+    from torchvision.models import ConvNeXt, DenseNet, SqueezeNet
+
     if name in VGGS:
         return take_vgg(model, name)
     starts = STARTS[name]
@@ -132,10 +135,10 @@ def take_features(model: Any, name: str) -> Network:
     head = list(model.classifier.children())
     rates = [part.p for part in head if isinstance(part, nn.Dropout)]
     dropout = rates[0] if rates else 0.0
-    if isinstance(model, torchvision.models.SqueezeNet):
+    if isinstance(model, SqueezeNet):
         return PositionwiseNetwork(stem, stages, GlobalAvgPool(), as_linear(head[1]), {}, dropout=dropout)
     neck: nn.Module | None = None
-    if isinstance(model, torchvision.models.ConvNeXt):
+    if isinstance(model, ConvNeXt):
         neck = as_vector_norm(head[0])
     elif isinstance(head[0], nn.Linear):  # MobileNetV3's hidden layer
         neck = nn.Sequential(head[0], nn.Hardswish())
@@ -169,11 +172,13 @@ def measure_channels(network: Network) -> dict[str, int]:
 
 def untrained(name: str, classes: int, **options: Any) -> Network:
     """Options without a value are left to torchvision."""
+    from torchvision.models import DenseNet, get_model
+
     given = {key: value for key, value in options.items() if value is not None}
     if name == "densenet264":
         model: Any = DenseNet(32, (6, 12, 64, 48), 64, num_classes=classes, **given)
     else:
-        model = torchvision.models.get_model(torchvision_name(name), weights=None, num_classes=classes, **given)
+        model = get_model(torchvision_name(name), weights=None, num_classes=classes, **given)
     return take_apart(model, name)
 
 
@@ -206,14 +211,16 @@ def convnext(name: str, classes: int, drop_path: float | None = None) -> Network
     return untrained(name, classes, stochastic_depth_prob=drop_path)
 
 
-def builder(name: str) -> Callable[..., Network]:
+def torchvision_builder(name: str) -> Callable[..., Network]:
     kinds = {"densenet": dense, "efficientnet": efficientnet, "convnext": convnext}
     kinds |= {"mobilenet": with_dropout, "squeezenet": with_dropout, "vgg": with_dropout}
     kind: Any = next((build for start, build in kinds.items() if name.startswith(start)), residual)
     return partial(kind, name)
 
 
-IMAGENET: dict[str, Callable[..., Network]] = {name: builder(name) for name in (*RESNETS, *STARTS, *VGGS)}
+TORCHVISION: dict[str, Callable[..., Network]] = {
+    name: torchvision_builder(name) for name in (*RESNETS, *STARTS, *VGGS)
+}
 """Builders (classes), and what else each takes: dropout=..., drop_path=..."""
 
 
@@ -225,14 +232,16 @@ def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
     Raises UserError for a name or weights that torchvision does not have, weights for another number of
     classes, or weights that cannot be fetched.
     """
+    from torchvision.models import get_model
+
     if weights is None:
         known_network(name)
-        return IMAGENET[name](classes)
+        return TORCHVISION[name](classes)
     entry = weights_entry(name, weights)
     trained = len(entry.meta["categories"])
     if trained != classes:
         raise UserError(f"torchvision's {name} {weights} knows {trained} classes, but the data set has {classes}")
-    return take_apart(fetched(entry, lambda: torchvision.models.get_model(torchvision_name(name), weights=entry)), name)
+    return take_apart(fetched(entry, lambda: get_model(torchvision_name(name), weights=entry)), name)
 
 
 def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
@@ -249,15 +258,17 @@ def torchvision_normal(name: str, weights: str) -> Normal:
 
 
 def known_network(name: str) -> None:
-    if name not in IMAGENET:
-        raise UserError(unknown("torchvision model", name, IMAGENET))
+    if name not in TORCHVISION:
+        raise UserError(unknown("torchvision model", name, TORCHVISION))
 
 
 def weights_entry(name: str, weights: str) -> Any:
+    from torchvision.models import get_model_weights
+
     known_network(name)
     # Without the alias DEFAULT, which means other weights in other versions of torchvision.
     theirs = torchvision_name(name)
-    known = {} if name == "densenet264" else {e.name: e for e in torchvision.models.get_model_weights(theirs)}
+    known = {} if name == "densenet264" else {e.name: e for e in get_model_weights(theirs)}
     if weights not in known:
         have = ", ".join(known) or "none for this network"
         raise UserError(f"there is no set of torchvision's {name} weights '{weights}'; torchvision has: {have}")

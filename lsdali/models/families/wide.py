@@ -6,7 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsdali.models.blocks import assemble, conv1x1, conv3x3, init_kaiming_out
+from lsdali.models.blocks import assemble_network, conv1x1, conv3x3, init_kaiming_out
 from lsdali.models.student import Network
 
 
@@ -47,7 +47,7 @@ def wide_resnet(depth: int, times: int, classes: int, dropout: float = 0.0) -> N
             layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), outputs)
         inputs = outputs
-    network = assemble(conv3x3(3, 16), stages, classes)
+    network = assemble_network(conv3x3(3, 16), stages, classes)
     init_kaiming_out(network)
     nn.init.zeros_(network.classifier.bias)
     return network
@@ -86,7 +86,7 @@ def resnet32_wide(classes: int) -> Network:
             layers += [nn.BatchNorm2d(outputs, momentum=0.9), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), outputs)
         inputs = outputs
-    return assemble(nn.Conv2d(3, 16, 3, padding=1), stages, classes)
+    return assemble_network(nn.Conv2d(3, 16, 3, padding=1), stages, classes)
 
 
 SIZES = ((16, 1), (16, 2), (40, 1), (40, 2), (40, 4), (28, 10))
