@@ -57,7 +57,7 @@ def open_network(content: dict[str, Any], what: str, weights: str = "model") -> 
     Raises UserError, about `what`, where the model is not known, the weights are another's, or there is no average.
     """
     parts = content["parts"]
-    if weights not in parts:
+    if weights == "ema" and weights not in parts:
         raise UserError(f"{what} keeps no moving average of its weights (ema): evaluate those of the model")
     state = parts["ema"]["weights"] if weights == "ema" else parts["student"]
     prefix = "network."

@@ -274,7 +274,7 @@ def test_lists_of_anybodys(tmp_path, image):
 def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):
     root = tree(each=3)
     assert len(content("imagenet", root)[1]) == 6
-    monkeypatch.setattr(catalog, "IMAGENET", catalog.IMAGENET._replace(classes=2))
+    monkeypatch.setattr(catalog, "IMAGENET_COUNTS", catalog.IMAGENET_COUNTS._replace(classes=2))
     (root / "train/ant/more.jpg").write_bytes((root / "train/ant/000.jpg").read_bytes())
     said = refusal("imagenet", root)
     assert said.startswith(f"train of {root} has 7 images in 2 classes; ImageNet-1k has 1,281,167: unpack it again")
