@@ -280,7 +280,7 @@ def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):
     assert said.startswith(f"train of {root} has 7 images in 2 classes; ImageNet-1k has 1,281,167: unpack it again")
     monkeypatch.setattr(catalog, "IMAGENET", catalog.Whole("ImageNet-1k", 2, {"train": 7}))
     assert len(content("imagenet", root)[1]) == 7
-    monkeypatch.setattr(catalog, "TINY", catalog.TINY._replace(classes=2))
+    monkeypatch.setattr(catalog, "TINY_COUNTS", catalog.TINY_COUNTS._replace(classes=2))
     said = refusal("tinyimagenet", root)
     assert said.startswith(f"train of {root} has 7 images in 2 classes; Tiny ImageNet has 100,000: unpack it again")
 
