@@ -278,7 +278,7 @@ def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):
     (root / "train/ant/more.jpg").write_bytes((root / "train/ant/000.jpg").read_bytes())
     said = refusal("imagenet", root)
     assert said.startswith(f"train of {root} has 7 images in 2 classes; ImageNet-1k has 1,281,167: unpack it again")
-    monkeypatch.setattr(catalog, "IMAGENET", catalog.Whole("ImageNet-1k", 2, {"train": 7}))
+    monkeypatch.setattr(catalog, "IMAGENET_COUNTS", catalog.Whole("ImageNet-1k", 2, {"train": 7}))
     assert len(content("imagenet", root)[1]) == 7
     monkeypatch.setattr(catalog, "TINY_COUNTS", catalog.TINY_COUNTS._replace(classes=2))
     said = refusal("tinyimagenet", root)
