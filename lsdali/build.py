@@ -215,17 +215,18 @@ def build_method(
         digests.append(loaded.digest)
         return loaded
 
-    needs = MethodContext(
+    context = MethodContext(
         classes=network.classes,
         samples=len(train),
         channels=network.channels,
         device=device,
         seed=recipe.seed,
         teacher=teacher,
+        label_noise=recipe.data.noise,
         validation=validation,
     )
     kind = cast(Any, METHODS[cast(Any, recipe.method).name])
-    return cast(Method, kind(recipe.method, needs)), digests
+    return cast(Method, kind(recipe.method, context)), digests
 
 
 def wrap(student: Student, device: torch.device) -> DistributedDataParallel:

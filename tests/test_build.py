@@ -64,7 +64,7 @@ def test_every_recipe_builds(path: Path, base: Path, teacher: Path, tmp_path: Pa
 def test_a_run_tells_what_it_validates_on(base: Path, tmp_path: Path) -> None:
     tree = tiny({"name": "ce"}, base / "images", tmp_path, epochs=1)
     crops = {"train": {"crop": "pad", "size": 32}, "eval": {"resize": 32, "size": 32}}
-    more = {"holdout": {"fraction": 0.25, "seed": 3}, "noise": {"kind": "symmetric", "rate": 1.0}, "resident": "always"}
+    more = {"holdout": {"fraction": 0.25, "seed": 3}, "noise": {"name": "symmetric", "rate": 1.0}, "resident": "always"}
     tree["data"] |= {**crops, **more}
     trainer = live(Recipe.model_validate(tree), tmp_path)
     trainer.run()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lsdali import build
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
-from lsdali.data.index.index import Form, open_index
+from lsdali.data.index.index import SampleForm, open_index
 from lsdali.data.pipeline.dali_ops import EFFECTS
 from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_graph
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
@@ -136,7 +136,7 @@ def in_order(batch: Batch) -> None:
 
 @pytest.mark.parametrize("images", ["paths", "encoded", "pixels"])
 @pytest.mark.parametrize("graph", [resized_graph, padded_graph])
-def test_graphs_of_dali(graph: Graph, images: Form) -> None:
+def test_graphs_of_dali(graph: Graph, images: SampleForm) -> None:
     """Defined for a GPU, though not built: DALI checks what may follow what, and where; once with all augmentations."""
     everything = (graph, images) == (padded_graph, "pixels")
     spec = GraphSpec(

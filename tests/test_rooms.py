@@ -13,7 +13,7 @@ LEVELS = [
     {"errors"},
     {"config", "batch", "clock"},
     {"dist"},
-    {"functional"},
+    {"functional", "label_noise"},
     {"state"},
     {"data", "models", "optim", "metrics", "posthoc", "events"},
     {"methods"},

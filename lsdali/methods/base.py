@@ -12,6 +12,7 @@ from lsdali import config
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
+from lsdali.label_noise import Noise
 from lsdali.models.student import AuxHead, Forward, Student
 from lsdali.models.teacher import Teacher, TeacherConfig
 
@@ -36,6 +37,7 @@ class MethodContext:
     device: torch.device
     seed: int
     teacher: Callable[[TeacherConfig], Teacher]
+    label_noise: Noise | None = None  # data.noise
     validation: Iterable[Batch] = ()  # this rank's part, as evaluation reads it, anew in every loop
 
 

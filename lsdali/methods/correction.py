@@ -1,10 +1,7 @@
 """Forward and backward correction: losses that know how labels go wrong."""
 
-import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -15,30 +12,16 @@ from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.errors import UserError
 from lsdali.functional import backward_correction, forward_correction, most_confident_rows
+from lsdali.label_noise import IdentityNoise, MatrixNoise, PairNoise, SymmetricNoise
 from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext
 from lsdali.methods.noisy import Clamp
 from lsdali.models.student import Forward, Student
 
 
-class Identity(Part):
-    """Labels are right: cross-entropy. The OLS code knows no other matrix."""
+class DataNoise(Part):
+    """The noise that data.noise adds to the labels."""
 
-    name: Literal["identity"] = "identity"
-
-
-class Symmetric(Part):
-    """With probability `rate` a label is one of the other classes, each alike."""
-
-    name: Literal["symmetric"] = "symmetric"
-    rate: float = Field(ge=0, lt=1)
-
-
-class MatrixFile(Part):
-    """A matrix in a file: row = true class, column = label seen."""
-
-    name: Literal["file"] = "file"
-    path: str
-    """A .npy file, or .json with a list of rows."""
+    name: Literal["data"] = "data"
 
 
 class Estimated(Part):
@@ -54,35 +37,21 @@ class Estimated(Part):
     """Epochs of cross-entropy before the estimate."""
 
 
-Noise = Annotated[Identity | Symmetric | MatrixFile | Estimated, Field(discriminator="name")]
+CorrectedNoise = Annotated[
+    IdentityNoise | SymmetricNoise | PairNoise | MatrixNoise | DataNoise | Estimated, Field(discriminator="name")
+]
 
 
-def noise_matrix(noise: Noise, classes: int) -> Tensor:
-    """[K, K] float32, rows summing to 1. Raises UserError for a file that holds no such matrix."""
-    if isinstance(noise, MatrixFile):
-        return read_matrix(Path(noise.path).expanduser(), classes)
-    rate = noise.rate if isinstance(noise, Symmetric) else 0.0
-    others = rate / max(classes - 1, 1)
-    return torch.full((classes, classes), others).fill_diagonal_(1 - rate)
+def noise_matrix(noise: CorrectedNoise, context: MethodContext) -> Tensor:
+    """Return [K, K] float32, rows summing to 1; the identity while it is being estimated.
 
-
-def read_matrix(path: Path, classes: int) -> Tensor:
-    try:
-        content = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text("utf-8"))
-        matrix = np.asarray(content, dtype=np.float64)
-    except (OSError, EOFError, ValueError, TypeError) as fault:
-        raise UserError(f"method.noise.path: cannot read a matrix from {path} ({fault})") from None
-    wanted = f"method.noise.path: {path} must hold a [{classes}, {classes}] matrix of probabilities whose rows sum to 1"
-    if matrix.shape != (classes, classes):
-        raise UserError(f"{wanted}, but its shape is {list(matrix.shape)}")
-    if not (matrix >= 0).all() or np.abs(matrix.sum(1) - 1).max() > 1e-4:
-        raise UserError(f"{wanted}, but row {int(np.argmax(bad_rows(matrix)))} is not one")
-    return torch.from_numpy(matrix).float()
-
-
-def bad_rows(matrix: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    bad: np.ndarray[Any, np.dtype[np.bool_]] = ~(matrix >= 0).all(1) | ~(np.abs(matrix.sum(1) - 1) <= 1e-4)
-    return bad
+    Raises UserError for a file that holds no such matrix, and if the data has no noise to take.
+    """
+    known = context.label_noise if isinstance(noise, DataNoise) else noise
+    if known is None:
+        raise UserError("method.noise: data takes the noise of the data, and data.noise is not set: set it, or say how")
+    known = IdentityNoise() if isinstance(known, Estimated) else known
+    return torch.from_numpy(known.matrix(context.classes)).float()
 
 
 class Correction(Method):
@@ -93,8 +62,8 @@ class Correction(Method):
     class Config(Method.Config):
         """The noise matrix."""
 
-        noise: Noise = Identity()
-        """How labels go wrong."""
+        noise: CorrectedNoise = IdentityNoise()
+        """How labels go wrong; the OLS code knows the identity alone, which is cross-entropy."""
         clamp: Clamp = None
         """Probabilities are kept in [clamp, 1 - clamp], without gradient outside; 1.0e-7 in the OLS code."""
 
@@ -104,7 +73,7 @@ class Correction(Method):
         super().__init__(config, context)
         self.device = context.device
         self.estimates = isinstance(config.noise, Estimated)
-        self.set_matrix(noise_matrix(config.noise, context.classes))
+        self.set_matrix(noise_matrix(config.noise, context))
         # The most certain prediction of each class in this epoch, while the matrix is being estimated.
         self.best = torch.zeros(context.classes, device=context.device)
         self.rows = torch.zeros(context.classes, context.classes, device=context.device)

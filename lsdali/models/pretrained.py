@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lsdali.config import Config
+from lsdali.config import Config, PathText
 from lsdali.errors import UserError, first_line
 from lsdali.models.digest import weights_digest
 from lsdali.models.families.timm import PREFIX, timm_state
@@ -78,7 +78,7 @@ class FileWeights(Weights):
     """A file: safetensors, or a state dict saved by torch; a checkpoint of lsdali too. Nothing in it can run code."""
 
     source: Literal["file"] = "file"
-    path: str
+    path: PathText
 
     def read(self, name: str) -> tuple[dict[str, Tensor], str]:
         return read_file(Path(self.path)), f"'{self.path}'"

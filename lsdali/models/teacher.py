@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lsdali.batch import Normal
-from lsdali.config import Config
+from lsdali.config import Config, PathText
 from lsdali.errors import UserError
 from lsdali.functional import as_float32
 from lsdali.models.checkpoint_net import open_network, same_classes
@@ -33,7 +33,7 @@ class CheckpointTeacher(Scaled):
     """A network trained by lsdali."""
 
     source: Literal["checkpoint"] = "checkpoint"
-    path: str
+    path: PathText
     """A checkpoint file of the teacher's run."""
 
 

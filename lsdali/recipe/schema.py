@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lsdali.clock import PerEpoch
-from lsdali.config import Config
+from lsdali.config import Config, PathText
 from lsdali.data import DATASETS
 from lsdali.data.sampling.mixing import MixConfig
 from lsdali.data.sets.catalog import DataSet
@@ -95,7 +95,7 @@ class Recipe(Config):
     evaluate: EvaluationConfig = EvaluationConfig()
     save: SaveConfig = SaveConfig()
     log: LogConfig = LogConfig()
-    run_dir: str | None = None
+    run_dir: PathText | None = Field(None, min_length=1)
     """The run folder; null: runs/<recipe name>."""
 
     @property

@@ -8,18 +8,32 @@ RENAMED = {
     "data.split": "data.holdout",
     "data.limit": "data.max_samples",
     "data.max_bad": "data.max_bad_files",
+    "data.noise.kind": "data.noise.name",
+    "data.noise.seed": "data.noise_seed",
+    "method.noise.path": "method.noise.file",
 }
 """Dotted keys of a recipe, old and new. A recipe file with an old key is refused with the new name."""
+CHANGED = {("method.noise.name", "file"): "matrix"}
+"""Values that have another name."""
 
 
 def upgraded(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree of a recipe under today's keys; what is there already stays."""
+    """Return the tree of a recipe under today's keys."""
     tree = deepcopy(dict(recipe))
     for old, new in RENAMED.items():
-        *path, name = old.split(".")
-        node: Any = tree
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict) and name in node:
-            node[new.rpartition(".")[2]] = node.pop(name)
+        if (above := _above(tree, old)) is not None and old.rpartition(".")[2] in above:
+            value = above.pop(old.rpartition(".")[2])
+            if (target := _above(tree, new)) is not None:
+                target[new.rpartition(".")[2]] = value
+    for (key, before), after in CHANGED.items():
+        if (above := _above(tree, key)) is not None and above.get(key.rpartition(".")[2]) == before:
+            above[key.rpartition(".")[2]] = after
     return tree
+
+
+def _above(tree: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """Return the mapping that holds a dotted key; None if there is none."""
+    node: Any = tree
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None

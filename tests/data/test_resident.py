@@ -100,7 +100,7 @@ def test_limits_splits_and_ranks_keep_samples_and_pixels(same_size, settings, as
         "max_samples": 20,
         "classes": ("bee", "ant"),
         "holdout": {"fraction": 0.2},
-        "noise": {"kind": "pair", "rate": 0.5},
+        "noise": {"name": "pair", "rate": 0.5},
     }
     configs = [
         settings(same_size).model_validate(settings(same_size).model_dump() | more | {"resident": r})

@@ -6,17 +6,9 @@ from scipy.stats import chi2
 
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loaders import open_dataset
-from lsdali.data.sets.splits import (
-    Holdout,
-    MatrixNoise,
-    PairNoise,
-    SymmetricNoise,
-    held_out,
-    noisy,
-    of_classes,
-    whole,
-)
+from lsdali.data.sets.splits import Holdout, held_out, noisy, of_classes, whole
 from lsdali.errors import UserError
+from lsdali.label_noise import MatrixNoise, PairNoise, SymmetricNoise
 
 NAMES = tuple(f"class{k}" for k in range(5))
 
@@ -82,7 +74,7 @@ def test_noise_follows_its_matrix(many, tmp_path, kind):
         "pair": 0.6 * np.eye(5) + 0.4 * np.eye(5)[[1, 2, 3, 4, 0]],
         "matrix": matrix,
     }[kind]
-    found = noisy(many, noise)
+    found = noisy(many, noise, 0)
     assert (found.clean == many.labels).all()
     counts = np.zeros((5, 5))
     np.add.at(counts, (found.clean, found.labels), 1)
@@ -93,12 +85,12 @@ def test_noise_follows_its_matrix(many, tmp_path, kind):
 
 
 def test_noise_belongs_to_the_sample_and_the_seed(many):
-    found = noisy(many, SymmetricNoise(rate=0.5))
+    found = noisy(many, SymmetricNoise(rate=0.5), 0)
     half = np.flatnonzero(np.arange(len(many.labels)) % 2)
-    assert (noisy(many.at(half), SymmetricNoise(rate=0.5)).labels == found.labels[half]).all()
-    other = noisy(many, SymmetricNoise(rate=0.5, seed=1)).labels
+    assert (noisy(many.at(half), SymmetricNoise(rate=0.5), 0).labels == found.labels[half]).all()
+    other = noisy(many, SymmetricNoise(rate=0.5), 1).labels
     assert 0.3 < (other == found.labels).mean() < 0.4  # 1/4 + 4/64
-    assert (noisy(many, SymmetricNoise(rate=1.0)).labels != many.labels).all()
+    assert (noisy(many, SymmetricNoise(rate=1.0), 0).labels != many.labels).all()
 
 
 def test_matrices_that_do_not_fit(many, tmp_path):
@@ -107,21 +99,21 @@ def test_matrices_that_do_not_fit(many, tmp_path):
     def refusal(text):
         file.write_text(text)
         with pytest.raises(UserError) as caught:
-            noisy(many, MatrixNoise(file=str(file)))
+            noisy(many, MatrixNoise(file=str(file)), 0)
         return str(caught.value)
 
     rows = [" ".join("1" if j == i else "0" for j in range(5)) for i in range(5)]
-    assert "has the shape (2, 5); the data has 5 classes" in refusal("\n".join(rows[:2]))
+    assert "has the shape [2, 5]; 5 classes need" in refusal("\n".join(rows[:2]))
     assert f"row 1 of {file} is no distribution" in refusal("\n".join([rows[0], "0.5 0.4 0 0 0", *rows[2:]]))
     assert f"row 4 of {file} is no distribution" in refusal("\n".join([*rows[:4], "2 -1 0 0 0"]))
     assert "cannot be read as a matrix of numbers" in refusal("one two")
     empty = file.with_suffix(".npy")
     empty.touch()
     with pytest.raises(UserError, match="cannot be read"):
-        noisy(many, MatrixNoise(file=str(empty)))
+        noisy(many, MatrixNoise(file=str(empty)), 0)
     file.unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        noisy(many, MatrixNoise(file=str(file)))
+        noisy(many, MatrixNoise(file=str(file)), 0)
 
 
 def test_a_recipe_chooses_samples_and_labels(tree, plain):
@@ -136,10 +128,10 @@ def test_a_recipe_chooses_samples_and_labels(tree, plain):
     assert [len(index) for index in held] == [30, 10]
     paths = [[index.path(i) for i in range(len(index))] for index in held]
     assert sorted(paths[0] + paths[1]) == [whole_set.path(i) for i in range(40)]
-    wrong = opened("train", noise={"kind": "pair", "rate": 0.5})
+    wrong = opened("train", noise={"name": "pair", "rate": 0.5})
     assert (wrong.clean == whole_set.labels).all()
     assert 0 < (wrong.labels != wrong.clean).sum() < 40
-    both = {"holdout": {"fraction": 0.25, "seed": 2}, "noise": {"kind": "pair", "rate": 1.0}}
+    both = {"holdout": {"fraction": 0.25, "seed": 2}, "noise": {"name": "pair", "rate": 1.0}}
     assert (opened("val", **both).labels == held[1].labels).all()
     assert (opened("train", **both).labels == 1 - held[0].labels).all()
     reversed_set = opened("train", classes=("bee", "ant"))

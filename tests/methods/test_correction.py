@@ -51,31 +51,31 @@ def test_noise_is_estimated_from_the_surest_samples(name):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ([[1.0, 0.0], [0.0, 1.0]], "matrix of probabilities whose rows sum to 1, but its shape is [2, 2]"),
-        ([[1, 0, 0], [0, 0.5, 0.4], [0, 0, 1]], "matrix of probabilities whose rows sum to 1, but row 1 is not one"),
-        ([[1, 0, 0], [0, 1, 0], [0, 2, -1]], "matrix of probabilities whose rows sum to 1, but row 2 is not one"),
+        ([[1.0, 0.0], [0.0, 1.0]], "has the shape [2, 2]; 3 classes need"),
+        ([[1, 0, 0], [0, 0.5, 0.4], [0, 0, 1]], "row 1 of"),
+        ([[1, 0, 0], [0, 1, 0], [0, 2, -1]], "row 2 of"),
         ([[1, 0, 0], [1, 0, 0], [0, 0, 1]], "column 1 of the matrix is all 0, so no sample could bear that label"),
-        ("nonsense", "cannot read a matrix from"),
+        ("nonsense", "cannot be read as a matrix of numbers"),
     ],
 )
 def test_a_wrong_matrix_is_refused(content, expected, tmp_path):
     path = tmp_path / "noise.json"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        make(classes=3, name="forward", noise={"name": "file", "path": str(path)})
+        make(classes=3, name="forward", noise={"name": "matrix", "file": str(path)})
     assert expected in str(caught.value)
 
 
 def test_a_missing_matrix_and_one_without_inverse(tmp_path):
-    with pytest.raises(UserError, match="cannot read a matrix from"):
-        make(name="forward", noise={"name": "file", "path": str(tmp_path / "none.npy")})
+    with pytest.raises(UserError, match="cannot be read as a matrix of numbers"):
+        make(name="forward", noise={"name": "matrix", "file": str(tmp_path / "none.npy")})
     with pytest.raises(UserError, match="has no inverse"):
         make(name="backward", noise={"name": "symmetric", "rate": 0.75})
     with pytest.raises(UserError, match="all rows of the matrix are the same"):
         make(name="forward", noise={"name": "symmetric", "rate": 0.75})
     (tmp_path / "empty.npy").touch()
-    with pytest.raises(UserError, match="cannot read a matrix from"):
-        make(name="forward", noise={"name": "file", "path": str(tmp_path / "empty.npy")})
+    with pytest.raises(UserError, match="cannot be read as a matrix of numbers"):
+        make(name="forward", noise={"name": "matrix", "file": str(tmp_path / "empty.npy")})
 
 
 def test_state_of_another_method_is_refused():

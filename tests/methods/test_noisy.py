@@ -82,7 +82,7 @@ def test_O06_with_a_noise_matrix(name, suffix, tmp_path):
     path = tmp_path / f"noise{suffix}"
     matrix = v["inputs"]["transition"]
     path.write_text(json.dumps(matrix)) if suffix == ".json" else np.save(path, matrix)
-    method = make(name=name, noise={"name": "file", "path": str(path)})
+    method = make(name=name, noise={"name": "matrix", "file": str(path)})
     check(v, method, v["expected"][f"{name}_T"], atol=2e-6)  # the matrix is in float32
     logits, labels = real(v["inputs"]["logits"]), torch.tensor(v["inputs"]["labels"])
     exact = {"forward": f.forward_correction, "backward": f.backward_correction}[name]
@@ -220,7 +220,7 @@ def test_confusion_of_an_odd_batch_of_equal_samples_and_before_its_epoch():
         {"name": "joint", "prior": -1.0},
         {"name": "bootstrap_soft", "trust": 1.1},
         {"name": "bootstrap_hard", "trust": -0.1},
-        {"name": "forward", "noise": {"name": "symmetric", "rate": 1.0}},
+        {"name": "forward", "noise": {"name": "symmetric", "rate": 1.1}},
         {"name": "backward", "noise": {"name": "estimated", "epochs": 0}},
         {"name": "disturb", "rate": 1.1},
         {"name": "pairwise_confusion", "weight": -1.0},

@@ -144,7 +144,7 @@ def _choose(config: DataSet, split: Split, index: Index) -> Chosen:
     if split == "train" and config.max_samples is not None and config.max_samples < len(part.labels):
         part = part.at(stratified(part.labels, config.max_samples))
     if split == "train" and config.noise is not None:
-        part = noisy(part, config.noise)
+        part = noisy(part, config.noise, config.noise_seed)
     return part
 
 

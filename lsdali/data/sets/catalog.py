@@ -10,14 +10,15 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from lsdali.config import Config
+from lsdali.config import Config, PathText
 from lsdali.data.io.cache import cache_dir
 from lsdali.data.sampling.augment import TrainImages
 from lsdali.data.sets.digits import write_digits
 from lsdali.data.sets.listing import Listing, Split, list_folders
-from lsdali.data.sets.splits import Holdout, Noise
+from lsdali.data.sets.splits import Holdout, Seed
 from lsdali.data.sets.tiny import list_tiny
 from lsdali.errors import UserError
+from lsdali.label_noise import Noise
 
 # YAML has lists where Python has tuples.
 Range = Annotated[tuple[float, float], Field(strict=False)]
@@ -101,8 +102,8 @@ class DataSet(Config):
 
     stores: ClassVar[bool] = False  # whether root may be a URL
     name: str
-    root: str
-    """Folder of the data set; ~ is the home folder."""
+    root: PathText
+    """Folder of the data set."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Train on this many samples, always the same, in the classes' own proportions; null for all."""
     holdout: Holdout | None = None
@@ -111,6 +112,8 @@ class DataSet(Config):
     """Train and validate on these classes only, numbered in this order; null: all."""
     noise: Noise | None = None
     """Wrong labels in training, never in validation; null: none."""
+    noise_seed: Seed = 0
+    """Which labels go wrong, and into what."""
     train: TrainCrop
     """Random crop and flip of training images."""
     eval: CenterCrop
@@ -235,7 +238,7 @@ class Digits(Files):
     """1,797 handwritten digits, 8x8, bundled with scikit-learn (Alpaydin and Kaynak, 1998): no download."""
 
     name: Literal["digits"] = "digits"
-    root: str = Field(default_factory=lambda: str(cache_dir() / "digits"))
+    root: PathText = Field(default_factory=lambda: str(cache_dir() / "digits"))
     """Folder for the image files; written at the first use."""
     train: TrainCrop = RandomResizedCrop(size=32, scale=(0.5, 1.0), ratio=(0.8, 1.25), flip=0.0)
     eval: CenterCrop = CenterCrop(resize=32, size=32)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
+from lsdali.config import PathText
 from lsdali.data.io.byte_range import ByteRanges, is_url
 from lsdali.data.io.header import Header
 from lsdali.data.io.remote import RemoteRanges
@@ -43,7 +44,7 @@ class Shards(Files):
 
     stores: ClassVar[bool] = True
     name: Literal["shards"] = "shards"
-    root: str
+    root: PathText
     """Folder of the data set, or where a store has it: https://, s3://, gs:// or another that fsspec reads."""
     train: TrainCrop = RandomResizedCrop(size=224)
     eval: CenterCrop = CenterCrop(resize=256, size=224)

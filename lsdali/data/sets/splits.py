@@ -6,21 +6,19 @@ Every choice is a function of a seed and of the sample's number in the whole set
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from lsdali.config import Config
 from lsdali.data.sampling.sampler import Ints, stratified, uniforms
 from lsdali.data.sets.listing import Split, few
 from lsdali.errors import UserError
+from lsdali.label_noise import Noise
 
 _NOISE = 105  # stream of random numbers
 Seed = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class Holdout(Config):
@@ -37,66 +35,6 @@ class Holdout(Config):
     def describe(self) -> str:
         way = " by numpy" if self.by == "numpy" else ""
         return f"{100 * self.fraction:g} % of the training files, held out{way} with seed {self.seed}"
-
-
-class SymmetricNoise(Config):
-    """A label becomes one of the other classes, each as likely."""
-
-    kind: Literal["symmetric"] = "symmetric"
-    rate: Rate
-    """Probability, of each sample on its own, that its label is wrong."""
-    seed: Seed = 0
-
-    def matrix(self, classes: int) -> NDArray[np.float64]:
-        """[K, K]: probability of the label in use (column) by the true one (row)."""
-        off = self.rate / max(classes - 1, 1)
-        return np.full((classes, classes), off) + (1 - self.rate - off) * np.eye(classes)
-
-
-class PairNoise(Config):
-    """A label becomes the next class; the last becomes the first (asymmetric noise)."""
-
-    kind: Literal["pair"] = "pair"
-    rate: Rate
-    """Probability, of each sample on its own, that its label is wrong."""
-    seed: Seed = 0
-
-    def matrix(self, classes: int) -> NDArray[np.float64]:
-        """[K, K], as above."""
-        eye: NDArray[np.float64] = np.eye(classes)
-        return (1 - self.rate) * eye + self.rate * np.roll(eye, 1, axis=1)
-
-
-class MatrixNoise(Config):
-    """Labels are drawn from the rows of a K x K matrix: row the true class, column the label in use."""
-
-    kind: Literal["matrix"] = "matrix"
-    file: str
-    """NumPy's .npy, or text with one row a line."""
-    seed: Seed = 0
-
-    def matrix(self, classes: int) -> NDArray[np.float64]:
-        """[K, K]. Raises UserError where the file holds no such matrix."""
-        path = Path(self.file).expanduser()
-        try:
-            found = np.load(path) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
-            values: NDArray[np.float64] = np.asarray(found, np.float64)
-        except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"data.noise.file: {path} cannot be read as a matrix of numbers: {error}") from None
-        if values.shape != (classes, classes):
-            raise UserError(
-                f"data.noise.file: {path} has the shape {values.shape}; the data has {classes} classes, so it "
-                f"needs {classes} rows of {classes} probabilities"
-            )
-        wrong = np.flatnonzero(~(np.abs(values.sum(1) - 1) < 1e-6) | (values < 0).any(1))
-        if len(wrong):
-            raise UserError(
-                f"data.noise.file: row {wrong[0]} of {path} is no distribution: it must be >= 0 and sum to 1"
-            )
-        return values
-
-
-Noise = Annotated[SymmetricNoise | PairNoise | MatrixNoise, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,10 +85,10 @@ def held_out(part: Chosen, split: Split, holdout: Holdout) -> Chosen:
     return part.at(np.flatnonzero(out if split == "val" else ~out))
 
 
-def noisy(part: Chosen, noise: Any) -> Chosen:
+def noisy(part: Chosen, noise: Noise, seed: int) -> Chosen:
     """Labels drawn anew, each sample on its own, from the noise's matrix; `clean` keeps the true ones."""
     matrix = noise.matrix(len(part.classes))
-    u = uniforms(noise.seed, 0, part.numbers, 1, _NOISE)[:, 0]
+    u = uniforms(seed, 0, part.numbers, 1, _NOISE)[:, 0]
     labels = part.clean.copy()
     for k in np.unique(part.clean):
         rows = part.clean == k
