@@ -280,5 +280,5 @@ def test_another_kind_of_a_part_drops_the_files_keys_of_the_old_one(tmp_path: Pa
     assert (recipe.data.name, recipe.data.train_list, recipe.data.train.size) == ("list", "mine.txt", 32)
     assert load(path, ["method.name=ce"]).method.name == "ce"
     assert errors(tmp_path, path.read_text(), "data.train_dir=x", "data.name=list") == [
-        "data.train_dir: unknown key; did you mean 'train_list'?"
+        "data.train_dir: unknown key; did you mean 'train'?"
     ]

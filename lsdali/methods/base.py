@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class MethodContext:
     validation: Iterable[Batch] = ()  # this rank's part, as evaluation reads it, anew in every loop
 
 
+Variant = Literal["paper", "code"]
+"""A method as its paper defines it, or as its published code computes it if the two differ."""
 NO_MIXUP_RULE = "no rule for mixed images is known for it"
 """For `Method.mixup_refusal`."""
 

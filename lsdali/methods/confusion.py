@@ -9,7 +9,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, confusion, cross_entropy
-from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, Variant
 from lsdali.models.student import Forward
 
 
@@ -18,7 +18,7 @@ class PairwiseConfusion(Method):
 
     Every pair counts, also one of two samples of the same class; a last odd sample has no partner.
     The OLS code (loss_all_methods.py, PC) takes logits and one norm for each class over all pairs:
-    `of: logits, norm: class, from_epoch: 200`.
+    `of: logits, variant: code, from_epoch: 200`.
     """
 
     mixup_refusal = NO_MIXUP_RULE
@@ -30,8 +30,8 @@ class PairwiseConfusion(Method):
         weight: float = Field(10.0, ge=0)
         of: Literal["probabilities", "logits"] = "probabilities"
         """What is compared."""
-        norm: Literal["pair", "class"] = "pair"
-        """pair: the Euclidean distance of each pair; class: for each class the norm over all pairs."""
+        variant: Variant = "paper"
+        """paper: the Euclidean distance of each pair; code: for each class the norm over all pairs (OLS)."""
         from_epoch: int = Field(0, ge=0)
         """Cross-entropy alone before this epoch."""
 
@@ -47,5 +47,5 @@ class PairwiseConfusion(Method):
         if clock.epoch < self.config.from_epoch:
             return Loss(ce, logits.detach(), {"ce": ce.detach()})
         x = as_float32(logits) if self.config.of == "logits" else F.softmax(as_float32(logits), 1)
-        apart = confusion(dist.whole_batch(x), 1 if self.config.norm == "pair" else 0)
+        apart = confusion(dist.whole_batch(x), 1 if self.config.variant == "paper" else 0)
         return Loss(ce + self.config.weight * apart, logits.detach(), {"ce": ce.detach(), "confusion": apart.detach()})

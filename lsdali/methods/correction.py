@@ -13,8 +13,8 @@ from lsdali.config import Config as Part
 from lsdali.errors import UserError
 from lsdali.functional import backward_correction, forward_correction, most_confident_rows
 from lsdali.label_noise import IdentityNoise, MatrixNoise, PairNoise, SymmetricNoise
-from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext
-from lsdali.methods.noisy import Clamp
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext, Variant
+from lsdali.methods.noisy import clamp_of
 from lsdali.models.student import Forward, Student
 
 
@@ -64,8 +64,8 @@ class Correction(Method):
 
         noise: CorrectedNoise = IdentityNoise()
         """How labels go wrong; the OLS code knows the identity alone, which is cross-entropy."""
-        clamp: Clamp = None
-        """Probabilities are kept in [clamp, 1 - clamp], without gradient outside; 1.0e-7 in the OLS code."""
+        variant: Variant = "paper"
+        """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 
     config: Config
 
@@ -155,7 +155,9 @@ class ForwardCorrection(Correction):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
-        return Loss(forward_correction(logits, batch.labels, self.matrix, self.config.clamp), logits.detach())
+        return Loss(
+            forward_correction(logits, batch.labels, self.matrix, clamp_of(self.config.variant)), logits.detach()
+        )
 
 
 class BackwardCorrection(Correction):
@@ -179,4 +181,6 @@ class BackwardCorrection(Correction):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
-        return Loss(backward_correction(logits, batch.labels, self.inverse, self.config.clamp), logits.detach())
+        return Loss(
+            backward_correction(logits, batch.labels, self.inverse, clamp_of(self.config.variant)), logits.detach()
+        )

@@ -17,7 +17,7 @@ from lsdali.functional import (
     soft_cross_entropy,
     teacher_spread,
 )
-from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher import TeacherConfig
@@ -29,8 +29,8 @@ class ClassSmoothing(ClassMatrix):
     What is alike, a teacher tells: the softmax at T of its mean logits over the samples of a class; `means` says which
     samples. After that the teacher rests. A class without a sample there is smoothed evenly (published: NaN).
 
-    The rule `alike` is what is meant: each class gets a in proportion to q. The rule `code` is what is written: in
-    proportion to (1 - q) / (1 - q[label]), in rows that do not sum to 1 and are huge where the teacher is sure; and the
+    The variant `paper` is what is meant: each class gets a in proportion to q. The variant `code` is what is written:
+    in proportion to (1 - q) / (1 - q[label]), in rows that do not sum to 1 and are huge if the teacher is sure; and the
     matrix is replaced by its own softmax at T in every step (here: in every micro-batch), so that soon all classes are
     equal.
     """
@@ -41,8 +41,8 @@ class ClassSmoothing(ClassMatrix):
         name: Literal["ibls_cls"] = "ibls_cls"
         teacher: TeacherConfig
         """A network of the student's own kind, trained with cross-entropy alone; it reads the student's own images."""
-        rule: Literal["alike", "code"] = "alike"
-        """alike: more mass for classes that the teacher takes for the label's; code: as published."""
+        variant: Variant = "paper"
+        """paper: more mass for classes that the teacher takes for the label's; code: as the published code has it."""
         smoothing: float = Field(0.1, ge=0, lt=1)
         """a, what a label loses."""
         temperature: float = Field(1.0, gt=0)
@@ -82,7 +82,7 @@ class ClassSmoothing(ClassMatrix):
         if not self.filled:
             return smoothed_evenly(strength, labels, len(self.matrix))
         rows = self.matrix[labels]
-        if self.config.rule == "code":
+        if self.config.variant == "code":
             return smoothed_by_dissimilarity(rows, labels, a, t)
         return smoothed_by_teacher(strength, teacher_spread(rows, labels, t), labels)
 
@@ -90,7 +90,7 @@ class ClassSmoothing(ClassMatrix):
         """`observed` are the teacher's logits, until the matrix is there."""
         if not self.filled:
             self.collect(observed, batch.labels)
-        elif self.config.rule == "code":
+        elif self.config.variant == "code":
             self.matrix.copy_((self.matrix / self.config.temperature).softmax(1))
 
     def end_epoch(self, student: Student, clock: Clock) -> None:

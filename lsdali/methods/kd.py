@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher import TeacherConfig
 
@@ -16,7 +16,7 @@ class KnowledgeDistillation(Method):
     """Hinton et al. 2015: the student's softened prediction should be the teacher's.
 
     Also how IBLS (Maher and Kull 2021) teaches a shallow student: soft 0.9, hard 0.1, temperature 20, in its code with
-    mean: elements; half of its teachers have a `teacher.temperature`. The teacher reads the student's own images. The
+    variant: code; half of its teachers have a `teacher.temperature`. The teacher reads the student's own images. The
     code of IBLS (Network-distillation.py) looks the teacher's answers up by batch number while every epoch is shuffled
     anew, so that they belong to other images; that is not offered.
     """
@@ -32,8 +32,8 @@ class KnowledgeDistillation(Method):
         """Weight of the cross-entropy with the label; 0 trains on the teacher alone, as LS-KD does."""
         soft: float = Field(1.0, gt=0)
         """Weight of the teacher's term."""
-        mean: Literal["samples", "elements"] = "samples"
-        """The teacher's term is a mean over samples; elements: also over classes, so K times smaller, as in IBLS's
+        variant: Variant = "paper"
+        """paper: the teacher's term is a mean over samples; code: also over classes, so K times smaller, as in IBLS's
         code (models/shallownet.py, PyTorch's default reduction)."""
 
     config: Config
@@ -41,7 +41,7 @@ class KnowledgeDistillation(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.teacher = matching_teacher(config.teacher, context)
-        self.soft = config.soft / (context.classes if config.mean == "elements" else 1)
+        self.soft = config.soft / (context.classes if config.variant == "code" else 1)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         target = self.teacher(batch.images)

@@ -1,7 +1,7 @@
 """Losses for labels that may be wrong: the ones that the code of Zhang et al. 2021 (OLS) compares with."""
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -20,10 +20,16 @@ from lsdali.functional import (
     soft_bootstrap,
     symmetric_cross_entropy,
 )
-from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, Variant
 from lsdali.models.student import Forward
 
-Clamp = Annotated[float, Field(ge=1e-30, lt=0.5)] | None  # float32 knows no number much smaller
+CLAMP = 1e-7
+"""What the OLS code keeps probabilities away from 0 and 1 by."""
+
+
+def clamp_of(variant: Variant) -> float | None:
+    """Return how far probabilities stay away from 0 and 1; None for the exact logarithm."""
+    return CLAMP if variant == "code" else None
 
 
 class LogitLoss(Method):
@@ -44,7 +50,7 @@ class SymmetricCrossEntropy(LogitLoss):
     """Wang et al. 2019: cross-entropy, and the same with label and prediction exchanged.
 
     The OLS code (loss_all_methods.py) clamps the label of both parts, so every wrong class adds zero * -log p to the
-    first; `clamp: 1.0e-7` gives that. Its weights are 6 and 0.1, and 0.1 and 1 for CIFAR-10.
+    first; `variant: code` gives that. Its weights are 6 and 0.1, and 0.1 and 1 for CIFAR-10.
     """
 
     class Config(Method.Config):
@@ -55,8 +61,8 @@ class SymmetricCrossEntropy(LogitLoss):
         reverse: float = Field(0.1, ge=0)
         zero: float = Field(1e-4, ge=1e-30, lt=1)
         """log 0 in the label is log of this."""
-        clamp: Clamp = None
-        """The least probability, and the label clamped in both parts, as in the OLS code; null: exact."""
+        variant: Variant = "paper"
+        """paper: exact; code: probabilities of at least 1e-7, and both parts with a clamped label, as in OLS's code."""
 
         @model_validator(mode="after")
         def _loses(self) -> "SymmetricCrossEntropy.Config":
@@ -68,9 +74,9 @@ class SymmetricCrossEntropy(LogitLoss):
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
         c = self.config
-        if c.clamp is None:
+        if c.variant == "paper":
             return symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero)
-        return clamped_symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero, c.clamp)
+        return clamped_symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero, CLAMP)
 
 
 class GeneralisedCrossEntropy(LogitLoss):
@@ -116,13 +122,13 @@ class SoftBootstrap(LogitLoss):
 
         name: Literal["bootstrap_soft"] = "bootstrap_soft"
         trust: float = Field(0.95, ge=0, le=1)
-        clamp: Clamp = None
-        """Probabilities are kept in [clamp, 1 - clamp], without gradient outside; 1.0e-7 in the OLS code."""
+        variant: Variant = "paper"
+        """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return soft_bootstrap(logits, labels, self.config.trust, self.config.clamp)
+        return soft_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant))
 
 
 class HardBootstrap(LogitLoss):
@@ -133,10 +139,10 @@ class HardBootstrap(LogitLoss):
 
         name: Literal["bootstrap_hard"] = "bootstrap_hard"
         trust: float = Field(0.8, ge=0, le=1)
-        clamp: Clamp = None
-        """Probabilities are kept in [clamp, 1 - clamp], without gradient outside; 1.0e-7 in the OLS code."""
+        variant: Variant = "paper"
+        """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return hard_bootstrap(logits, labels, self.config.trust, self.config.clamp)
+        return hard_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant))

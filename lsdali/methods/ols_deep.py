@@ -8,7 +8,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
-from lsdali.methods.base import Loss, MethodContext
+from lsdali.methods.base import Loss, MethodContext, Variant
 from lsdali.methods.ols import OnlineLabelSmoothing
 from lsdali.methods.shared.deep_heads import Exits, Kind
 from lsdali.models.student import AuxHead, Forward
@@ -32,8 +32,8 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         final_weight: float = Field(1.5, gt=0)
         exit_hard: float = Field(0.5, ge=0)
         exit_soft: float = Field(0.25, ge=0)
-        first_epoch: Literal["all_exits", "final_only"] = "all_exits"
-        """all_exits: the loss of every epoch; final_only: cross-entropy of the final logits, weight 1, as published."""
+        variant: Variant = "paper"
+        """paper: one loss in all epochs; code: the first epoch is cross-entropy of the final logits, with weight 1."""
 
     config: Config
 
@@ -48,7 +48,7 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         out, c = student(batch.images), self.config
         exits = self.exits.logits(out)
         final = cross_entropy(out.logits, batch.labels)
-        if clock.epoch == 0 and c.first_epoch == "final_only":
+        if clock.epoch == 0 and c.variant == "code":
             # DDP waits for a gradient of every parameter. So weight decay reaches the exits, which the published
             # first epoch leaves as they are.
             unused = torch.stack([z.sum() for z in exits]).sum() * 0.0

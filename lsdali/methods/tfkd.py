@@ -10,7 +10,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl, soft_kl, virtual_teacher
-from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher import TeacherConfig
 
@@ -21,11 +21,11 @@ class TeacherFreeDistillation(Method):
     The virtual teacher's probabilities u (`correct` on the label) are softened as softmax(u / T), without a logarithm,
     as its code does; at T = 20 they are nearly even.
 
-    `rule: text` is distillation as Hinton et al. (2015) write it: both sides at temperature T, T^2 times the mean over
-    samples.
-    `rule: code` is yuanli2333/Teacher-free-Knowledge-Distillation (my_loss_function.py): the mean runs over samples and
-    classes, so that the term is K times smaller, and `multiplier` makes up for it; with the virtual teacher the student
-    is at temperature 1, and T^2 is left out.
+    `variant: paper` is distillation as Hinton et al. (2015) write it: both sides at temperature T, T^2 times the
+    mean over samples.
+    `variant: code` is yuanli2333/Teacher-free-Knowledge-Distillation (my_loss_function.py): the mean runs over samples
+    and classes, so that the term is K times smaller, and `multiplier` makes up for it; with the virtual teacher the
+    student is at temperature 1, and T^2 is left out.
     """
 
     class Config(Method.Config):
@@ -42,10 +42,10 @@ class TeacherFreeDistillation(Method):
         """T; published for CIFAR-100's ResNet-18: self 6, virtual 20."""
         correct: float = Field(0.99, gt=0, lt=1)
         """The virtual teacher's probability of the label."""
-        rule: Literal["text", "code"] = "text"
-        """Distillation as it is commonly written, or what the published code does."""
+        variant: Variant = "paper"
+        """paper: distillation as it is commonly written; code: what the published code does."""
         multiplier: float = Field(1.0, gt=0)
-        """Of the rule code; published for CIFAR-100's ResNet-18: self 50, virtual 100."""
+        """Of the variant code; published for CIFAR-100's ResNet-18: self 50, virtual 100."""
 
         @model_validator(mode="after")
         def parts_fit(self) -> Self:
@@ -55,8 +55,8 @@ class TeacherFreeDistillation(Method):
                 raise ValueError("the form virtual makes its own teacher; leave out `teacher`, or use the form self")
             if self.form == "self" and self.correct != 0.99:
                 raise ValueError("the form self has no virtual teacher; leave out `correct`, or use the form virtual")
-            if self.rule == "text" and self.multiplier != 1.0:
-                raise ValueError("the rule text has no multiplier; leave out `multiplier`, or use the rule code")
+            if self.variant == "paper" and self.multiplier != 1.0:
+                raise ValueError("the variant paper has no multiplier; leave out `multiplier`, or use the variant code")
             return self
 
     config: Config
@@ -85,12 +85,12 @@ class TeacherFreeDistillation(Method):
     def earlier(self, logits: Tensor, taught: Tensor) -> Tensor:
         """[B, K], [B, K] logits -> []."""
         kd = distillation_kl(logits, taught, self.config.temperature)
-        return kd if self.config.rule == "text" else kd * self.config.multiplier / logits.shape[1]
+        return kd if self.config.variant == "paper" else kd * self.config.multiplier / logits.shape[1]
 
     def virtual(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[B, K], [B] int64 -> []."""
         t, classes = self.config.temperature, logits.shape[1]
         u = virtual_teacher(labels, classes, self.config.correct)
-        if self.config.rule == "text":
+        if self.config.variant == "paper":
             return distillation_kl(logits, u, t)
         return soft_kl(logits, (u / t).softmax(1)).mean() * self.config.multiplier / classes

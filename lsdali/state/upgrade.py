@@ -11,23 +11,37 @@ RENAMED = {
     "data.noise.kind": "data.noise.name",
     "data.noise.seed": "data.noise_seed",
     "method.noise.path": "method.noise.file",
+    "method.norm": "method.variant",
+    "method.mean": "method.variant",
+    "method.first_epoch": "method.variant",
+    "method.clamp": "method.variant",
+    "method.rule": "method.variant",
 }
 """Dotted keys of a recipe, old and new. A recipe file with an old key is refused with the new name."""
-CHANGED = {("method.noise.name", "file"): "matrix"}
-"""Values that have another name."""
+PAPER = ("text", "alike", "pair", "samples", "all_exits", None)
+CODE = ("class", "elements", "final_only", 1e-7)
+VALUES: dict[tuple[str, Any], str] = {
+    ("method.noise.name", "file"): "matrix",
+    **{("method.variant", value): "paper" for value in PAPER},
+    **{("method.variant", value): "code" for value in CODE},
+}
+"""Values that have another name: (today's key, old value) -> today's value."""
 
 
 def upgraded(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tree of a recipe under today's keys."""
     tree = deepcopy(dict(recipe))
     for old, new in RENAMED.items():
+        if old == "method.rule" and (tree.get("method") or {}).get("name") == "ibls":  # there it is a rule still
+            continue
         if (above := _above(tree, old)) is not None and old.rpartition(".")[2] in above:
             value = above.pop(old.rpartition(".")[2])
             if (target := _above(tree, new)) is not None:
                 target[new.rpartition(".")[2]] = value
-    for (key, before), after in CHANGED.items():
-        if (above := _above(tree, key)) is not None and above.get(key.rpartition(".")[2]) == before:
-            above[key.rpartition(".")[2]] = after
+    for (key, before), after in VALUES.items():
+        name = key.rpartition(".")[2]
+        if (above := _above(tree, key)) is not None and name in above and above[name] == before:
+            above[name] = after
     return tree
 
 

@@ -168,7 +168,7 @@ def check_weights(config: Any, place: Path, ranks: int) -> None:
 BATCHWIDE = [
     {"name": "zls", "samples": "correct"},
     {"name": "zls", "ranking": "friends"},
-    {"name": "pairwise_confusion", "of": "logits", "norm": "class"},
+    {"name": "pairwise_confusion", "of": "logits", "variant": "code"},
 ]
 """Losses that read more of the batch than one sample, and that no recipe uses."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -10,6 +11,9 @@ import torch.multiprocessing as mp
 from lsdali import dist
 from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
+from lsdali.label_noise import MatrixNoise
+from lsdali.methods.base import MethodContext
+from lsdali.methods.correction import ForwardCorrection
 from tests.harness import equal
 from tests.methods.test_contract import free_port
 from tests.methods.test_noisy import batch_of, make
@@ -127,3 +131,20 @@ def test_a_run_that_ends_before_its_method_starts_is_refused(config, key, place)
         f"{key} 2 leaves no epoch of 2 to the method '{config['name']}', which would be cross-entropy throughout; "
         "give at most 1"
     )
+
+
+def test_the_noise_of_the_data_is_corrected(tmp_path):
+    """Data and method read a matrix alike; `data` takes the one of the data."""
+    rows = np.array([[0.9, 0.1 + 2e-5, 0], [0, 1, 0], [0.2, 0, 0.8]], np.float32)
+    np.save(tmp_path / "m.npy", rows)
+    np.savetxt(tmp_path / "m.txt", rows)
+    (tmp_path / "m.json").write_text(json.dumps(rows.tolist()))
+    for name in ("m.npy", "m.txt", "m.json"):
+        noise = MatrixNoise(file=str(tmp_path / name))
+        given = make(classes=3, name="forward", noise=noise.model_dump())
+        context = MethodContext(3, 10, {}, torch.device("cpu"), 0, lambda config: None, label_noise=noise)
+        taken = ForwardCorrection(ForwardCorrection.Config(noise={"name": "data"}), context)
+        assert torch.equal(given.matrix, taken.matrix)
+        assert torch.equal(given.matrix, torch.from_numpy(noise.matrix(3)).float())
+    with pytest.raises(UserError, match=r"data takes the noise of the data, and data\.noise is not set"):
+        make(classes=3, name="backward", noise={"name": "data"})

@@ -99,7 +99,7 @@ def test_P12_an_earlier_network():
     v = VECTORS["P12"]["inputs"], VECTORS["P12"]["expected"]
     tree = {"name": "tfkd", "form": "self", "teacher": TEACHER, "alpha": 0.95, "temperature": 6.0}
     teacher = real(v[0]["teacher_logits"])
-    code = make({**tree, "rule": "code", "multiplier": 50.0}, teacher)
+    code = make({**tree, "variant": "code", "multiplier": 50.0}, teacher)
     close(run(code, real(v[0]["logits"]), v[0]["labels"])[0].total, v[1]["loss"])
     text = run(make(tree, teacher), real(v[0]["logits"]), v[0]["labels"])[0]
     close(text.terms["kd"], 36 * 4 * v[1]["kl_mean_over_elements"])  # T^2 and the number of classes
@@ -108,7 +108,14 @@ def test_P12_an_earlier_network():
 
 def test_P13_the_virtual_teacher():
     v = VECTORS["P13"]["inputs"], VECTORS["P13"]["expected"]
-    tree = {"name": "tfkd", "form": "virtual", "alpha": 0.1, "temperature": 20.0, "rule": "code", "multiplier": 100.0}
+    tree = {
+        "name": "tfkd",
+        "form": "virtual",
+        "alpha": 0.1,
+        "temperature": 20.0,
+        "variant": "code",
+        "multiplier": 100.0,
+    }
     close(run(make(tree, classes=4), real(v[0]["logits"]), v[0]["labels"])[0].total, v[1]["loss"], rtol=1e-7)
 
 
@@ -117,7 +124,7 @@ def test_P13_the_virtual_teacher():
 )
 def test_Z15_the_virtual_teacher(name, temperature, multiplier):
     v = VECTORS["Z15"]["inputs"], VECTORS["Z15"]["expected"]["tf_kd"][name]
-    tree = {"name": "tfkd", "form": "virtual", "alpha": 0.5, "temperature": temperature, "rule": "code"}
+    tree = {"name": "tfkd", "form": "virtual", "alpha": 0.5, "temperature": temperature, "variant": "code"}
     loss, gradient = run(make({**tree, "multiplier": multiplier}, classes=6), real(v[0]["logits"]), v[0]["labels"])
     close(loss.terms["kd"], v[1]["loss"], rtol=1e-6)
     ce = run(make({"name": "ce"}), real(v[0]["logits"]), v[0]["labels"])[1]
@@ -198,7 +205,7 @@ def test_I15_the_shallow_student():
     v = VECTORS["I15"]["inputs"], VECTORS["I15"]["expected"]
     tree = {"name": "kd", "teacher": TEACHER, "temperature": 20.0, "soft": 0.9, "hard": 0.1}
     teacher = real(v[0]["teacher_logits"])
-    loss, gradient = run(make({**tree, "mean": "elements"}, teacher), real(v[0]["student_logits"]), v[0]["labels"])
+    loss, gradient = run(make({**tree, "variant": "code"}, teacher), real(v[0]["student_logits"]), v[0]["labels"])
     close(loss.total, v[1]["loss"])
     close(gradient, v[1]["grad"])
     loss, _ = run(make(tree, teacher), real(v[0]["student_logits"]), v[0]["labels"])
@@ -229,7 +236,7 @@ VIRTUAL = {"name": "tfkd", "form": "virtual", "alpha": 0.5, "temperature": 2.0}
         {**VIRTUAL, "alpha": -0.1},
         {**VIRTUAL, "temperature": 0.0},
         {**VIRTUAL, "correct": 1.0},
-        {**VIRTUAL, "rule": "code", "multiplier": -1.0},
+        {**VIRTUAL, "variant": "code", "multiplier": -1.0},
     ],
 )
 def test_wrong_values_are_refused(tree):
@@ -258,7 +265,7 @@ def test_a_virtual_teacher_must_know_more_than_nothing():
         ),
         (
             {**VIRTUAL, "multiplier": 50.0},
-            "the rule text has no multiplier; leave out `multiplier`, or use the rule code",
+            "the variant paper has no multiplier; leave out `multiplier`, or use the variant code",
         ),
         (
             {**SELF, "correct": 0.9},

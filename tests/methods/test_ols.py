@@ -139,13 +139,13 @@ def test_O09_distillation_from_the_matrix_and_from_a_teacher():
 
 
 @pytest.mark.parametrize(
-    ("clock", "first_epoch", "key"),
-    [(FIRST, "final_only", "ols_epoch0"), (LATER, "final_only", "ols_later"), (LATER, "all_exits", "ols_later")],
+    ("clock", "variant", "key"),
+    [(FIRST, "code", "ols_epoch0"), (LATER, "code", "ols_later"), (LATER, "paper", "ols_later")],
 )
-def test_O11_deep_supervision(clock, first_epoch, key):
+def test_O11_deep_supervision(clock, variant, key):
     v = VECTORS["O11"]
     i = v["inputs"]
-    method = in_double(make(name="ols_deep", first_epoch=first_epoch), i["matrix"])
+    method = in_double(make(name="ols_deep", variant=variant), i["matrix"])
     total, _ = loss_of(method, i["logits"], i["labels"], clock, exit_stage2=i["mid1"], exit_stage1=i["mid2"])
     close(v, total, v["expected"][key])
 
@@ -274,7 +274,7 @@ def test_O17_two_ranks_add_before_they_divide(tmp_path):
         {"freeze": 1.0},
         {"start": "ones"},
         {"name": "ols_deep", "exits": 0},
-        {"name": "ols_deep", "first_epoch": "none"},
+        {"name": "ols_deep", "variant": "none"},
         {"name": "exits", "smoothing": 1.0},
         {"name": "exits", "distill": {"temperature": 0.0}},
         {"name": "exits", "final_weight": 0.0},

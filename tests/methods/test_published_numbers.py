@@ -66,7 +66,7 @@ def close(actual, expected, **tolerance):
 
 def test_O10_the_virtual_teacher_of_the_fine_grained_code():
     v = VECTORS["O10"]["inputs"], VECTORS["O10"]["expected"]
-    tree = {"name": "tfkd", "form": "virtual", "rule": "code", "alpha": 0.95, "temperature": 40.0}
+    tree = {"name": "tfkd", "form": "virtual", "variant": "code", "alpha": 0.95, "temperature": 40.0}
     loss, gradient = run(make(4, **tree), real(v[0]["logits"]), v[0]["labels"])
     close(loss.total, v[1]["loss"], rtol=1e-6)
     close(gradient, v[1]["grad_logits"], rtol=1e-6, atol=1e-9)
@@ -114,7 +114,7 @@ def test_the_factor_of_logits_cancels(name):
 def test_I09_class_based_smoothing_as_written():
     """The matrix becomes its own softmax with every step."""
     v = VECTORS["I09"]["inputs"], VECTORS["I09"]["expected"]
-    method = make(4, name="ibls_cls", teacher=TEACHER, rule="code", temperature=2.0)
+    method = make(4, name="ibls_cls", teacher=TEACHER, variant="code", temperature=2.0)
     method.matrix, method.filled = real(v[0]["class_mean_logits"]), True
     labels, logits = v[0]["labels"], real(v[0]["logits"])
     close(method.target(torch.tensor(labels)), v[1]["first_call_targets"], rtol=1e-6)

@@ -106,7 +106,7 @@ def test_tfkd_from_the_virtual_teacher_as_its_code_has_it(place: Path) -> None:
             kd = 100 * F.kl_div(logits.log_softmax(1), virtual(batch.labels, 20.0), reduction="sum") / (8 * 5)
             descend(0.9 * F.cross_entropy(logits, batch.labels) + 0.1 * kd)
 
-    form = {"form": "virtual", "alpha": 0.1, "temperature": 20.0, "rule": "code", "multiplier": 100.0}
+    form = {"form": "virtual", "alpha": 0.1, "temperature": 20.0, "variant": "code", "multiplier": 100.0}
     compare({"name": "tfkd", **form}, twin, place)
 
 
@@ -121,8 +121,8 @@ def test_tfkd_from_the_virtual_teacher_as_its_paper_has_it(place: Path) -> None:
     compare({"name": "tfkd", "form": "virtual", "alpha": 0.3, "temperature": 20.0}, twin, place)
 
 
-@pytest.mark.parametrize(("rule", "weight"), [("text", 36.0), ("code", 36.0 * 2 / 5)])
-def test_tfkd_from_an_earlier_network(rule: str, weight: float, folder: Path, place: Path) -> None:
+@pytest.mark.parametrize(("variant", "weight"), [("paper", 36.0), ("code", 36.0 * 2 / 5)])
+def test_tfkd_from_an_earlier_network(variant: str, weight: float, folder: Path, place: Path) -> None:
     """weight: T^2 by the paper; by the code the mean runs over the classes too, and a multiplier is there."""
     path = folder / "teacher/checkpoints/best.pt"
 
@@ -137,8 +137,8 @@ def test_tfkd_from_an_earlier_network(rule: str, weight: float, folder: Path, pl
             kd = weight * F.kl_div((logits / 6).log_softmax(1), q, reduction="batchmean")
             descend(0.05 * F.cross_entropy(logits, batch.labels) + 0.95 * kd)
 
-    form = {"form": "self", "alpha": 0.95, "temperature": 6.0, "rule": rule}
-    form |= {"multiplier": 2.0} if rule == "code" else {}
+    form = {"form": "self", "alpha": 0.95, "temperature": 6.0, "variant": variant}
+    form |= {"multiplier": 2.0} if variant == "code" else {}
     compare({"name": "tfkd", **form, "teacher": {"source": "checkpoint", "path": str(path)}}, twin, place)
 
 

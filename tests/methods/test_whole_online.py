@@ -82,8 +82,8 @@ def side(head: Any, x: Tensor) -> Tensor:
     return mean
 
 
-@pytest.mark.parametrize(("first_epoch", "head"), [("all_exits", "convolutional"), ("final_only", "linear")])
-def test_ols_deep(place: Path, first_epoch: str, head: str) -> None:
+@pytest.mark.parametrize(("variant", "head"), [("paper", "convolutional"), ("code", "linear")])
+def test_ols_deep(place: Path, variant: str, head: str) -> None:
     def twin(student: nn.Module, epochs: list[list[Batch]]) -> None:
         soft = Matrix(0.0)
         for epoch, batch, descend in steps(student, epochs):
@@ -94,11 +94,11 @@ def test_ols_deep(place: Path, first_epoch: str, head: str) -> None:
             soft.add(final, y)
             hard = sum(w * F.cross_entropy(z, y) for w, z in ((1.5, final), (0.5, first), (0.5, second)))
             gentle = sum(w * soft.loss(z, y) for w, z in ((1.5, final), (0.25, first), (0.25, second)))
-            alone = epoch == 0 and first_epoch == "final_only"
+            alone = epoch == 0 and variant == "code"
             # The published exits are untouched in that epoch; here weight decay reaches them, by gradients of 0.
             descend(F.cross_entropy(final, y) + 0 * hard if alone else 0.5 * hard + 0.5 * gentle)
 
-    compare({"name": "ols_deep", "first_epoch": first_epoch, "head": head}, twin, place)
+    compare({"name": "ols_deep", "variant": variant, "head": head}, twin, place)
 
 
 def log(logits: Tensor, clamp: float = 0.0) -> Tensor:
@@ -153,7 +153,7 @@ def backward(logits: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, tuple[dict[str, Any], Callable[[Tensor, Tensor], Tensor]]] = {
     "sce": ({"name": "sce"}, sce),
-    "sce-code": ({"name": "sce", "forward": 0.1, "reverse": 1.0, "clamp": 1e-7}, sce_code),
+    "sce-code": ({"name": "sce", "forward": 0.1, "reverse": 1.0, "variant": "code"}, sce_code),
     "gce": ({"name": "gce"}, gce),
     "joint": ({"name": "joint"}, joint),
     "bootstrap_soft": ({"name": "bootstrap_soft"}, bootstrap_soft),
@@ -194,17 +194,17 @@ def test_estimated_noise(place: Path, name: str) -> None:
     compare({"name": name, "noise": {"name": "estimated", "epochs": 2}}, twin, place)
 
 
-@pytest.mark.parametrize(("of", "norm"), [("probabilities", "pair"), ("logits", "class")])
-def test_pairwise_confusion(place: Path, of: str, norm: str) -> None:
+@pytest.mark.parametrize(("of", "variant"), [("probabilities", "paper"), ("logits", "code")])
+def test_pairwise_confusion(place: Path, of: str, variant: str) -> None:
     def twin(student: nn.Module, epochs: list[list[Batch]]) -> None:
         for epoch, batch, descend in steps(student, epochs):
             logits = student.network(batch.images)
             left, right = (logits.softmax(1) if of == "probabilities" else logits).chunk(2)
-            dim = {"pair": 1, "class": 0}[norm]
+            dim = {"paper": 1, "code": 0}[variant]
             confusion = (left - right).pow(2).sum(dim).sqrt().sum() / len(logits)
             descend(F.cross_entropy(logits, batch.labels) + 0.5 * (epoch >= 1) * confusion)
 
-    compare({"name": "pairwise_confusion", "weight": 0.5, "of": of, "norm": norm, "from_epoch": 1}, twin, place)
+    compare({"name": "pairwise_confusion", "weight": 0.5, "of": of, "variant": variant, "from_epoch": 1}, twin, place)
 
 
 def test_disturbed_labels(place: Path) -> None:

@@ -86,10 +86,10 @@ def test_ibls(rule: str, memory: str | None, folder: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "soft", "hard", "mean"),
-    [(1.0, 1.0, 0.0, "samples"), (3.0, 0.7, 0.4, "samples"), (20.0, 0.9, 0.1, "elements")],
+    ("temperature", "soft", "hard", "variant"),
+    [(1.0, 1.0, 0.0, "paper"), (3.0, 0.7, 0.4, "paper"), (20.0, 0.9, 0.1, "code")],
 )
-def test_kd(temperature: float, soft: float, hard: float, mean: str, folder: Path, place: Path) -> None:
+def test_kd(temperature: float, soft: float, hard: float, variant: str, folder: Path, place: Path) -> None:
     """The teacher has temperature scaling, as half of IBLS's six have, and was trained on other normalised images."""
     teacher = teacher_of(folder)
     own, given = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ([0.5, 0.4, 0.3], [0.25, 0.25, 0.3])
@@ -100,17 +100,18 @@ def test_kd(temperature: float, soft: float, hard: float, mean: str, folder: Pat
             pixels = TF.normalize(batch.images, [-m / s for m, s in zip(*given)], [1 / s for s in given[1]])
             q = F.softmax(teacher(TF.normalize(pixels, *own)) / 1.3 / temperature, 1)
             log_p = F.log_softmax(logits / temperature, 1)
-            kl = (q * (q.log() - log_p)).sum() / (q.numel() if mean == "elements" else len(q))
+            kl = (q * (q.log() - log_p)).sum() / (q.numel() if variant == "code" else len(q))
             descend(soft * temperature**2 * kl + hard * F.cross_entropy(logits, batch.labels))
 
     scaled = {**TEACHER, "temperature": 1.3}
-    config = {"name": "kd", "teacher": scaled, "temperature": temperature, "soft": soft, "hard": hard, "mean": mean}
+    config = {"name": "kd", "teacher": scaled, "temperature": temperature, "soft": soft, "hard": hard}
+    config |= {"variant": variant}
     data = {**tiny(config, folder / "images", place)["data"], "mean": given[0], "std": given[1]}
     compare(with_teacher(config, folder), twin, place, data=data)
 
 
-@pytest.mark.parametrize(("rule", "means"), [("alike", "training"), ("code", "training"), ("code", "validation")])
-def test_ibls_cls(rule: str, means: str, folder: Path, place: Path) -> None:
+@pytest.mark.parametrize(("variant", "means"), [("paper", "training"), ("code", "training"), ("code", "validation")])
+def test_ibls_cls(variant: str, means: str, folder: Path, place: Path) -> None:
     """A class's mean is over the first epoch, in which the mass is shared evenly, or as published."""
     teacher, a, temperature = teacher_of(folder), 0.25, 0.5  # whole in binary
 
@@ -124,12 +125,12 @@ def test_ibls_cls(rule: str, means: str, folder: Path, place: Path) -> None:
             if epoch or means == "validation":
                 q = F.softmax(matrix / temperature, 1)
                 for row, t in zip(rows, batch.labels.tolist(), strict=True):
-                    row[:] = a * q[t] / (1 - q[t, t]) if rule == "alike" else a * (1 - q[t]) / (1 - q[t, t])
-                matrix = q if rule == "code" else matrix
+                    row[:] = a * q[t] / (1 - q[t, t]) if variant == "paper" else a * (1 - q[t]) / (1 - q[t, t])
+                matrix = q if variant == "code" else matrix
             rows[range(len(batch)), batch.labels] = 1 - a
             descend(-(rows * F.log_softmax(student.network(batch.images), 1)).sum(1).mean())
 
-    config = {"name": "ibls_cls", "teacher": TEACHER, "rule": rule, "means": means}
+    config = {"name": "ibls_cls", "teacher": TEACHER, "variant": variant, "means": means}
     config |= {"smoothing": a, "temperature": temperature}
     compare(with_teacher(config, folder), twin, place, evaluate={"batch": 7})
 
