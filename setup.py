@@ -53,5 +53,5 @@ setup(
         "remote": REMOTE,
         "timm": ["timm"],
     },
-    entry_points={"console_scripts": ["lsdali = lsdali.train:main"]},
+    entry_points={"console_scripts": ["lsdali = lsdali.cli:main"]},
 )

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 from benchmarks import models, networks, pskd, resident, zls
 from lsdali.bench.__main__ import run_commands
+from lsdali.errors import command
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     return run_commands("python -m benchmarks", (resident, zls, pskd, models, networks), arguments)
 

@@ -2,6 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Protocol
 
 
 class UserError(Exception):
@@ -27,3 +30,22 @@ def report_error(error: Exception) -> int:
         alone = "" if rank == "0" else f"rank {rank}: "
         print(f"error: {alone}{error}", file=sys.stderr, flush=True)
     return 2
+
+
+class Main(Protocol):
+    """The entry point of a command: arguments (None: those of the process) -> exit status."""
+
+    def __call__(self, argv: Sequence[str] | None = None, /) -> int: ...
+
+
+def command(function: Callable[[Sequence[str] | None], int]) -> Main:
+    """Make an entry point of a function of arguments: report a UserError in one sentence, and return status 2."""
+
+    @wraps(function)
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            return function(argv)
+        except UserError as error:
+            return report_error(error)
+
+    return main

@@ -16,7 +16,7 @@ FIGURES = {"top1": "top-1 %", "top5": "top-5 %", "nll": "NLL", "ece": "ECE %", "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="lsdali.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="lsdali report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder such as runs/digits_ce")
     try:
         Console(width=None if sys.stdout.isatty() else 120).print(table(parser.parse_args(argv).runs))

@@ -1,4 +1,4 @@
-"""Look at a data set before training: `python -m lsdali.scan ROOT [--full] [--json FILE] [--html FILE]`.
+"""Look at a data set before training: `lsdali scan ROOT [--full] [--json FILE] [--html FILE]`.
 
 Counts, sizes, formats, bad files, copies, and images that train and val share. It also renews the index that
 training reads. The exit status is 0 where nothing is to be mended, 1 where something is, 2 for bad input.
@@ -13,23 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsdali.errors import UserError
+from lsdali.errors import UserError, command
 
 WNID = re.compile(r"n\d{8}")
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
-    try:
-        return scan(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return scan(arguments().parse_args(argv))
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lsdali.scan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="lsdali scan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", metavar="ROOT", help="folder of the data set, as in data.root")
     parser.add_argument("--data", metavar="NAME", help="the recipe's data.name; guessed from the folder if left out")

@@ -24,8 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lsdali.errors import SharedError, UserError, report_error
 
     try:
-        if args.schema:
-            return print_schema()
         if args.recipe is None:
             raise UserError("which recipe? Give a YAML file, for example recipes/digits/ce.yaml")
         from lsdali.recipe import load, to_yaml
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lsdali",
+        prog="lsdali train",
         description=__doc__,
         epilog="Running the same command again continues a run where it stopped.",
     )
@@ -57,17 +55,7 @@ def arguments() -> argparse.ArgumentParser:
         dest="show",
         help="print the resolved recipe with every default, and stop",
     )
-    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of recipes, for editors, and stop")
     return parser
-
-
-def print_schema() -> int:
-    import json
-
-    from lsdali.recipe import Recipe
-
-    print(json.dumps(Recipe.model_json_schema(), indent=1))
-    return 0
 
 
 def start(recipe: "Recipe") -> int:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lsdali import export as room
+from lsdali.export import FORMATS, main
 from lsdali.models import ModelConfig, build_network
+from lsdali.models import exports as room
 from lsdali.models.student import Student
 
 
@@ -35,7 +36,7 @@ def make_run(folder, name="lenet", **changes):
 def test_safetensors_and_torchscript(tmp_path, name, capsys):
     network = make_run(tmp_path / "run", name)
     images = torch.randn(4, 3, 32, 32)
-    assert room.main([str(tmp_path / "run")]) == 0
+    assert main([str(tmp_path / "run")]) == 0
     modes = {file.stat().st_mode for file in (tmp_path / "run/checkpoints").iterdir()}
     assert len(modes) == 1, "whoever may read the checkpoint may read what was exported of it"
     with safe_open(tmp_path / "run/checkpoints/best.safetensors", "pt") as file:
@@ -43,7 +44,7 @@ def test_safetensors_and_torchscript(tmp_path, name, capsys):
         assert file.metadata()["classes"] == "5"
     assert f"{name} with 5 classes from" in capsys.readouterr().out
     out = tmp_path / "net.pt"
-    assert room.main([str(tmp_path / "run/checkpoints/best.pt"), "--format", "torchscript", "--out", str(out)]) == 0
+    assert main([str(tmp_path / "run/checkpoints/best.pt"), "--format", "torchscript", "--out", str(out)]) == 0
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(out)(images), network(images))
 
@@ -54,7 +55,7 @@ def test_onnx(tmp_path, name, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     network = make_run(tmp_path / "run", name)
-    assert room.main([str(tmp_path / "run"), "--format", "onnx"]) == 0
+    assert main([str(tmp_path / "run"), "--format", "onnx"]) == 0
     assert capsys.readouterr().out.startswith(f"{name} with 5 classes from")
     written = tmp_path / "alone" / "net.onnx"
     written.parent.mkdir()
@@ -72,7 +73,7 @@ def test_onnx_with_a_fixed_batch_is_refused(tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxscript")
     make_run(tmp_path / "run")
     monkeypatch.setattr(room.Network, "forward", lambda self, x: self.logits({}, x[:, 0, :3, :28].reshape(len(x), -1)))
-    assert room.main([str(tmp_path / "run"), "--format", "onnx"]) == 2
+    assert main([str(tmp_path / "run"), "--format", "onnx"]) == 2
     assert capsys.readouterr().err == (
         "error: 'lenet' cannot be exported to onnx: its batch size would be fixed to 2\n"
     )
@@ -81,14 +82,14 @@ def test_onnx_with_a_fixed_batch_is_refused(tmp_path, capsys, monkeypatch):
 def test_other_outputs_are_refused(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run")
     wrong = (lambda network, config, images, path: lambda x: network(x) + 1, ".x")
-    monkeypatch.setitem(room.FORMATS, "safetensors", wrong)
-    assert room.main([str(tmp_path / "run")]) == 2
+    monkeypatch.setitem(room.WRITERS, "safetensors", wrong)
+    assert main([str(tmp_path / "run")]) == 2
     assert "gives other outputs than the network" in capsys.readouterr().err
 
 
 def test_sentences(tmp_path, capsys, monkeypatch):
     def said(*arguments):
-        assert room.main([str(a) for a in arguments]) == 2
+        assert main([str(a) for a in arguments]) == 2
         return capsys.readouterr().err
 
     assert said(tmp_path) == (
@@ -104,3 +105,7 @@ def test_sentences(tmp_path, capsys, monkeypatch):
     assert said(tmp_path / "run", "--format", "onnx") == (
         "error: the format onnx needs packages that are not here: pip install onnx\n"
     )
+
+
+def test_every_format_has_a_writer() -> None:
+    assert sorted(room.WRITERS) == sorted(FORMATS)

@@ -20,7 +20,9 @@ LEVELS = [
     {"recipe"},
     {"trainer"},
     {"build"},
-    {"train", "report", "bench", "export", "scan", "pack", "evaluate"},
+    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 

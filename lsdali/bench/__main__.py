@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from lsdali.bench import loader, methods, stream
-from lsdali.errors import UserError
+from lsdali.errors import command
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_commands("python -m lsdali.bench", (loader, stream, methods), arguments)
+    return run_commands("lsdali bench", (loader, stream, methods), arguments)
 
 
 def run_commands(prog: str, modules: Sequence[ModuleType], arguments: Sequence[str] | None) -> int:
@@ -21,11 +22,7 @@ def run_commands(prog: str, modules: Sequence[ModuleType], arguments: Sequence[s
     for module in modules:
         module.add_arguments(commands)
     options = parser.parse_args(arguments)
-    try:
-        options.run_command(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options.run_command(options)
     return 0
 
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lsdali.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="lsdali evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN | key=value", help="a run folder or a checkpoint file")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="which one of each run folder")

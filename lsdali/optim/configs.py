@@ -29,6 +29,8 @@ class Common(Config):
 
 
 class SGD(Common):
+    """Stochastic gradient descent with momentum."""
+
     name: Literal["sgd"] = "sgd"
     momentum: FractionBelowOne = 0.9
 
@@ -37,6 +39,8 @@ class SGD(Common):
 
 
 class Nesterov(Common):
+    """Stochastic gradient descent with Nesterov momentum (Sutskever et al., 2013)."""
+
     name: Literal["nesterov"] = "nesterov"
     momentum: float = Field(default=0.9, gt=0, lt=1)
 

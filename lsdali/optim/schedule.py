@@ -60,6 +60,8 @@ class LinearSchedule(Warm):
 
 
 class ConstantSchedule(Warm):
+    """The same rate throughout, after the warm-up."""
+
     name: Literal["constant"] = "constant"
 
     def fraction(self, epoch: int, done: float) -> float:

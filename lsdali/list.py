@@ -1,0 +1,71 @@
+"""What a recipe can name: `lsdali list models|methods|data|augmentations|optimizers|schedules [TEXT]`, one per line."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from lsdali.errors import command
+
+
+def first_sentence(thing: Any) -> str:
+    """Return the first line of a docstring."""
+    thing = thing.func if isinstance(thing, partial) else thing
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def models() -> Iterator[tuple[str, str]]:
+    from lsdali.models import MODELS
+
+    for name, build in MODELS.items():
+        yield name, first_sentence(build)
+    yield "timm/<name>", "Any network of timm, with pip install lsdali[timm]."
+
+
+def methods() -> Iterator[tuple[str, str]]:
+    from lsdali.methods import METHODS
+
+    return ((name, first_sentence(kind)) for name, kind in METHODS.items())
+
+
+def data() -> Iterator[tuple[str, str]]:
+    from lsdali.data import DATASETS
+
+    return ((name, first_sentence(kind)) for name, kind in DATASETS.items())
+
+
+def kinds_of(path: str) -> Iterator[tuple[str, str]]:
+    """Yield name and docstring of every kind of a part of a recipe."""
+    from lsdali.recipe import Recipe
+    from lsdali.recipe.kinds import kinds_at, tags
+
+    for kind in kinds_at(Recipe, path.split("."), {}):
+        yield from ((name, first_sentence(kind)) for name in tags(kind, "name"))
+
+
+LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "models": models,
+    "methods": methods,
+    "data": data,
+    "augmentations": lambda: iter(sorted({*kinds_of("data.train.augment")})),
+    "optimizers": lambda: kinds_of("optimizer"),
+    "schedules": lambda: kinds_of("schedule"),
+}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="lsdali list", description=__doc__)
+    parser.add_argument("what", choices=LISTS, metavar="|".join(LISTS))
+    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="only names that hold this text")
+    options = parser.parse_args(argv)
+    rows = [row for row in LISTS[options.what]() if options.text in row[0]]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}".rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
