@@ -2,17 +2,33 @@
 
 import os
 import re
-from typing import Annotated
+from inspect import cleandoc
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+TAGS = ("name", "crop", "source")  # keys whose value says which Config a mapping is
+
 
 class Config(BaseModel):
-    """A frozen sub-tree of a recipe. Unknown keys, wrong types, inf and nan are errors; nothing is converted."""
+    """A frozen sub-tree of a recipe. Unknown keys, wrong types, inf and nan are errors; nothing is converted.
+
+    Every field has a docstring. A field that only changes its default keeps the docstring of the base, and a tag
+    (such as `name`) is described by its class.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a field that overrides another one its description, and a tag the class's own."""
+        bases = [base.model_fields for base in cls.__mro__[1:] if issubclass(base, Config)]
+        for name, field in cls.model_fields.items():
+            inherited = (fields[name].description for fields in bases if name in fields)
+            described = cleandoc(cls.__doc__ or "") if name in TAGS else next(filter(None, inherited), None)
+            field.description = field.description or described
 
 
 def expand(path: str) -> str:

@@ -32,8 +32,9 @@ def schema_text() -> str:
 
 def lines_at(path: str) -> list[str]:
     """Return what to print about a dotted path. Raises UserError for one that does not exist."""
+    from lsdali.config import TAGS
     from lsdali.recipe import Recipe
-    from lsdali.recipe.kinds import TAGS, Kinds, tag_of, tags, under
+    from lsdali.recipe.kinds import Kinds, tag_of, tags, under
 
     kinds: Kinds = [Recipe]
     key = None

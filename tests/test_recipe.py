@@ -11,7 +11,7 @@ import yaml
 
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.recipe import differences, load, to_yaml
+from lsdali.recipe import Recipe, differences, load, to_yaml
 from lsdali.recipe.editor import editor_schema
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +55,15 @@ def test_every_recipe_says_where_its_numbers_come_from() -> None:
     for path in RECIPES:
         head = path.read_text().split("seed:")[0]
         assert "Source:" in head or "our own" in head, path
+
+
+def test_every_key_is_described() -> None:
+    schema = Recipe.model_json_schema()
+    parts = {"Recipe": schema, **schema["$defs"]}
+    keys = {f"{name}.{key}": p for name, part in parts.items() for key, p in part.get("properties", {}).items()}
+    assert len(keys) > 300
+    assert not [key for key, content in keys.items() if not content.get("description")]
+    assert keys["Cifar10.std"]["description"] == keys["Folder.std"]["description"], "an override keeps its base's text"
 
 
 def test_the_schema_for_editors_accepts_every_recipe() -> None:

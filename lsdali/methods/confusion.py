@@ -28,6 +28,7 @@ class PairwiseConfusion(Method):
 
         name: Literal["pairwise_confusion"] = "pairwise_confusion"
         weight: float = Field(10.0, ge=0)
+        """Weight of the confusion term."""
         of: Literal["probabilities", "logits"] = "probabilities"
         """What is compared."""
         variant: Variant = "paper"

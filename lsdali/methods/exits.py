@@ -40,7 +40,9 @@ class DeepSupervision(Method):
         """linear: on the mean of the stage's positions; convolutional: three convolutions before that, as in the
         OLS code."""
         final_weight: float = Field(1.5, gt=0)
+        """Weight of the loss on the final logits."""
         exit_weight: float = Field(0.5, ge=0)
+        """Weight of the summed losses of the exits."""
         smoothing: float = Field(0.0, ge=0, lt=1)
         """Label smoothing; 0 is cross-entropy."""
         mass: Mass = "all"

@@ -26,6 +26,7 @@ class KnowledgeDistillation(Method):
 
         name: Literal["kd"] = "kd"
         teacher: TeacherConfig
+        """The network whose prediction is the target."""
         temperature: float = Field(1.0, gt=0)
         """T, which divides the logits of both."""
         hard: float = Field(0.0, ge=0)

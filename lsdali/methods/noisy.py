@@ -58,7 +58,9 @@ class SymmetricCrossEntropy(LogitLoss):
 
         name: Literal["sce"] = "sce"
         forward: float = Field(6.0, ge=0)
+        """Weight of the cross-entropy."""
         reverse: float = Field(0.1, ge=0)
+        """Weight of the reverse cross-entropy."""
         zero: float = Field(1e-4, ge=1e-30, lt=1)
         """log 0 in the label is log of this."""
         variant: Variant = "paper"
@@ -87,6 +89,7 @@ class GeneralisedCrossEntropy(LogitLoss):
 
         name: Literal["gce"] = "gce"
         q: float = Field(0.7, ge=1e-30, le=1)
+        """Exponent: near 0 it is cross-entropy, 1 is the mean absolute error."""
 
     config: Config
 
@@ -105,7 +108,9 @@ class JointOptimisation(LogitLoss):
 
         name: Literal["joint"] = "joint"
         prior: float = Field(1.2, ge=0)
+        """Weight of the prior term, which keeps the mean prediction near uniform."""
         entropy: float = Field(0.8, ge=0)
+        """Weight of the predictions' mean entropy."""
 
     config: Config
 
@@ -122,6 +127,7 @@ class SoftBootstrap(LogitLoss):
 
         name: Literal["bootstrap_soft"] = "bootstrap_soft"
         trust: float = Field(0.95, ge=0, le=1)
+        """Weight of the label in the target; the rest is the student's prediction."""
         variant: Variant = "paper"
         """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 
@@ -139,6 +145,7 @@ class HardBootstrap(LogitLoss):
 
         name: Literal["bootstrap_hard"] = "bootstrap_hard"
         trust: float = Field(0.8, ge=0, le=1)
+        """Weight of the label in the target; the rest is the class that the student predicts."""
         variant: Variant = "paper"
         """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 

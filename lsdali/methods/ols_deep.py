@@ -30,8 +30,11 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         head: Kind = "convolutional"
         """convolutional: three convolutions before a stage's positions are averaged, as published; linear: none."""
         final_weight: float = Field(1.5, gt=0)
+        """Weight of the final logits, in the hard and in the soft term."""
         exit_hard: float = Field(0.5, ge=0)
+        """Weight of the exits' summed cross-entropies in the hard term."""
         exit_soft: float = Field(0.25, ge=0)
+        """Weight of the exits' summed soft cross-entropies in the soft term."""
         variant: Variant = "paper"
         """paper: one loss in all epochs; code: the first epoch is cross-entropy of the final logits, with weight 1."""
 

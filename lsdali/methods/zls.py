@@ -61,7 +61,9 @@ class Smoothed(Part):
 
     name: Literal["ls"] = "ls"
     smoothing: float = Field(0.1, ge=0, lt=1)
+    """Probability mass that the label gives away."""
     mass: Mass = "others"
+    """Where the smoothed mass goes, as in the method ls."""
 
 
 class SmoothedByRank(Part):
@@ -72,6 +74,7 @@ class SmoothedByRank(Part):
 
     name: Literal["ls_zipf"] = "ls_zipf"
     smoothing: float = Field(0.1, ge=0, lt=1)
+    """Probability mass that the label gives away."""
 
 
 Criterion = Annotated[HardLabel | Smoothed | SmoothedByRank, Field(discriminator="name")]
@@ -87,6 +90,7 @@ class SoftRanks(Part):
     """
 
     strength: float = Field(0.5, ge=1e-6, le=1e6)
+    """Distance of scores from which on they have plain ranks."""
 
 
 class DeepVotes(Part):

@@ -17,7 +17,8 @@ from lsdali.models.teacher import TeacherConfig
 class ZipfWithTeacher(ZipfLabelSmoothing):
     """Liang et al. 2022, train_self_kd.py: the loss of ZLS and a distillation term.
 
-    What that script means: as shipped it does not run. Its weight of the distillation term is that of the Zipf term.
+    The published script does not run; this is its evident intent. It uses one weight for both the distillation and the
+    Zipf term.
     """
 
     class Config(ZipfLabelSmoothing.Config):
@@ -25,6 +26,7 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
 
         name: Literal["zls_kd"] = "zls_kd"  # type: ignore[assignment]
         teacher: TeacherConfig
+        """The network of the distillation term."""
         teacher_weight: float = Field(1.0, ge=0)
         """Weight of the distillation term."""
         alpha: float = Field(0.5, ge=0, le=1)

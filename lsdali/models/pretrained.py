@@ -79,6 +79,7 @@ class FileWeights(Weights):
 
     source: Literal["file"] = "file"
     path: PathText
+    """Path of the file."""
 
     def read(self, name: str) -> tuple[dict[str, Tensor], str]:
         return read_file(Path(self.path)), f"'{self.path}'"

@@ -18,6 +18,7 @@ class Common(Config):
     lr: float = Field(gt=0)
     """Peak learning rate; the schedule scales it."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Coefficient of the weight decay."""
     decay: Decay = "weights"
     """`weights` spares norm layers and biases; `all` decays every parameter."""
     implementation: Implementation = "auto"
@@ -33,6 +34,7 @@ class SGD(Common):
 
     name: Literal["sgd"] = "sgd"
     momentum: FractionBelowOne = 0.9
+    """Momentum; 0: none."""
 
     def arguments(self) -> dict[str, Any]:
         return {"momentum": self.momentum}
@@ -43,6 +45,7 @@ class Nesterov(Common):
 
     name: Literal["nesterov"] = "nesterov"
     momentum: float = Field(default=0.9, gt=0, lt=1)
+    """Nesterov's momentum."""
 
     def arguments(self) -> dict[str, Any]:
         return {"momentum": self.momentum, "nesterov": True}
@@ -53,7 +56,9 @@ class Adam(Common):
 
     name: Literal["adam"] = "adam"
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of the update, against division by 0."""
 
     def arguments(self) -> dict[str, Any]:
         return {"betas": self.betas, "eps": self.eps}
@@ -64,7 +69,9 @@ class AdamW(Common):
 
     name: Literal["adamw"] = "adamw"
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of the update, against division by 0."""
 
     def arguments(self) -> dict[str, Any]:
         return {"betas": self.betas, "eps": self.eps}

@@ -24,7 +24,9 @@ class StepSchedule(Warm):
 
     name: Literal["step"] = "step"
     milestones: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)]
+    """Epochs, counted from 0, at whose start the learning rate falls."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
+    """Factor on the learning rate at each milestone."""
 
     @field_validator("milestones")
     @classmethod

@@ -5,9 +5,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from lsdali.config import TAGS
+
 Kinds = list[type[BaseModel]]
-TAGS = ("name", "crop", "source")
-"""Keys that choose among several kinds of one part."""
 
 
 def kinds_in(annotation: Any) -> Kinds:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from lsdali.recipe.kinds import TAGS, Kinds, all_keys, kinds_at, tags, under
+from lsdali.config import TAGS
+from lsdali.recipe.kinds import Kinds, all_keys, kinds_at, tags, under
 from lsdali.recipe.synonyms import KEYS, NESTED
 from lsdali.state.upgrade import RENAMED
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lsdali.config import TAGS
 from lsdali.errors import UserError
-from lsdali.recipe.kinds import TAGS, Kinds, kinds_at, narrowed, tags, under
+from lsdali.recipe.kinds import Kinds, kinds_at, narrowed, tags, under
 from lsdali.recipe.messages import explain
 from lsdali.recipe.schema import OPERATIONAL, Recipe
 from lsdali.recipe.yaml12 import parse

@@ -52,7 +52,7 @@ class SaveConfig(Config):
 
 
 class LogConfig(Config):
-    """What a run tells while it trains."""
+    """How often a run reports while it trains."""
 
     every_steps: int = Field(50, ge=1)
     """Read losses back from the device, and report, every so many steps."""
@@ -73,27 +73,37 @@ class Recipe(Config):
     seed: int = Field(0, ge=0)
     """Initial weights, data order, augmentation and dropout are functions of it."""
     epochs: int = Field(ge=1)
+    """Passes over the training data."""
     batch: int = Field(ge=1)
     """The global batch: images per optimizer step, over all processes."""
     batch_schedule: Annotated[tuple[BatchChange, ...], Field(strict=False)] = ()
-    """Later changes of `batch` (Smith et al., 2018). The learning rate stays what `schedule` says of the epoch."""
+    """Later changes of `batch` (Smith et al., 2018). The learning-rate schedule is not affected."""
     micro_batch: int | None = Field(None, ge=1)
-    """The most images per forward and process; null: the whole share. Gradients of a step's parts add up;
-    BatchNorm, and losses that compare samples, know one part at a time."""
+    """Largest number of images per forward pass and process; null: the process's whole part of the batch. Gradients
+    add up over micro-batches; BatchNorm, and losses that compare samples, see one micro-batch at a time."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Number format of forward and backward: fp32, tf32 (matrix products in TensorFloat-32), or autocast to bf16 or
+    fp16 (with loss scaling). The weights stay in fp32."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     """The mode of torch.compile for the student's forward; null: eager."""
     data: DataConfig
+    """The data set, its crops and augmentations."""
     mix: MixConfig | None = None
     """Training images are mixed in pairs; null: they stay whole. Methods without a rule for it refuse."""
     model: ModelConfig
+    """The network to train."""
     method: MethodConfig
+    """The training loss and its settings."""
     optimizer: OptimizerConfig
+    """The optimizer, its peak learning rate and its weight decay."""
     schedule: ScheduleConfig
+    """The learning rate as a function of the epoch."""
     ema: EMA | None = None
     """An exponential moving average of the weights, evaluated beside them; null: none."""
     evaluate: EvaluationConfig = EvaluationConfig()
+    """When and how the validation data is evaluated."""
     save: SaveConfig = SaveConfig()
+    """When checkpoints are written and how many are kept."""
     log: LogConfig = LogConfig()
     run_dir: PathText | None = Field(None, min_length=1)
     """The run folder; null: runs/<recipe name>."""

@@ -28,6 +28,7 @@ class RankZipf(Config):
 
     name: Literal["rank_zipf"] = "rank_zipf"
     power: float = Field(1.0, gt=0, le=5)
+    """Exponent of the power law."""
 
 
 class Constant(Config):
@@ -73,6 +74,7 @@ class ExponentialDecay(Config):
 
     name: Literal["exponential_decay"] = "exponential_decay"
     exp_lambda: float = Field(gt=0, le=40)
+    """Decay rate per rank."""
 
 
 class UnbiasedZipf(Config):
@@ -80,8 +82,11 @@ class UnbiasedZipf(Config):
 
     name: Literal["unbiased_zipf"] = "unbiased_zipf"
     power: float = Field(1.0, gt=0, le=5)
+    """Exponent of the power law."""
     left_bound: float = Field(0.001, ge=1e-6)
+    """Start of the interval, which belongs to rank 1."""
     right_bound: float = Field(1.0, le=1e6)
+    """End of the interval."""
 
     @model_validator(mode="after")
     def bounds_rise(self) -> Self:
