@@ -105,6 +105,7 @@ class Recipe(Config):
     save: SaveConfig = SaveConfig()
     """When checkpoints are written and how many are kept."""
     log: LogConfig = LogConfig()
+    """What a run reports while it trains."""
     run_dir: PathText | None = Field(None, min_length=1)
     """The run folder; null: runs/<recipe name>."""
 
