@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsdali.errors import UserError
+from lsdali.functional import as_float32
 from lsdali.models.blocks import mean_over_positions
 from lsdali.models.student import AuxHead
 
@@ -68,6 +69,8 @@ class DenseVotes(AuxHead):
 class StageHead(AuxHead):
     """A classifier of its own on one stage, for methods with several exits: linear, on the mean of the positions."""
 
+    stage: str
+
     def __init__(self, stage: str, channels: int, classes: int) -> None:
         super().__init__()
         self.stage = stage
@@ -76,8 +79,7 @@ class StageHead(AuxHead):
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
         """-> [B, K] logits."""
-        logits: Tensor = self.linear(mean_over_positions(self.body(stages[self.stage])))
-        return logits
+        return as_float32(self.linear(mean_over_positions(self.body(stages[self.stage]))))
 
 
 class ConvolutionalHead(StageHead):

@@ -1,7 +1,9 @@
 """Pretrained weights: torchvision's, timm's, or a file; every tensor is accounted for."""
 
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,14 +12,17 @@ from pydantic import Field
 from torch import Tensor
 
 from lsdali.config import Config, PathText
-from lsdali.errors import UserError, first_line
+from lsdali.errors import UserError
 from lsdali.models.digest import weights_digest
 from lsdali.models.families.timm import PREFIX, timm_state
 from lsdali.models.families.torchvision import TORCHVISION, torchvision_state, weights_entry
 from lsdali.models.student import Network
+from lsdali.state.foreign import read_torch, refusal
 
-PREFIXES = ("module.", "_orig_mod.", "state_dict.", "network.")
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+Which = Literal["model", "ema"]
+
+AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)($|_)", re.IGNORECASE)
+WRAPPED = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Weights(Config):
@@ -28,6 +33,8 @@ class Weights(Config):
     others: Literal["refuse", "report"] = "refuse"
     """What is done about tensors that are missing, or that the network does not have: refuse the weights, or report
     each and go on."""
+    which: Which = "model"
+    """The model's own weights, or their moving average, where a file holds one (state_dict_ema, model_ema ...)."""
     classifier: Literal["fitting", "new"] = "fitting"
     """Take the classifier over where it has as many classes, or begin with a new one, for other classes."""
 
@@ -35,8 +42,8 @@ class Weights(Config):
         """Raises ValueError where the source has nothing for the network `name`."""
 
     @abstractmethod
-    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
-        """The tensors by their names, and what to call them in a sentence."""
+    def read(self, name: str) -> tuple[Mapping[str, Any], str]:
+        """The tensors by their names, perhaps inside wrappers, and what to call them in a sentence."""
 
 
 class TorchvisionWeights(Weights):
@@ -54,7 +61,7 @@ class TorchvisionWeights(Weights):
         except UserError as fault:
             raise ValueError(str(fault)) from fault
 
-    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+    def read(self, name: str) -> tuple[Mapping[str, Any], str]:
         return torchvision_state(name, self.weights), f"torchvision's {name} {self.weights}"
 
 
@@ -69,56 +76,96 @@ class TimmWeights(Weights):
         if not name.startswith(PREFIX):
             raise ValueError(f"timm's weights are for networks named timm/..., and this one is '{name}'")
 
-    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+    def read(self, name: str) -> tuple[Mapping[str, Any], str]:
         bare = name.removeprefix(PREFIX) + (f".{self.tag}" if self.tag else "")
         return timm_state(bare), f"timm's {bare}"
 
 
 class FileWeights(Weights):
-    """A file: safetensors, or a state dict saved by torch; a checkpoint of lsdali too. Nothing in it can run code."""
+    """A file: safetensors, or what torch saved: a state dict, or a trainer's checkpoint with one somewhere inside.
+
+    Of all the state dicts in a file, the one is taken whose names, without a common prefix, the network knows best.
+    Nothing in the file can run code.
+    """
 
     source: Literal["file"] = "file"
     path: PathText
     """Path of the file."""
 
-    def read(self, name: str) -> tuple[dict[str, Tensor], str]:
+    def read(self, name: str) -> tuple[Mapping[str, Any], str]:
         return read_file(Path(self.path)), f"'{self.path}'"
 
 
 WeightsConfig = Annotated[TorchvisionWeights | TimmWeights | FileWeights, Field(discriminator="source")]
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without wrappers and common prefixes. Raises UserError where there are none."""
+def read_file(path: Path) -> Mapping[str, Any]:
+    """Return the content of a file by its keys. Raises UserError if it cannot be read or has no keys."""
     if not path.is_file():
         raise UserError(f"model.weights: the file '{path}' does not exist")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return unwrap(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        content = read_torch(path)
     except Exception as fault:  # whatever the readers raise on foreign bytes
-        raise UserError(f"model.weights: the file '{path}' cannot be read: {first_line(fault)}") from fault
-    state = unwrap(content)
-    if not state:
-        raise UserError(f"model.weights: the file '{path}' holds no tensors by name")
-    return state
-
-
-def unwrap(content: Any) -> dict[str, Tensor]:
-    """The state dict inside common wrappers, its names without the common prefixes that all of them have."""
+        raise UserError(f"model.weights: the file '{path}' cannot be read: {refusal(fault)}") from fault
     if not isinstance(content, Mapping):
-        return {}
-    if isinstance(content.get("parts"), Mapping):  # a checkpoint of lsdali: the network without its auxiliary heads
-        student = content["parts"]["student"]
-        return {k.removeprefix("network."): v for k, v in student.items() if k.startswith("network.")}
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            return unwrap(content[wrapper])
+        raise UserError(f"model.weights: the file '{path}' holds a {type(content).__name__}, not tensors by name")
+    return content
+
+
+def find_states(content: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """Return every mapping of names to tensors inside a file's content, by the keys that lead to it."""
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
-    return state if prefix is None else unwrap({key.removeprefix(prefix): value for key, value in state.items()})
+    found = {path: state} if state else {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found |= find_states(value, (*path, str(key)))
+    return found
+
+
+def is_average(path: tuple[str, ...]) -> bool:
+    """Return whether the keys that lead to a state say that it is an average of weights."""
+    return any(AVERAGE.search(key) for key in path)
+
+
+def best_prefix(known: Collection[str], state: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Return the prefix of the state's names without which most of them are known, and how many those are."""
+    counts: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in known:
+                counts["".join(f"{part}." for part in parts[:depth])] += 1
+    (prefix, count), *_ = counts.most_common(1) or [("", 0)]
+    return count, prefix
+
+
+def pick_state(network: Network, content: Mapping[str, Any], title: str, which: Which) -> tuple[dict[str, Tensor], str]:
+    """Return the state inside a trainer's wrappers that fits the network best, and the prefix of its names there.
+
+    Raises UserError, which lists what was found, if no tensor has a name of the network or there is no such average.
+    """
+    known = network.state_dict().keys() | network.aliases.keys()
+    states = {path: without_wrappers(state) for path, state in find_states(content).items()}
+    fits = {path: best_prefix(known, state) for path, state in states.items()}
+    fitting = [path for path, (count, _) in fits.items() if count]
+    if not fitting:
+        names = [key for state in states.values() for key in state]
+        found = f"its tensors are {shorten(names)}" if names else f"its keys are {shorten(list(map(str, content)))}"
+        raise UserError(f"the weights {title} hold no tensor of the network; {found}")
+    chosen = [path for path in fitting if is_average(path) == (which == "ema")]
+    if not chosen and which == "ema":
+        raise UserError(f"the weights {title} hold no average of weights; leave out model.weights.which")
+    path = max(chosen or fitting, key=lambda path: fits[path][0])
+    return states[path], fits[path][1]
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state without what compilation, sharding and recomputing put into names."""
+    return {WRAPPED.sub("", key): value for key, value in state.items()}
 
 
 def load_weights(network: Network, name: str, config: WeightsConfig, log: Callable[[str], None]) -> None:
@@ -131,7 +178,12 @@ def load_weights(network: Network, name: str, config: WeightsConfig, log: Callab
         UserError: the weights cannot be read, have another digest, or do not fit the network; the tensors are named.
     """
     with torch.random.fork_rng(devices=[]):
-        state, title = config.read(name)
+        content, title = config.read(name)
+    whole, prefix = pick_state(network, content, title, config.which)
+    state = {key.removeprefix(prefix): value for key, value in whole.items() if key.startswith(prefix)}
+    if len(state) < len(whole):
+        left = [key for key in whole if not key.startswith(prefix)]
+        log(f"the weights {title} are those named {prefix}...; left where they are: {shorten(left)}")
     digest = weights_digest(state)
     if config.digest is not None and config.digest != digest:
         raise UserError(

@@ -7,14 +7,16 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
+from lsdali.functional import as_float32
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """What one forward of a student gives."""
 
-    logits: Tensor  # [B, K]
+    logits: Tensor  # [B, K] float32 (float64 stays float64)
     features: Tensor  # [B, C] what the classifier read
-    aux_heads: dict[str, Tensor]  # what the method's auxiliary heads returned, by their names
+    aux_heads: dict[str, Tensor]  # what the method's auxiliary heads returned, by their names; logits are float32
 
 
 # Lets DDP find the tensors inside; with static_graph=True it would else silently reduce no gradient.
@@ -36,6 +38,8 @@ class Network(nn.Module):
     """Names of tensors in the weights that others publish (torchvision's, timm's) -> their names here."""
     positionwise: bool = True
     """Whether neck and classifier can read single positions of the last map."""
+    raw_stages: frozenset[str] = frozenset()
+    """Stages whose maps leave without BatchNorm and ReLU, where an exit has both of its own, as in ZLS's DenseNet."""
     image_size: int | None = None
     """The only side of images in pixels that the network takes; None: any that is large enough."""
 
@@ -101,6 +105,8 @@ class AuxHead(nn.Module):
 
     classifies_positions: ClassVar[bool] = False
     """Whether it reads the last map with the network's own classifier."""
+    stage: str | None = None
+    """The earlier stage that it reads, if any."""
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
         """Maps [B, C, H, W] by stage, the network's readout ([..., C] -> [..., K]) -> any tensor [B, ...]."""
@@ -108,21 +114,30 @@ class AuxHead(nn.Module):
 
 
 class Student(nn.Module):
-    """The network in training and its auxiliary heads."""
+    """The network in training and its auxiliary heads.
+
+    Logits that autocast made are lifted to float32 here, once: where each term of a loss lifted them anew, each term's
+    gradient would be rounded to 16 bits before they are added.
+    """
 
     def __init__(self, network: Network, aux_heads: Mapping[str, AuxHead]) -> None:
         super().__init__()
         self.network = network
         self.aux_heads = nn.ModuleDict(aux_heads)
+        read = network.raw_stages & {head.stage for head in aux_heads.values()}
+        self.exit_norms = nn.ModuleDict(
+            {s: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU()) for s, c in network.channels.items() if s in read}
+        )
 
     def forward(self, images: Tensor) -> Outputs:
         """[B, 3, H, W] -> Outputs."""
         maps = self.network.maps(images)
         features = self.network.features(maps)
-        logits = self.network.logits(maps, features)
+        logits = as_float32(self.network.logits(maps, features))
+        maps |= {stage: norm(maps[stage]) for stage, norm in self.exit_norms.items()}
         aux_heads = {name: head(maps, self.network.readout) for name, head in self.aux_heads.items()}
         return Outputs(logits, features, aux_heads)
 
     def head(self) -> list[nn.Parameter]:
         """What is trained from scratch where the rest has pretrained weights: the classifier and auxiliary heads."""
-        return [*self.network.classifier.parameters(), *self.aux_heads.parameters()]
+        return [*self.network.classifier.parameters(), *self.aux_heads.parameters(), *self.exit_norms.parameters()]

@@ -16,6 +16,7 @@ import torch
 
 from lsdali import dist
 from lsdali.errors import UserError
+from lsdali.state.foreign import read_torch, refusal
 from lsdali.state.upgrade import upgraded
 
 FORMAT = 1
@@ -37,11 +38,11 @@ def fault(path: Path) -> str | None:
             bad = archive.testzip()
         if bad is not None:
             return f"damaged at {bad}"
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = read_torch(path, mmap=True)
     except (zipfile.BadZipFile, zlib.error, EOFError):
         return "not whole: cut off or overwritten"
     except Exception as error:
-        return f"unreadable: {str(error).splitlines()[0]}"
+        return f"unreadable: {refusal(error)}"
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         return "not a checkpoint of lsdali"
     if content["format"] != FORMAT:
@@ -51,7 +52,7 @@ def fault(path: Path) -> str | None:
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the host and mapped from the file."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content: dict[str, Any] = read_torch(path, mmap=True)
     return {**content, "recipe": upgraded(content["recipe"])}
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lsdali.models import aux_heads as aux_heads
 from lsdali.models.aux_heads import DenseVotes, StageHead
+from lsdali.models.families.dense import densenet
 from lsdali.models.student import Network, Student
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "label_vectors.json").read_text())
@@ -60,6 +61,39 @@ def test_Z13_votes(upsample):
     pooled = classifier(maps.mean((2, 3)))
     expected = VECTORS["Z13"]["expected"]["pooled_logits"]
     torch.testing.assert_close(pooled, torch.tensor(expected).double(), rtol=0, atol=1e-7)
+
+
+def test_exits_of_a_densenet_read_and_vote_on_normalised_maps():
+    """As in the DenseNet-121 of ZLS: BatchNorm and ReLU of the exit's own after the transition, once a step."""
+    torch.manual_seed(0)
+    exit = StageHead("stage2", 10, 5)
+    network = densenet(6, (1, 2, 1), 5)
+    student = Student(network, {"exit": exit, "votes": DenseVotes(exit=exit)})
+    images = torch.randn(4, 3, 16, 16)
+    out = student(images)
+    raw = network.maps(images)["stage2"]
+    own = student.exit_norms["stage2"][0]
+    assert own.num_batches_tracked == 1
+    read = F.batch_norm(raw, None, None, own.weight, own.bias, training=True).relu()
+    torch.testing.assert_close(out.aux_heads["exit"], exit.linear(read.mean((2, 3))))
+    assert torch.equal(out.aux_heads["votes"], exit.linear(read.movedim(1, -1)).argmax(-1).flatten(1))
+    assert any(own.weight is parameter for parameter in student.head())
+
+
+def test_sixteen_bit_logits_are_lifted_once():
+    """The sum of two terms that nearly cancel has the gradient of the sum, not of terms each rounded to bfloat16."""
+    torch.manual_seed(0)
+    twins = student(), student()
+    images, labels = images_and_labels()
+    grads = []
+    for twin, weights in zip(twins, [(1000.0, -999.0), (1.0, 0.0)], strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = twin(images)
+        assert out.logits.dtype == out.aux_heads["exit"].dtype == torch.float32
+        a, b = weights
+        (a * F.cross_entropy(out.logits, labels) + b * F.cross_entropy(out.logits, labels)).backward()
+        grads.append(twin.network.classifier.weight.grad)
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("upsample", [None, "bilinear", "bicubic"])

@@ -1,5 +1,11 @@
 """Pretrained weights: every source, every tensor accounted for, every sentence."""
 
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -10,8 +16,9 @@ from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models import pretrained as weights
 from lsdali.models.digest import weights_digest
-from lsdali.models.pretrained import FileWeights, TimmWeights, TorchvisionWeights, load_weights, read_file
+from lsdali.models.pretrained import FileWeights, TimmWeights, TorchvisionWeights, load_weights
 from lsdali.models.student import Student
+from lsdali.state import checkpoint
 
 NAME = "resnet8x4"
 
@@ -57,6 +64,82 @@ def test_safetensors_and_checkpoints_of_lsdali(tmp_path):
         assert said == []
 
 
+def trainers():
+    """What common trainers save, as functions of the model's own weights and their average."""
+    args = argparse.Namespace(lr=np.float64(0.1), opt="sgd", path=Path("data"))
+
+    def under(prefix, state):
+        return {prefix + key: value for key, value in state.items()}
+
+    return {
+        "torchvision": lambda own, average: {
+            "model": own,
+            "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"params": [0]}]},
+            "model_ema": {"n_averaged": torch.tensor(3), **under("module.", average)},
+            "args": args,
+        },
+        "timm": lambda own, average: {
+            "epoch": 3,
+            "arch": "x",
+            "args": args,
+            "metric": np.float64(71.5),
+            "state_dict": own,
+            "state_dict_ema": average,
+            "version": 2,
+        },
+        "lightning": lambda own, average: {
+            "pytorch-lightning_version": "2.4",
+            "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(1.0)}},
+            "state_dict": {**under("net.", own), "criterion.weight": torch.ones(5)},
+            "ema": {"state": under("net.", average)},
+        },
+        "composer": lambda own, average: {
+            "state": {"model": under("module.", own), "optimizers": {"SGD": {"state": {}}}},
+            "rng": [{"numpy": ("MT19937", np.arange(4, dtype=np.uint32), 0)}],
+            "swa_state": {"model": average},
+        },
+        "mdistiller": lambda own, average: {
+            "epoch": 1,
+            "model": {**under("module.student.", own), **under("module.teacher.", average)},
+            "best_acc": np.float32(3),
+            "ema_model": average,
+        },
+        "repdistiller": lambda own, average: {
+            "opt": args,
+            "model": own,
+            "accuracy": torch.tensor(2.0),
+            "ema": average,
+        },
+        "huggingface": lambda own, average: {**under("timm_model.", own)},
+        "cs-kd": lambda own, average: {"net": under("module.", own), "acc": 3.0, "ema_net": average},
+        "tf-kd": lambda own, average: {"epoch": 1, "state_dict": own, "optim_dict": {}, "averaged_weights": average},
+        "compiled": lambda own, average: {k.replace("stage1.", "stage1._orig_mod."): v for k, v in own.items()},
+    }
+
+
+@pytest.mark.parametrize("name", trainers())
+def test_checkpoints_of_common_trainers(tmp_path, name):
+    own, average = network(), network(seed=7)
+    content = trainers()[name](own.state_dict(), average.state_dict())
+    torch.save(content, tmp_path / "w.pt")
+    loaded, said = load(tmp_path / "w.pt")
+    assert weights_digest(loaded) == weights_digest(own)
+    left = {
+        "lightning": ("net.", "criterion.weight"),
+        "mdistiller": ("module.student.", "module.teacher.stem.0.weight"),
+    }
+    assert len(said) == (name in left)
+    assert name not in left or said[0].startswith(
+        f"the weights '{tmp_path}/w.pt' are those named {left[name][0]}...; left where they are: {left[name][1]}"
+    )
+    if name in ("huggingface", "compiled"):
+        assert sentence(tmp_path / "w.pt", which="ema") == (
+            f"the weights '{tmp_path}/w.pt' hold no average of weights; leave out model.weights.which"
+        )
+    else:
+        assert weights_digest(load(tmp_path / "w.pt", which="ema")[0]) == weights_digest(average)
+
+
 @pytest.mark.parametrize(("classes", "options"), [(8, {}), (5, {"classifier": "new"})])
 def test_other_classes_leave_the_classifier_and_say_so(tmp_path, classes, options):
     source = network(classes=5)
@@ -91,9 +174,13 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path):
 
 
 def test_many_names_are_cut_in_the_error(tmp_path):
-    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
-    assert " and " in sentence(tmp_path / "w.pt")
-    assert sentence(tmp_path / "w.pt", others="report").endswith("hold no tensor of 'resnet8x4'")
+    path, state = tmp_path / "w.pt", network().state_dict()
+    torch.save({"classifier.bias": state["classifier.bias"]}, path)
+    assert " more)" in sentence(path)
+    torch.save({"model": {f"a{n}": torch.zeros(1) for n in range(7)}}, path)
+    assert sentence(path, others="report") == (
+        f"the weights '{path}' hold no tensor of the network; its tensors are a0, a1, a2, a3, a4 and 2 more"
+    )
 
 
 def test_digest(tmp_path):
@@ -113,10 +200,14 @@ def test_files_that_are_none(tmp_path):
         path.write_bytes(content)
         assert sentence(path).startswith(f"model.weights: the file '{path}' {start}")
     torch.save(network(), path)  # a pickled module could run code
-    assert sentence(path).startswith(f"model.weights: the file '{path}' cannot be read: Weights only load failed")
-    for thing in ({}, {"a": 3}, torch.zeros(3)):
-        torch.save(thing, path)
-        assert sentence(path) == f"model.weights: the file '{path}' holds no tensors by name"
+    assert sentence(path) == (
+        f"model.weights: the file '{path}' cannot be read: it holds an object of lsdali.models.student.Network, and "
+        "reading that would run its code; save the model's state_dict() where the file was written"
+    )
+    torch.save({"epoch": 3}, path)
+    assert sentence(path) == f"the weights '{path}' hold no tensor of the network; its keys are epoch"
+    torch.save(torch.zeros(3), path)
+    assert sentence(path) == f"model.weights: the file '{path}' holds a Tensor, not tensors by name"
     (tmp_path / "w.safetensors").write_bytes(b"x")
     assert "cannot be read" in sentence(tmp_path / "w.safetensors")
 
@@ -214,6 +305,21 @@ def test_densenet264_has_no_weights_of_torchvision():
         TorchvisionWeights(weights="IMAGENET1K_V1").check_compatible("densenet264")
 
 
-def test_read_file_gives_plain_names(tmp_path):
-    torch.save({"state_dict": {"module.a": torch.ones(1), "module.b": torch.ones(2)}}, tmp_path / "w.pt")
-    assert list(read_file(tmp_path / "w.pt")) == ["a", "b"]
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "plain"])
+@pytest.mark.filterwarnings("ignore:.*protocol:UserWarning")
+def test_nothing_runs_and_nobody_is_advised_to_let_it(tmp_path, kind, monkeypatch):
+    ran = []
+    monkeypatch.setattr(os, "system", ran.append)
+    path = tmp_path / "w.pt"
+    if kind == "plain":
+        path.write_bytes(pickle.dumps({"w": Harmful()}))
+    else:
+        torch.save({"w": Harmful()}, path, _use_new_zipfile_serialization=kind == "zip")
+    said = [sentence(path), checkpoint.fault(path)]
+    assert ran == []
+    assert not any("weights_only" in text or "\x1b" in text or "\n" in text for text in said)

@@ -25,7 +25,7 @@ def pairwise(module, x):
     apart = module.query(x).flatten(2)[:, :, None] - windows(module.key(x), module.kernel)
     moved = places.flatten(2)[:, :, None] - windows(places, module.kernel)
     pairs = torch.cat([apart, moved.expand(x.shape[0], -1, -1, -1)], 1)  # [B, R + 2, k k, H W]
-    return attend(module.value(x), module.weight(pairs), module.kernel)
+    return attend(module.value(x), module.weight(pairs).softmax(2), module.kernel)
 
 
 def patchwise(module, x):

@@ -53,7 +53,13 @@ def densenet(growth: int, blocks: tuple[int, ...], classes: int, dropout: float 
         else:
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), channels)
-    return assemble_network(stem, stages, classes)
+    return with_raw_transitions(assemble_network(stem, stages, classes))
+
+
+def with_raw_transitions(network: Network) -> Network:
+    """Say of all stages but the last that they end with a convolution and a pool."""
+    network.raw_stages = frozenset(list(network.stages)[:-1])
+    return network
 
 
 class PlainLayer(nn.Module):
@@ -92,7 +98,7 @@ def plain_densenet(classes: int) -> Network:
         else:
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
         stages[f"stage{number + 1}"] = (nn.Sequential(*layers), channels)
-    return assemble_network(stem, stages, classes)
+    return with_raw_transitions(assemble_network(stem, stages, classes))
 
 
 DENSE: dict[str, Callable[..., Network]] = {

@@ -1,4 +1,8 @@
-"""Inception-v4 for small images (Szegedy et al. 2017), with the stem without strides that IBLS trained on CIFAR."""
+"""Inception-v4 (Szegedy et al. 2017) as IBLS trained it on CIFAR: layers and their order are those of its code.
+
+From the paper it differs in the stem without strides, the border of the second reduction, the order of the 7x1 and 1x7
+(3x1 and 1x3) convolutions, and average pools that count the zeros of the border.
+"""
 
 from collections.abc import Callable
 
@@ -40,7 +44,7 @@ def chain(inputs: int, *steps: ConvSpec) -> nn.Sequential:
 
 
 def pooled(inputs: int, outputs: int) -> nn.Sequential:
-    average = nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+    average = nn.AvgPool2d(3, 1, padding=1)
     return nn.Sequential(average, conv(inputs, outputs, 1))
 
 
@@ -49,17 +53,17 @@ def stem() -> nn.Module:
     return nn.Sequential(
         conv(3, 32, 3, padding=0),
         chain(32, (32, 3), (64, 3)),
-        Branches(nn.MaxPool2d(3, 1, padding=1), conv(64, 96, 3)),
-        Branches(chain(160, (64, 1), (96, 3)), chain(160, (64, 1), (64, (7, 1)), (64, (1, 7)), (96, 3))),
+        Branches(conv(64, 96, 3), nn.MaxPool2d(3, 1, padding=1)),
+        Branches(chain(160, (64, 1), (64, (7, 1)), (64, (1, 7)), (96, 3)), chain(160, (64, 1), (96, 3))),
         Branches(nn.MaxPool2d(3, 1, padding=1), conv(192, 192, 3)),
     )
 
 
 def block_a() -> nn.Module:
     return Branches(
-        chain(384, (96, 1)),
-        chain(384, (64, 1), (96, 3)),
         chain(384, (64, 1), (96, 3), (96, 3)),
+        chain(384, (64, 1), (96, 3)),
+        chain(384, (96, 1)),
         pooled(384, 96),
     )
 
@@ -67,8 +71,8 @@ def block_a() -> nn.Module:
 def down_a() -> nn.Module:
     """384 -> 1024 channels, half the side."""
     return Branches(
-        conv(384, 384, 3, 2, 0),
         nn.Sequential(chain(384, (192, 1), (224, 3)), conv(224, 256, 3, 2, 0)),
+        conv(384, 384, 3, 2, 0),
         nn.MaxPool2d(3, 2),
     )
 
@@ -77,13 +81,13 @@ def block_b() -> nn.Module:
     return Branches(
         chain(1024, (384, 1)),
         chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
-        chain(1024, (192, 1), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7))),
+        chain(1024, (192, 1), (192, (1, 7)), (224, (7, 1)), (224, (1, 7)), (256, (7, 1))),
         pooled(1024, 128),
     )
 
 
 def down_b() -> nn.Module:
-    """1024 -> 1536 channels, half the side; with a border, unlike the published one."""
+    """1024 -> 1536 channels, half the side."""
     return Branches(
         nn.Sequential(conv(1024, 192, 1), conv(192, 192, 3, 2, 1)),
         nn.Sequential(chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1))), conv(320, 320, 3, 2, 1)),
@@ -94,14 +98,14 @@ def down_b() -> nn.Module:
 def block_c() -> nn.Module:
     return Branches(
         chain(1536, (256, 1)),
-        nn.Sequential(conv(1536, 384, 1), fork(384)),
-        nn.Sequential(chain(1536, (384, 1), (448, (3, 1)), (512, (1, 3))), fork(512)),
+        nn.Sequential(conv(1536, 384, 1), fork(384, (3, 1), (1, 3))),
+        nn.Sequential(chain(1536, (384, 1), (448, (1, 3)), (512, (3, 1))), fork(512, (1, 3), (3, 1))),
         pooled(1536, 256),
     )
 
 
-def fork(inputs: int) -> nn.Module:
-    return Branches(conv(inputs, 256, (1, 3)), conv(inputs, 256, (3, 1)))
+def fork(inputs: int, *kernels: Kernel) -> nn.Module:
+    return Branches(*(conv(inputs, 256, kernel) for kernel in kernels))
 
 
 def inception_v4(classes: int, dropout: float = 0.2) -> Network:

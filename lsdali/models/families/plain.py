@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lsdali.models.blocks import PadTo, assemble_network, init_kaiming_out
 from lsdali.models.student import Network
@@ -12,16 +13,16 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 def vgg(convolutions: tuple[int, ...], norm: Callable[[int], nn.Module], classes: int) -> Network:
-    """VGG (Simonyan and Zisserman 2015) in five stages, one linear layer after an average pool; from 16 px.
+    """VGG (Simonyan and Zisserman 2015) in five stages, one linear layer after an average pool; from 8 px.
 
-    `norm` is BatchNorm2d or Identity. A max-pool stands before each stage but the first; the last map is pooled by
-    its mean. So OLS and the distillation papers have it. Convolutions start as N(0, 2 / fan-out), the classifier as
-    N(0, 0.01 squared).
+    `norm` is BatchNorm2d or Identity. A max-pool stands before stages 2, 3 and 4, and before stage 5 where images are
+    64 px or larger; the last map is pooled by its mean. So OLS and the distillation papers have it, except that they
+    pool before stage 5 at 64 px alone. Convolutions start as N(0, 2 / fan-out), the classifier as N(0, 0.01 squared).
     """
     stages: dict[str, tuple[nn.Module, int]] = {}
     inputs = 3
     for number, (count, width) in enumerate(zip(convolutions, WIDTHS, strict=True)):
-        layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
+        layers: list[nn.Module] = [nn.MaxPool2d(2) if number < 4 else PoolLargeMaps()] if number else []
         for _ in range(count):
             layers += [nn.Conv2d(inputs, width, 3, padding=1), norm(width), nn.ReLU()]
             inputs = width
@@ -31,6 +32,14 @@ def vgg(convolutions: tuple[int, ...], norm: Callable[[int], nn.Module], classes
     nn.init.normal_(network.classifier.weight, std=0.01)
     nn.init.zeros_(network.classifier.bias)
     return network
+
+
+class PoolLargeMaps(nn.Module):
+    """A 2x2 max-pool of maps from 8 positions in height on, which images from 64 px on have after three halvings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2] where H >= 8, else x."""
+        return F.max_pool2d(x, 2) if x.shape[2] >= 8 else x
 
 
 def lenet(kernel: int, side: int, classes: int) -> Network:

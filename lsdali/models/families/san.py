@@ -41,7 +41,10 @@ def attend(values: Tensor, weights: Sequence[Tensor], kernel: int) -> Tensor:
 
 
 class Pairwise(nn.Module):
-    """Weights from the difference of two pixels and of their coordinates, for each pair by itself (equation 2)."""
+    """Weights from the difference of two pixels and of their coordinates (equation 2), softmax over the neighbours.
+
+    The softmax is that of the published code (hszhao/SAN), which has none for patches.
+    """
 
     def __init__(self, inputs: int, relation: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class Pairwise(nn.Module):
         around = torch.stack(windows(padded(key, self.kernel), self.kernel), 1)  # [B, k k, H, W, R + 2]
         pairs = (query[:, None] - around).flatten(1, 2)  # the k k maps of an image below each other, as one tall map
         weights = self.weight(pairs.movedim(-1, 1)).movedim(1, -1)  # [B, k k H, W, C'/8]
-        each = torch.unflatten(weights, 1, (self.kernel**2, -1)).unbind(1)
+        each = torch.unflatten(weights, 1, (self.kernel**2, -1)).softmax(1).unbind(1)
         return attend(self.value(x).movedim(1, -1), each, self.kernel).movedim(-1, 1)
 
 

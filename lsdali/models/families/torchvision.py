@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lsdali.batch import Normal
 from lsdali.errors import UserError
 from lsdali.models.blocks import GlobalAvgPool
+from lsdali.models.families.dense import with_raw_transitions
 from lsdali.models.names import unknown
 from lsdali.models.student import Network
 
@@ -131,7 +132,8 @@ def take_features(model: Any, name: str) -> Network:
     stages = {f"stage{n + 1}": nn.Sequential(*layers[a:b]) for n, (a, b) in enumerate(zip(starts, ends, strict=True))}
     stem = nn.Sequential(*layers[: starts[0]])
     if isinstance(model.classifier, nn.Linear):
-        return Network(stem, stages, GlobalAvgPool(), model.classifier, {})
+        network = Network(stem, stages, GlobalAvgPool(), model.classifier, {})
+        return with_raw_transitions(network) if isinstance(model, DenseNet) else network
     head = list(model.classifier.children())
     rates = [part.p for part in head if isinstance(part, nn.Dropout)]
     dropout = rates[0] if rates else 0.0

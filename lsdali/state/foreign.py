@@ -1,0 +1,61 @@
+"""Files of torch that others wrote, read without running code, and what is wrong with them in a sentence."""
+
+import argparse
+import collections
+import pathlib
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsdali.errors import first_line
+
+GLOBAL = re.compile(r"GLOBAL (\S+)")
+
+
+def inert_globals() -> list[Any]:
+    """Return what trainers save beside tensors and what holds no code: arguments, NumPy's numbers, paths."""
+    arrays: Any = np._core.multiarray  # type: ignore[attr-defined]
+    numbers = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"]
+    pieces = [(arrays.scalar, "scalar"), (arrays._reconstruct, "_reconstruct")]
+    old = [(piece, f"numpy.core.multiarray.{name}") for piece, name in pieces]
+    text: Any = __import__("_codecs").encode
+    paths = [pathlib.PosixPath, (pathlib.PurePosixPath, "pathlib.WindowsPath")]
+    return [
+        argparse.Namespace,
+        collections.defaultdict,
+        *(piece for piece, _ in pieces),
+        *old,
+        np.ndarray,
+        np.dtype,
+        *numbers,
+        (text, "_codecs.encode"),
+        *paths,
+    ]
+
+
+def read_torch(path: Path, *, mmap: bool = False) -> Any:
+    """Return the content of a file, on the host. Raises what torch does; `refusal` says it in a few words."""
+    with torch.serialization.safe_globals(inert_globals()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*TorchScript archive")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
+
+
+def refusal(fault: Exception) -> str:
+    """Return why a file was not read, in a few words, without torch's advice to run what is in it."""
+    said = str(fault)
+    found = GLOBAL.search(said)
+    if found is not None:
+        return (
+            f"it holds an object of {found[1]}, and reading that would run its code; "
+            "save the model's state_dict() where the file was written"
+        )
+    if "TorchScript" in said:
+        return "it is a TorchScript program; save the model's state_dict() where it was written"
+    if "weights_only" in said or "Weights only" in said:
+        detail = re.sub(r"\x1b\[[0-9;]*m", "", said).rpartition("WeightsUnpickler error: ")[2]
+        return f"it is no file of tensors ({detail.strip().partition(chr(10))[0]})"
+    return first_line(fault)
