@@ -81,7 +81,9 @@ def prepare(
     network = new_network(recipe, classes)
     if recipe.model.weights is not None and not resumes:
         load_weights(network, recipe.model.name, recipe.model.weights, events.log)
-    val = eval_loader(val_index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
+    val = eval_loader(
+        val_index, recipe.data, batch=recipe.evaluate.batch_on(device.type), device=device, half=precision.half
+    )
     method, teachers = build_method(recipe, network, train_index, device, val)
     check_shares(recipe, method)
     check_start(recipe, method)

@@ -156,7 +156,9 @@ def read(
     recipe, index = samples.recipe, samples.index
     with dist.raise_together():
         precision = Precision(recipe.precision, device)
-        loader = eval_loader(index, recipe.data, batch=recipe.evaluate.batch, device=device, half=precision.half)
+        loader = eval_loader(
+            index, recipe.data, batch=recipe.evaluate.batch_on(device.type), device=device, half=precision.half
+        )
     parts, numbers = [torch.empty((0, width))], [torch.empty(0, dtype=torch.int64)]
     for rows, batch in predictions(network, loader, precision.autocast):
         valid = batch.valid.cpu()

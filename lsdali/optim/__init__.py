@@ -1,6 +1,6 @@
 """What turns gradients into weights: optimizers, learning rates, precision, average of the weights."""
 
-from lsdali.optim.configs import OPTIMIZERS, SGD, Adam, AdamW, Nesterov, OptimizerConfig
+from lsdali.optim.configs import LAMB, LARS, OPTIMIZERS, SGD, Adam, AdamW, Nesterov, NovoGrad, OptimizerConfig, Timm
 from lsdali.optim.ema import EMA, Average
 from lsdali.optim.optimizer import Optimizer, build_optimizer
 from lsdali.optim.precision import Precision
@@ -16,6 +16,8 @@ from lsdali.optim.schedule import (
 
 __all__ = [
     "EMA",
+    "LAMB",
+    "LARS",
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
@@ -26,11 +28,13 @@ __all__ = [
     "CosineSchedule",
     "LinearSchedule",
     "Nesterov",
+    "NovoGrad",
     "Optimizer",
     "OptimizerConfig",
     "Precision",
     "ScheduleConfig",
     "StepSchedule",
+    "Timm",
     "build_optimizer",
     "schedule",
 ]

@@ -1,14 +1,29 @@
 """NVIDIA apex's fused optimizers, where they are really there."""
 
 import importlib
+import math
 from typing import Any
 
 import torch
 
 from lsdali.errors import UserError
-from lsdali.optim.configs import OptimizerConfig
+from lsdali.optim.configs import OptimizerConfig, Timm
 
-APEX_CLASSES = {"sgd": "FusedSGD", "nesterov": "FusedSGD", "adam": "FusedAdam", "adamw": "FusedAdam"}
+APEX_CLASSES = {
+    "sgd": "FusedSGD",
+    "nesterov": "FusedSGD",
+    "adam": "FusedAdam",
+    "adamw": "FusedAdam",
+    "lamb": "FusedLAMB",
+    "novograd": "FusedNovoGrad",
+}
+# Theirs differ from what the names say: FusedAdam decays as AdamW does, whatever it is called, and FusedLAMB clips the
+# gradient to norm 1 (its kernel would divide by a bound of 0).
+OWN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"adam_w_mode": False},
+    "adamw": {"adam_w_mode": True},
+    "lamb": {"max_grad_norm": math.inf},
+}
 
 
 def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -24,10 +39,8 @@ def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: to
         raise UserError(
             "optimizer.implementation: apex's FusedSGD never updates bf16 parameters; use auto, or parameters in fp32"
         )
-    arguments = {"lr": config.lr, **config.arguments()}
-    if APEX_CLASSES[config.name] == "FusedAdam":
-        # Its default is decoupled decay, whatever the class is called.
-        arguments["adam_w_mode"] = config.name == "adamw"
+    assert not isinstance(config, Timm)
+    arguments = {"lr": config.lr, **config.arguments(), **OWN_DEFAULTS.get(config.name, {})}
     built: torch.optim.Optimizer = getattr(optimizers, APEX_CLASSES[config.name])(groups, **arguments)
     return built
 

@@ -3,12 +3,13 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lsdali.config import Config
 from lsdali.optim.groups import Decay
 
 Implementation = Literal["auto", "torch-fused", "foreach", "loop", "apex"]
+TIMM = "timm/"  # before the name of an algorithm
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -22,7 +23,8 @@ class Common(Config):
     decay: Decay = "weights"
     """`weights` spares norm layers and biases; `all` decays every parameter."""
     implementation: Implementation = "auto"
-    """`auto` is torch-fused; `apex` needs NVIDIA apex with its compiled kernels and a GPU."""
+    """`auto` is torch-fused; `apex` needs NVIDIA apex with its compiled kernels and a GPU. With precision fp16, foreach
+    and loop wait for the device at each step, and apex is refused because it would."""
     clip: float | None = Field(default=None, gt=0)
     """Largest allowed norm of the whole gradient; null: no clipping."""
     backbone_lr_scale: float = Field(default=1.0, ge=0)
@@ -77,13 +79,81 @@ class AdamW(Common):
         return {"betas": self.betas, "eps": self.eps}
 
 
-OptimizerConfig = Annotated[SGD | Nesterov | Adam | AdamW, Field(discriminator="name")]
+class LARS(Common):
+    """Layer-wise rates for SGD in large batches (You, Gitman and Ginsburg, arXiv 1708.03888)."""
 
-OPTIMIZERS: dict[str, type[SGD | Nesterov | Adam | AdamW]] = {
+    name: Literal["lars"] = "lars"
+    implementation: Literal["auto", "foreach"] = "auto"
+    """Both are this project's own, which compute a step for all tensors at once."""
+    momentum: FractionBelowOne = 0.9
+    trust: float = Field(default=1e-3, gt=0)
+    """The paper's eta: how far one step may move a tensor, as a share of its norm."""
+    eps: float = Field(default=1e-8, gt=0)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"momentum": self.momentum, "trust": self.trust, "eps": self.eps}
+
+
+class LAMB(Common):
+    """Layer-wise rates for Adam in large batches (You et al., ICLR 2020). Its authors also clip: `clip: 1.0`."""
+
+    name: Literal["lamb"] = "lamb"
+    implementation: Literal["auto", "foreach", "apex"] = "auto"
+    """`auto` and `foreach` are this project's own; `apex` is FusedLAMB and needs apex's compiled kernels and a GPU."""
+    betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, gt=0)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps}
+
+
+class NovoGrad(Common):
+    """Adam with one second moment for each tensor (Ginsburg et al., arXiv 1905.11286)."""
+
+    name: Literal["novograd"] = "novograd"
+    implementation: Literal["apex"] = "apex"
+    """FusedNovoGrad; without apex, `name: timm/novograd`."""
+    betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.95, 0.98)
+    eps: float = Field(default=1e-8, gt=0)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps}
+
+
+class Timm(Common):
+    """An optimizer of the package timm; `name: timm/lion` is short for name timm and algorithm lion."""
+
+    name: Literal["timm"] = "timm"
+    implementation: Literal["auto"] = "auto"
+    """timm's own choice. With precision fp16 these wait for the device at each step."""
+    algorithm: str
+    """Its name in `timm.optim.list_optimizers()`, such as lion, muon or adan."""
+    options: dict[str, Any] = {}
+    """Further arguments of the algorithm, such as betas."""
+
+
+def without_prefix(given: Any) -> Any:
+    """`timm/NAME` as name timm and algorithm NAME."""
+    if isinstance(given, dict) and str(given.get("name")).startswith(TIMM):
+        return {**given, "name": "timm", "algorithm": given["name"].removeprefix(TIMM)}
+    return given
+
+
+OptimizerConfig = Annotated[
+    SGD | Nesterov | Adam | AdamW | LARS | LAMB | NovoGrad | Timm,
+    Field(discriminator="name"),
+    BeforeValidator(without_prefix),
+]
+
+OPTIMIZERS: dict[str, type[Common]] = {
     "sgd": SGD,
     "nesterov": Nesterov,
     "adam": Adam,
     "adamw": AdamW,
+    "lars": LARS,
+    "lamb": LAMB,
+    "novograd": NovoGrad,
+    "timm": Timm,
 }
 
 TORCH: dict[str, type[torch.optim.Optimizer]] = {

@@ -36,6 +36,8 @@ class Average:
     def __init__(self, config: EMA, student: nn.Module) -> None:
         self._config = config
         self._module = deepcopy(student).requires_grad_(requires_grad=False)
+        self._watched: nn.Module | None = None
+        self._pairs: tuple[tuple[list[Tensor], list[Tensor]], ...] = ()
         self._parts = {"weights": ModuleState(self._module), "buffers": RankBuffers(self._module)}
 
     @torch.no_grad()
@@ -46,12 +48,13 @@ class Average:
         """
         if (clock.step + 1) % self._config.every:
             return
-        average, new = _tensors(self._module), _tensors(student)
-        floats = [x for x in average if x.is_floating_point()]
-        torch._foreach_lerp_(floats, [x for x in new if x.is_floating_point()], 1 - self._config.decay)
-        for counter, value in zip(average, new, strict=True):
-            if not counter.is_floating_point():
-                counter.copy_(value)
+        if self._watched is not student:  # listing the tensors of every module takes longer than the update
+            self._watched = student
+            self._pairs = _by_kind(_tensors(self._module)), _by_kind(_tensors(student))
+        (floats, counters), (new_floats, new_counters) = self._pairs
+        torch._foreach_lerp_(floats, new_floats, 1 - self._config.decay)
+        if counters:
+            torch._foreach_copy_(counters, new_counters)
 
     @contextmanager
     def swapped(self, student: nn.Module) -> Iterator[None]:
@@ -80,6 +83,11 @@ class Average:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _by_kind(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of real numbers, and the others."""
+    return [x for x in tensors if x.is_floating_point()], [x for x in tensors if not x.is_floating_point()]
 
 
 @torch.no_grad()

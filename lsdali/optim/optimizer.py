@@ -1,16 +1,22 @@
 """The optimizer: one face for torch's and apex's, and the choice between them."""
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lsdali.errors import UserError
+from lsdali.optim import large_batch
 from lsdali.optim.apex import build_apex
-from lsdali.optim.configs import TORCH, OptimizerConfig
+from lsdali.optim.configs import LAMB, LARS, TORCH, OptimizerConfig, Timm
 from lsdali.optim.groups import parameter_groups
+from lsdali.optim.large_batch import LayerwiseOptimizer
 
+LAYERWISE: dict[str, type[LayerwiseOptimizer]] = {"lars": large_batch.LARS, "lamb": large_batch.LAMB}
+# Those that need apex or bitsandbytes, or a second backward pass.
+UNUSABLE = ("fused", "bnb", "adahessian")
 FLAGS: dict[str, dict[str, bool]] = {
     "torch-fused": {"fused": True},
     "foreach": {"foreach": True},
@@ -29,6 +35,8 @@ class Optimizer:
         self._kind = kind  # "torch adam": optimizers of one kind read each other's states
         self._clip = clip
         self._reason = reason
+        self._options = [group.keys() for group in map(dict, inner.param_groups)]
+        start_momentum(inner)
 
     def describe(self) -> str:
         """One line: what was chosen, why, and what it decays."""
@@ -79,11 +87,25 @@ class Optimizer:
                 "the checkpoint's optimizer has other parameter groups than the recipe's; model and"
                 " optimizer.decay must be those that wrote the checkpoint"
             )
-        # apex counts steps in the group: that is state, not an option.
-        counts = [{"step": g["step"]} if "step" in g else {} for g in saved]
+        # What a group did not have at the start (apex and timm count steps there) is state, not an option.
+        counts = [{k: g[k] for k in g.keys() - known} for g, known in zip(saved, self._options, strict=True)]
         groups = [{**mine, **count} for mine, count in zip(own, counts, strict=True)]
         moments = {number: _step_on_host(entry) for number, entry in state["state"].items()}
         self.inner.load_state_dict({"state": moments, "param_groups": groups})
+        start_momentum(self.inner)
+
+
+def start_momentum(inner: torch.optim.Optimizer) -> None:
+    """Give fused SGD a momentum of zeros where it has none.
+
+    torch would make it of uninitialised memory at the first step, and leave it so if fp16 gradients overflow there.
+    From zeros the first step is the same to the bit.
+    """
+    for group in inner.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for p in group["params"]:
+                if inner.state[p].get("momentum_buffer") is None:
+                    inner.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def describe_group(group: Mapping[str, Any]) -> str:
@@ -110,10 +132,36 @@ def build_optimizer(
     groups = parameter_groups(model, config.weight_decay, config.decay, head=head, backbone_lr_scale=scale)
     implementation = config.implementation
     reason = f"{config.name} by {implementation}, as the recipe asks"
+    if isinstance(config, Timm):
+        name = f"timm {config.algorithm}"
+        return Optimizer(build_timm(groups, config), name, config.clip, f"{config.algorithm} by timm")
+    if implementation == "apex":
+        return Optimizer(build_apex(groups, config, device), f"apex {config.name}", config.clip, reason)
+    arguments = {"lr": config.lr, **config.arguments()}
+    if isinstance(config, LARS | LAMB):
+        own = LAYERWISE[config.name](groups, **arguments)
+        return Optimizer(own, f"own {config.name}", config.clip, f"{config.name} for all tensors at once")
     if implementation == "auto":
         implementation = "torch-fused"
         reason = f"{config.name} by torch-fused, the fewest kernels a step on {device.type}"
-    if implementation == "apex":
-        return Optimizer(build_apex(groups, config, device), f"apex {config.name}", config.clip, reason)
-    arguments = {"lr": config.lr, **config.arguments(), **FLAGS[implementation]}
-    return Optimizer(TORCH[config.name](groups, **arguments), f"torch {config.name}", config.clip, reason)
+    inner = TORCH[config.name](groups, **{**arguments, **FLAGS[implementation]})
+    return Optimizer(inner, f"torch {config.name}", config.clip, reason)
+
+
+def build_timm(groups: list[dict[str, Any]], config: Timm) -> torch.optim.Optimizer:
+    """Return timm's optimizer. Raises UserError if timm is missing, or knows no such algorithm or option."""
+    try:
+        from timm.optim import create_optimizer_v2, list_optimizers
+    except ImportError as error:
+        raise UserError(f"optimizer.name: timm/{config.algorithm} needs timm ({error}): pip install timm") from None
+    usable = [name for name in list_optimizers() if not name.startswith(UNUSABLE)]
+    if config.algorithm not in usable:
+        near = get_close_matches(config.algorithm, usable, 1)
+        hint = f"did you mean timm/{near[0]}?" if near else f"one of {', '.join(usable)}"
+        raise UserError(f"optimizer.name: timm/{config.algorithm} cannot be used here; {hint}")
+    arguments = {"lr": config.lr, "weight_decay": config.weight_decay, **config.options}
+    try:
+        built: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.options: timm/{config.algorithm} refuses {config.options}: {error}") from None
+    return built

@@ -36,8 +36,12 @@ class EvaluationConfig(Config):
 
     every_epochs: int = Field(1, ge=1)
     """Evaluate after every so many epochs, and after the last."""
-    batch: int = Field(64, ge=1)
-    """Images per forward and process. It changes no result."""
+    batch: int | None = Field(None, ge=1)
+    """Images per forward and process; null: 256 on a GPU, 64 elsewhere. It changes no result."""
+
+    def batch_on(self, device: str) -> int:
+        """The batch on a type of device."""
+        return self.batch or (256 if device == "cuda" else 64)
 
 
 class SaveConfig(Config):
@@ -85,7 +89,8 @@ class Recipe(Config):
     """Number format of forward and backward: fp32, tf32 (matrix products in TensorFloat-32), or autocast to bf16 or
     fp16 (with loss scaling). The weights stay in fp32."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    """The mode of torch.compile for the student's forward; null: eager."""
+    """The mode of torch.compile for the student's forward; null: eager. reduce-overhead and max-autotune record CUDA
+    graphs, with which `micro_batch` is refused."""
     data: DataConfig
     """The data set, its crops and augmentations."""
     mix: MixConfig | None = None
@@ -119,6 +124,20 @@ class Recipe(Config):
         epochs = [0, *(change.epoch for change in self.batch_schedule)]
         if not all(a < b for a, b in pairwise(epochs)):
             raise ValueError(f"batch_schedule: its epochs must increase strictly; got {epochs[1:]}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_for_the_device(self) -> "Recipe":
+        if self.micro_batch is not None and self.compile in ("reduce-overhead", "max-autotune"):
+            raise ValueError(
+                f"micro_batch and compile: {self.compile} do not go together: its CUDA graphs reuse the memory that "
+                "holds the gradients of the part before; use compile: default, or leave out micro_batch"
+            )
+        if self.precision == "fp16" and self.optimizer.implementation == "apex":
+            raise ValueError(
+                "precision: fp16 and optimizer.implementation: apex do not go together: apex's optimizers make the "
+                "host wait for the device at each step; use implementation: auto, or precision: bf16"
+            )
         return self
 
     @model_validator(mode="after")

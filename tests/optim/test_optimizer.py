@@ -1,5 +1,6 @@
 """Implementations agree, states travel, groups are whole, apex is refused by a sentence."""
 
+import math
 import sys
 from copy import deepcopy
 from types import ModuleType
@@ -11,10 +12,23 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lsdali.errors import UserError
-from lsdali.optim import OPTIMIZERS, SGD, Adam, AdamW, Nesterov, Optimizer, OptimizerConfig, build_optimizer
+from lsdali.optim import (
+    LAMB,
+    OPTIMIZERS,
+    SGD,
+    Adam,
+    AdamW,
+    Nesterov,
+    NovoGrad,
+    Optimizer,
+    OptimizerConfig,
+    build_optimizer,
+)
+from lsdali.optim.apex import APEX_CLASSES
+from lsdali.optim.configs import TORCH
 
 CPU = torch.device("cpu")
-TORCH = ["torch-fused", "foreach", "loop"]
+IMPLEMENTATIONS = ["torch-fused", "foreach", "loop"]
 parse = TypeAdapter(OptimizerConfig).validate_python
 
 
@@ -51,10 +65,10 @@ def weights(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", TORCH)
 def test_implementations_agree(name: str, clip: float | None) -> None:
     results = []
-    for implementation in TORCH:
+    for implementation in IMPLEMENTATIONS:
         model = net()
         steps(model, build(model, name, implementation, clip=clip), 0, 20)
         results.append(weights(model))
@@ -97,9 +111,9 @@ def test_each_name_is_its_algorithm(config: OptimizerConfig, plain: Any) -> None
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("wrote", TORCH)
-@pytest.mark.parametrize("reads", TORCH)
+@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("wrote", IMPLEMENTATIONS)
+@pytest.mark.parametrize("reads", IMPLEMENTATIONS)
 def test_states_travel_between_implementations(name: str, wrote: str, reads: str) -> None:
     straight = net()
     steps(straight, build(straight, name, wrote), 0, 6)
@@ -192,6 +206,8 @@ def test_recipes_are_strict() -> None:
         {"name": "nesterov", "lr": 0.1, "momentum": 0.0},
         {"name": "adam", "lr": 0.1, "betas": ["0.9", 0.95]},
         {"name": "lion", "lr": 0.1},
+        {"name": "lamb", "lr": 0.1, "implementation": "loop"},
+        {"name": "timm", "lr": 0.1},
     ):
         with pytest.raises(ValidationError):
             parse(wrong)
@@ -210,7 +226,8 @@ class Recorder(torch.optim.SGD):
 
 def fake_apex(patch: pytest.MonkeyPatch) -> None:
     optimizers = ModuleType("apex.optimizers")
-    optimizers.FusedSGD = optimizers.FusedAdam = Recorder  # type: ignore[attr-defined]
+    for name in APEX_CLASSES.values():
+        setattr(optimizers, name, Recorder)
     for name, module in {
         "apex": ModuleType("apex"),
         "apex.optimizers": optimizers,
@@ -258,6 +275,10 @@ def test_apex_gets_the_right_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert modes == {"adam": False, "adamw": True}
     sgd = build_optimizer(net(), Nesterov(lr=0.1, implementation="apex"), cuda)
     assert sgd.inner.options == {"momentum": 0.9, "nesterov": True}  # type: ignore[attr-defined]
+    lamb = build_optimizer(net(), LAMB(lr=0.1, implementation="apex"), cuda)
+    assert lamb.inner.options["max_grad_norm"] == math.inf, "clipping is the recipe's"  # type: ignore[attr-defined]
+    novograd = build_optimizer(net(), NovoGrad(lr=0.1), cuda)
+    assert novograd.inner.options == {"betas": (0.95, 0.98), "eps": 1e-8}  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="FusedSGD never updates bf16 parameters"):
         build_optimizer(net().bfloat16(), SGD(lr=0.1, implementation="apex"), cuda)
     with pytest.raises(UserError, match="'apex nesterov' and the recipe's is 'torch nesterov'"):

@@ -1,13 +1,25 @@
 """Number formats, their refusals, and loss scaling, on the CPU too, where torch has a scaler."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lsdali.errors import UserError
-from lsdali.optim import SGD, Adam, Optimizer, OptimizerConfig, Precision, build_optimizer
+from lsdali.optim import (
+    LAMB,
+    LARS,
+    SGD,
+    Adam,
+    AdamW,
+    Nesterov,
+    Optimizer,
+    OptimizerConfig,
+    Precision,
+    build_optimizer,
+)
 from lsdali.optim.precision import Name, Scaler
 
 CPU = torch.device("cpu")
@@ -94,6 +106,64 @@ def test_overflow_skips_the_step_and_is_counted(implementation: str, clip: float
     assert precision.scaler is not None
     assert precision.scaler.get_scale() == 4.0
     assert model.weight.isfinite().all()
+
+
+def scaled_steps(config: OptimizerConfig, overflows: int) -> nn.Linear:
+    """Twelve steps with loss scaling, of which one overflows."""
+    junk = [torch.full((n,), math.nan) for n in (2, 8) for _ in range(64)]  # what uninitialised memory may hold
+    del junk
+    model, optimizer = setting(config)
+    precision = scaled()
+    for step in range(1, 13):
+        precision.backward(loss_of(model, math.inf if step == overflows else 1.0))
+        precision.step(optimizer)
+    assert precision.skipped == 1
+    return model
+
+
+LAYERWISE = [LARS(lr=5.0, weight_decay=0.1), LAMB(lr=0.05, weight_decay=0.1)]
+
+
+@pytest.mark.parametrize("overflows", [1, 2, 10])
+@pytest.mark.parametrize("implementation", ["torch-fused", "foreach"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SGD(lr=0.01),
+        SGD(lr=0.01, momentum=0.0),
+        Nesterov(lr=0.01, weight_decay=0.1),
+        Adam(lr=0.01, weight_decay=0.1),
+        AdamW(lr=0.01, weight_decay=0.1),
+    ],
+    ids=["sgd", "plain", "nesterov", "adam", "adamw"],
+)
+def test_an_overflow_leaves_what_the_loop_leaves(config: Any, implementation: str, overflows: int) -> None:
+    ours = scaled_steps(config.model_copy(update={"implementation": implementation}), overflows)
+    loop = scaled_steps(config.model_copy(update={"implementation": "loop"}), overflows)
+    assert torch.allclose(ours.weight, loop.weight, rtol=0, atol=1e-6)
+    assert torch.allclose(ours.bias, loop.bias, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("overflows", [1, 2, 10])
+@pytest.mark.parametrize("config", LAYERWISE, ids=["lars", "lamb"])
+def test_an_overflow_is_a_step_that_was_not_made(config: OptimizerConfig, overflows: int) -> None:
+    skipping = scaled_steps(config, overflows)
+    model, optimizer = setting(config)
+    before = model.weight.detach().clone()
+    for _ in range(11):
+        loss_of(model).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero()
+    assert not torch.equal(before, model.weight)
+    assert torch.allclose(skipping.weight, model.weight, rtol=0, atol=1e-6)
+    assert torch.allclose(skipping.bias, model.bias, rtol=0, atol=1e-6)
+
+
+def test_momentum_that_was_never_written_is_zero_after_a_resume_too() -> None:
+    """A checkpoint of `loop` whose every step overflowed holds no momentum."""
+    model, optimizer = setting(SGD(lr=0.01))
+    optimizer.load_state_dict(setting(SGD(lr=0.01, implementation="loop"))[1].state_dict())
+    assert all((optimizer.inner.state[p]["momentum_buffer"] == 0).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("precision", [Precision("fp32", CPU), scaled()])
