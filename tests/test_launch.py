@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,12 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def wait_for(path: Path, child: subprocess.Popen[bytes]) -> None:
+def wait_for_file(path: Path, runs: Callable[[], bool] = lambda: True) -> None:
+    """Wait until it exists; `runs` tells whether it still may."""
     deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never appeared"
-        assert child.poll() is None, "the run ended too early"
+        assert runs(), "the run ended too early"
         time.sleep(0.005)
 
 
@@ -93,11 +95,11 @@ def test_a_lost_worker_and_a_usr2_leave_the_final_weights_alone(tmp_path: Path) 
         [*LAUNCH, "train", str(recipe)], cwd=ROOT, env=VARIABLES, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as agent:
         try:
-            wait_for(checkpoint(tmp_path / "cut", 3), agent)
+            wait_for_file(checkpoint(tmp_path / "cut", 3), lambda: agent.poll() is None)
             workers = descendants(agent.pid)
             assert listeners([agent.pid, *workers]) == {"0100007F"}
             os.kill(max(workers), signal.SIGKILL)
-            wait_for(checkpoint(tmp_path / "cut", 25), agent)
+            wait_for_file(checkpoint(tmp_path / "cut", 25), lambda: agent.poll() is None)
             workers = descendants(agent.pid)
             agent.send_signal(signal.SIGUSR2)
             assert agent.wait(60) == 1
