@@ -2,7 +2,7 @@
 # Start lsdali on one node or several, with what torchrun needs. Run it once on each node.
 usage='usage: bash_scripts/launch.sh VERB [arguments]
   train, evaluate     under torchrun, on every GPU of the node (without a GPU: one process)
-  any other verb      as python -m lsdali.VERB: env, report, scan, pack, export, bench
+  any other verb      as `lsdali VERB` does
 Examples:
   bash_scripts/launch.sh train recipes/imagenet_zls.yaml data.root=/data/imagenet
   NNODES=2 HEAD=node1 bash_scripts/launch.sh train recipes/imagenet_zls.yaml   # the same on both nodes
@@ -17,19 +17,18 @@ Variables (in Slurm, NNODES, HEAD, PORT and JOB are found):
   PYTHON     default python
   OMP_NUM_THREADS, NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and all others that torch and NCCL read are passed on'
 set -euo pipefail
-case "${1:-}" in
-  '' | -h | --help) echo "$usage"; exit 0 ;;
-  *[!a-z]*) echo "error: a verb comes first, for example: bash_scripts/launch.sh train $1" >&2; exit 2 ;;
-esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python}
-verb=$1
-shift
-if [ "$verb" != train ] && [ "$verb" != evaluate ]; then exec "$python" -m "lsdali.$verb" "$@"; fi
-case " $* " in *' --help '* | *' -h '* | *' --print '* | *' --schema '*) exec "$python" -m "lsdali.$verb" "$@" ;; esac
+verb=${1:-help}
+case $verb in
+  help | -h | --help) echo "$usage"; exec "$python" -m lsdali --help ;;
+  train | evaluate) shift ;;
+  *) exec "$python" -m lsdali "$@" ;;
+esac
+case " $* " in *' --help '* | *' -h '* | *' --print '* | *' --schema '*) exec "$python" -m lsdali "$verb" "$@" ;; esac
 
 # A mistake in the recipe is one sentence here, before torchrun starts anything.
-if [ "$verb" = train ]; then "$python" -m lsdali.train --print "$@" > /dev/null; fi
+if [ "$verb" = train ]; then "$python" -m lsdali train --print "$@" > /dev/null; fi
 
 nodes=${NNODES:-${SLURM_STEP_NUM_NODES:-1}}
 read -r processes gpus threads < <("$python" - "${NPROC:-}" << 'END'
@@ -73,4 +72,4 @@ else
   arguments+=(--nnodes "$nodes" --rdzv-endpoint "$HEAD:${PORT:-29400}" --rdzv-id "${JOB:-lsdali}")
   if [ -n "${ADDRESS:-}" ]; then arguments+=(--local-addr "$ADDRESS"); fi
 fi
-exec "$python" -m torch.distributed.run "${arguments[@]}" -m "lsdali.$verb" "$@"
+exec "$python" -m torch.distributed.run "${arguments[@]}" -m lsdali "$verb" "$@"

@@ -1,4 +1,4 @@
-"""Look at this machine before training, for you or for a bug report: `python -m lsdali.env [--json] [--run-dir DIR]`.
+"""Look at this machine before training, for you or for a bug report: `lsdali env [--json] [--run-dir DIR]`.
 
 One line for each thing: what was found, and ok, warning or wrong; what is not ok comes with a remedy.
 The exit status is 0, or 1 if something is wrong.
@@ -34,7 +34,7 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="lsdali.env", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="lsdali env", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print the same as a JSON list")
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be written")

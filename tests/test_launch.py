@@ -62,7 +62,10 @@ def listeners(processes: list[int]) -> set[str]:
     ("arguments", "sentence"),
     [
         (["train", "recipes/digits/ce.yaml", "epoch=1"], "error: recipes/digits/ce.yaml:\n  epoch: unknown key"),
-        (["recipes/digits/ce.yaml"], "error: a verb comes first"),
+        (
+            ["recipes/digits/ce.yaml"],
+            "error: there is no command 'recipes/digits/ce.yaml'; did you mean `lsdali train recipes/digits/ce.yaml`?",
+        ),
     ],
 )
 def test_a_mistake_is_said_before_torchrun_starts(arguments: list[str], sentence: str) -> None:
