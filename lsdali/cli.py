@@ -16,6 +16,7 @@ VERBS = {
     "pack": "write class folders into tar shards",
     "export": "write a trained network for others",
     "bench": "measure loader, methods and data stream on this machine",
+    "env": "look at this machine: versions, devices, limits; for a bug report",
     "list": "what a recipe can name: models, methods, data sets ...",
     "keys": "the keys of a recipe: types, defaults, descriptions",
 }

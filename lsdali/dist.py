@@ -1,15 +1,16 @@
 """Every collective of the project. Each is a no-op on one process, so callers never ask how many ranks there are."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lsdali.errors import SharedError, UserError
@@ -70,6 +71,7 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
             f"{local_world()} processes on this node but {torch.cuda.device_count()} GPUs: "
             f"start torchrun with --nproc_per_node {torch.cuda.device_count()}"
         )
+    refuse_bare_srun()
     device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -83,16 +85,43 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
             td.destroy_process_group()
 
 
+def refuse_bare_srun() -> None:
+    """Raise UserError if srun started several tasks without torchrun: each would train alone, into the same folder."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if not launched() and tasks != "1":
+        raise UserError(
+            f"srun started {tasks} tasks that know nothing of each other: start one task per node, "
+            "`srun --ntasks-per-node=1 bash_scripts/launch.sh train RECIPE`, which starts a process per GPU"
+        )
+
+
 def join_group(*, cuda: bool, timeout: timedelta) -> None:
     """Make the process group that torchrun's environment describes.
 
     torchrun keeps its key-value store over a restart of the workers (--max-restarts); under a prefix of its own, each
     start finds nothing of the addresses that the dead processes left there.
     """
-    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    store, rank, world = open_store(timeout)
     start = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     td.init_process_group(backend, store=start, rank=rank, world_size=world, timeout=timeout)
+
+
+def open_store(timeout: timedelta) -> tuple[Store, int, int]:
+    """The key-value store of the group, this rank's number and the number of ranks, from torchrun's environment.
+
+    Where rank 0 serves the store and MASTER_ADDR is a loopback address, it listens on that address alone; torch would
+    listen on every address of the node, and whoever reaches the store is trusted.
+    """
+    host, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if agent_serves or not host.startswith("127.") or os.environ["RANK"] != "0":
+        store: tuple[Store, int, int] = next(rendezvous("env://", timeout=timeout))
+        return store
+    world = int(os.environ["WORLD_SIZE"])
+    listener = socket.create_server((host, port)).detach()
+    served: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener}
+    return td.TCPStore(host, port, world, timeout=timeout, **served), 0, world  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "lsdali").rglob("*.py"))
 # A module may import from its own room and from lower levels only; rooms of one level are blind to each other.
 LEVELS = [
     {"errors"},
-    {"config", "batch", "clock"},
+    {"config", "batch", "clock", "limits"},
     {"dist"},
     {"functional", "label_noise"},
     {"state"},
@@ -20,7 +20,7 @@ LEVELS = [
     {"recipe"},
     {"trainer"},
     {"build"},
-    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys"},
+    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from lsdali import dist
 from lsdali.errors import UserError
+from lsdali.limits import GROUPS, OWN, control_groups
+
+# Files of a memory control group, by version: limit, usage, and what stands before names of sums over inner groups.
+V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+V2 = "memory.max", "memory.current", ""
 
 
 def shared_memory(size: int, purpose: str) -> mmap.mmap:
@@ -59,7 +64,7 @@ def free_bytes() -> int:
     in a container."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     machine = int(fields["MemAvailable"].split()[0]) * 1024
-    groups = left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())
+    groups = left_by_groups(GROUPS, OWN.read_text())
     return max(min([machine, *groups]), 0)
 
 
@@ -68,20 +73,10 @@ def left_by_groups(root: Path, own: str) -> Iterator[int]:
 
     `own` is the text of /proc/self/cgroup. Shared memory is charged to the group of who first touches it.
     """
-    for line in own.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, usage, total = root, "memory.max", "memory.current", ""
-        elif "memory" in controllers.split(","):
-            base, limit, usage, total = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
-        else:
+    for folder, version in control_groups(root, own, "memory"):
+        limit, usage, total = V2 if version == 2 else V1
+        if not (folder / limit).is_file() or (most := (folder / limit).read_text().strip()) == "max":
             continue
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not (folder.is_relative_to(base) and (folder / limit).is_file()):
-                continue
-            if (most := (folder / limit).read_text().strip()) == "max":
-                continue
-            stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
-            cache = sum(int(stat.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
-            yield int(most) - int((folder / usage).read_text()) + cache
+        stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+        cache = sum(int(stat.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive"))
+        yield int(most) - int((folder / usage).read_text()) + cache

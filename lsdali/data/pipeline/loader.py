@@ -5,7 +5,6 @@ When DALI reports an error, the batch is known, so its files are decoded one at 
 named, and the pipeline is built anew from that very batch.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -36,6 +35,7 @@ from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop, SquaredCrop
 from lsdali.data.sets.listing import few
 from lsdali.errors import UserError
+from lsdali.limits import cpu_cores
 
 
 class TrainLoader:
@@ -212,8 +212,7 @@ def _batch(index: Index, images: Tensor, i: Tensor, valid: Tensor) -> Batch:
 
 
 def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch.device, half: bool) -> GraphSpec:
-    cores = len(os.sched_getaffinity(0))
-    threads = config.threads or min(max(cores // dist.local_world(), 1), 8)
+    threads = config.threads or min(cpu_cores(dist.local_world()), 8)
     device_id = None if device.type == "cpu" else (device.index or 0)
     largest = tuple(int(n) for n in index.size.max(0))
     return GraphSpec(

@@ -123,7 +123,8 @@ class DataSet(Config):
     std: Channels = IMAGENET_STD
     """Standard deviation of red, green and blue, of values in 0..1."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of DALI in each process; null for an equal share of the cores, 1 to 8."""
+    """CPU threads of DALI in each process; null for an equal part of the cores that affinity and
+    CPU quota leave this node's processes, 1 to 8."""
     prefetch: int = Field(default=2, ge=1)
     """Batches that DALI prepares ahead."""
     max_bad_files: int = Field(default=100, ge=0)
