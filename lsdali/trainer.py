@@ -142,7 +142,7 @@ class Trainer:
             better = self.clock.at_epoch_end and self.end_epoch()
             if better or self.save_due():
                 self.seconds["wall"] = time.perf_counter() - started
-                header = {**self.header, "step": self.clock.step, "steps": self.clock.steps}
+                header = {**self.header, "epoch": self.clock.epoch, "step": self.clock.step, "steps": self.clock.steps}
                 self.checkpoints.save(self.parts, header, best=better)
             meter.aside += time.perf_counter() - paused
 

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from lsdali.errors import UserError
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Those of Okabe and Ito (2008) that read well on white and on black: told apart with any common colour blindness."""
+MARKERS = ("o", "^", "s")
 DASHES = ((), (6, 2), (2, 2), (6, 2, 2, 2))
 INK = "#010203"  # stands for the page's own text colour
 
@@ -138,13 +139,17 @@ def gains(title: str, values: Sequence[float]) -> str:
     return described(svg[0], title)
 
 
-def scatter(draw: Callable[[Any], None], title: str) -> str:
-    """A square plane with equal scales, drawn by the caller."""
-    with drawing((4.4, 4.4)) as (figure, svg):
-        axes = figure.add_subplot(title=title, xlabel="first principal axis", ylabel="second principal axis")
-        draw(axes)
+def scatter(points: Sequence[Sequence[float]], labels: Sequence[int], centroids: Sequence[Sequence[float]]) -> str:
+    """Points of classes in a plane with equal scales, and the classes' centroids."""
+    with drawing((4.1, 4.1)) as (figure, svg):
+        axes = figure.add_subplot(xlabel="first principal axis", ylabel="second principal axis")
+        for k, (x, y) in enumerate(centroids):
+            own = [point for point, label in zip(points, labels, strict=True) if label == k]
+            kind = {"color": colour(k), "marker": MARKERS[k % len(MARKERS)], "linestyle": ""}
+            axes.plot([p[0] for p in own], [p[1] for p in own], markersize=4, alpha=0.5, **kind)
+            axes.plot([x], [y], markersize=11, markeredgecolor=INK, **kind)
         axes.set_aspect("equal", adjustable="datalim")
-    return described(svg[0], title)
+    return described(svg[0], "features in a plane")
 
 
 def described(svg: str, text: str) -> str:
