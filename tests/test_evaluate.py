@@ -17,7 +17,7 @@ from torchvision.transforms.functional import five_crop, ten_crop
 from lsdali.build import build
 from lsdali.data.pipeline.loaders import eval_loader
 from lsdali.data.sampling.sampler import stratified
-from lsdali.evaluate.__main__ import VIEWS, WAYS, parse, start
+from lsdali.evaluate.__main__ import VIEW_NAMES, WAYS, parse, start
 from lsdali.evaluate.figures import CALIBRATE_ON, calibrate, rows
 from lsdali.evaluate.runs import Predicted, open_run, open_samples
 from lsdali.events import Events
@@ -172,7 +172,7 @@ def test_the_ensemble_of_the_newest_checkpoints(base, tmp_path, capsys):
     assert "needs 3 checkpoints, and" in said(capsys, base / "a", "--ensemble", "last:3")
 
 
-@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("views", VIEW_NAMES)
 def test_views_are_averaged(base, tmp_path, views):
     """Torchvision's FlipCrop and TenCrop of the same images, through the network by hand."""
     size = [] if views == "flip" else ["data.eval.resize=20"]
@@ -271,7 +271,10 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
 
 def test_what_does_not_go_together_is_said(base, tmp_path, capsys):
     a, kept = base / "a", base / "kept"
-    assert said(capsys, a, "--ensemble") == f"error: --ensemble needs two runs or more, and {a} is one\n"
+    assert (
+        said(capsys, a, "--ensemble")
+        == f"error: --ensemble needs two runs or more, and {a} is one; last:20 takes its checkpoints\n"
+    )
     assert said(capsys, "data.max_samples=3").startswith("error: which run?")
     assert "writes those of one run, and these are 2" in said(capsys, a, a, "--predictions", tmp_path / "p.npz")
     assert "there is no folder" in said(capsys, a, "--json", tmp_path / "none/x.json")

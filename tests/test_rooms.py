@@ -18,6 +18,7 @@ LEVELS = [
     {"state"},
     {"data", "models", "optim", "metrics", "posthoc", "events"},
     {"methods"},
+    {"selection"},
     {"recipe"},
     {"trainer"},
     {"build"},

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
     from lsdali.evaluate.figures import Ensemble
     from lsdali.evaluate.runs import Predicted, Run, Samples
 
-VIEWS = ("flip", "five", "ten")  # views.VIEWS says what they are
+VIEW_NAMES = ("flip", "five", "ten")  # views.VIEWS says what they are
 WAYS = ("half", "held_out", "same", "ibls")  # figures.CALIBRATE_ON says what they are
 
 
@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
         help="also evaluate the mean of the runs' softmax outputs; last:N: of the newest 1, 2, ... N checkpoints of "
         "each run",
     )
-    parser.add_argument("--views", choices=VIEWS, help="average over flips or crops of each image")
+    parser.add_argument("--views", choices=VIEW_NAMES, help="average over flips or crops of each image")
     parser.add_argument(
         "--bins",
         action="append",

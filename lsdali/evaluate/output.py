@@ -24,7 +24,7 @@ from lsdali.evaluate.views import VIEWS
 from lsdali.metric_names import METRICS
 from lsdali.page import render
 from lsdali.page.evaluation import evaluation, heat, value
-from lsdali.page.render import write
+from lsdali.page.render import write_file
 
 
 def check(args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -59,14 +59,14 @@ def tell(
 ) -> None:
     """Print the table, and write the files that were asked for."""
     found = contents(args, runs, samples, calibrations, [*lines, *(one.line for one in curves)], curves)
-    show(found)
+    print_found(found)
     if args.json is not None:
-        write(args.json, json.dumps(found, indent=1))
+        write_file(args.json, json.dumps(found, indent=1))
     if args.html is not None:
         page = render(
             "evaluate.html", shlex.join(args.command), part=evaluation(found, ", ".join(r.name for r in runs))
         )
-        write(args.html, page)
+        write_file(args.html, page)
     if args.predictions is not None:
         save_predictions(args.predictions, parts[0])
 
@@ -97,7 +97,7 @@ def contents(
     }
 
 
-def show(found: Mapping[str, Any]) -> None:
+def print_found(found: Mapping[str, Any]) -> None:
     """The table, which checkpoint each run's figures are of, and on which samples."""
     console = Console(width=None if sys.stdout.isatty() else 500)
     console.print(table(found["rows"]))
@@ -134,11 +134,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def save_predictions(path: Path, part: Predicted) -> None:
     file = io.BytesIO()
     np.savez(file, logits=part.logits.numpy(), labels=part.labels.numpy(), index=part.index.numpy())
-    write(path, file.getvalue())
+    write_file(path, file.getvalue())
 
 
 def write_plane(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
     """The page of --plane, and its points where --json asks for them."""
-    write(args.html, render("plane.html", shlex.join(args.command), runs=figures(found), names=args.plane))
+    write_file(args.html, render("plane.html", shlex.join(args.command), runs=figures(found), names=args.plane))
     if args.json is not None:
-        write(args.json, json.dumps(found))
+        write_file(args.json, json.dumps(found))

@@ -18,7 +18,7 @@ from lsdali.data.index.index import subset
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.splits import of_classes, whole
 from lsdali.evaluate.runs import Run, Samples, open_samples, read
-from lsdali.page.figures import scatter
+from lsdali.page.figures import scatter_figure
 from lsdali.posthoc import centroids, principal_plane, projected, template_basis
 
 MOST: dict[Split, int] = {"train": 150, "val": 50}  # images of a class
@@ -65,7 +65,10 @@ def figures(found: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Run -> caption and SVG of each split, the points of a class in one colour and form, its centroid larger."""
     return {
         name: [
-            (f"{split}, {len(part['points'])} images", scatter(part["points"], part["labels"], part["centroids"]))
+            (
+                f"{split}, {len(part['points'])} images",
+                scatter_figure(part["points"], part["labels"], part["centroids"]),
+            )
             for split, part in run.items()
         ]
         for name, run in found.items()

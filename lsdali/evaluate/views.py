@@ -1,4 +1,4 @@
-"""Several views of each image: the mean of the network's softmax outputs over flips or crops of it."""
+"""Several views of each image: the mean of the network's softmax outputs over flip_views or crops of it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from lsdali.recipe import Recipe
 Views = Callable[[Tensor], list[Tensor]]
 
 
-def flips(images: Tensor) -> list[Tensor]:
+def flip_views(images: Tensor) -> list[Tensor]:
     """[B, C, H, W] -> each image, and its mirror image."""
     return [images, images.flip(3)]
 
@@ -27,7 +27,7 @@ def crops(images: Tensor, size: int) -> list[Tensor]:
 
 def ten(images: Tensor, size: int) -> list[Tensor]:
     """The five crops and their mirror images."""
-    return [view for crop in crops(images, size) for view in flips(crop)]
+    return [view for crop in crops(images, size) for view in flip_views(crop)]
 
 
 VIEWS = {
@@ -44,7 +44,7 @@ def choose(name: str, recipe: Recipe) -> tuple[Views, Recipe]:
     """
     window = recipe.data.eval
     if name == "flip":
-        return flips, recipe
+        return flip_views, recipe
     if window.resize == window.size:
         raise UserError(
             f"--views {name} crops the images, but data.eval.resize and data.eval.size are both {window.size}: "

@@ -8,9 +8,9 @@ from typing import Any
 
 from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
-from lsdali.page.figures import Line, Panel, gains, lines, reliability
+from lsdali.page.figures import Line, Panel, curve_figure, gains_figure, reliability_figure
 
-SHOWN = 8  # classes with the largest gains and losses in a table
+LARGEST = 8  # classes with the largest gains and losses in a table
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def evaluation(found: Mapping[str, Any], title: str) -> Evaluation:
         found=found,
         columns=["run", "samples", "temperature", *(METRICS[n].title if n in METRICS else n for n in names)],
         cells=cells,
-        diagrams=[(caption(row), reliability(row["reliability"])) for row in rows],
+        diagrams=[(caption(row), reliability_figure(row["reliability"])) for row in rows],
         panels=[*risk_panel(rows), *ensemble_panel(found.get("ensembles", []))],
         gains=class_gains(rows, found.get("classes", [])),
     )
@@ -83,7 +83,7 @@ def risk_panel(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     if not have:
         return []
     curves = [Line([x for x, _ in row["risk"]], [y for _, y in row["risk"]], style) for style, row in enumerate(have)]
-    svg = lines("Risk and coverage", "samples covered, most confident first (%)", "error of those (%)", curves)
+    svg = curve_figure("Risk and coverage", "samples covered, most confident first (%)", "error of those (%)", curves)
     return [Panel([row["name"] for row in have], [svg])]
 
 
@@ -97,7 +97,7 @@ def ensemble_panel(ensembles: Sequence[Mapping[str, Any]]) -> list[Panel]:
             Line([m["members"] for m in one["curve"]], [m["metrics"][name] for m in one["curve"]], style)
             for style, one in enumerate(ensembles)
         ]
-        svgs.append(lines("Ensembles of the newest checkpoints", "checkpoints", METRICS[name].title, curves))
+        svgs.append(curve_figure("Ensembles of the newest checkpoints", "checkpoints", METRICS[name].title, curves))
     return [Panel([one["run"] for one in ensembles], svgs)]
 
 
@@ -115,6 +115,6 @@ def class_gains(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> li
         values = [(name, after - before) for name, before, after in known if before is not None and after is not None]
         if values:
             title = f"{row['name']} against {first['name']}"
-            most = sorted(values, key=lambda pair: -abs(pair[1]))[:SHOWN]
-            out.append(Gain(title, gains("Gains of the classes", [change for _, change in values]), most))
+            most = sorted(values, key=lambda pair: -abs(pair[1]))[:LARGEST]
+            out.append(Gain(title, gains_figure("Gains of the classes", [change for _, change in values]), most))
     return out

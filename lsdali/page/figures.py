@@ -96,7 +96,7 @@ def inline(svg: str) -> str:
     return body.replace(INK, "currentColor")
 
 
-def lines(title: str, x: str, y: str, curves: Sequence[Line]) -> str:
+def curve_figure(title: str, x: str, y: str, curves: Sequence[Line]) -> str:
     """Curves over one axis; a curve of one point is a dot."""
     with drawing((4.1, 2.8)) as (figure, svg):
         axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
@@ -110,7 +110,7 @@ def lines(title: str, x: str, y: str, curves: Sequence[Line]) -> str:
     return described(svg[0], f"{title}: {y} over {x}")
 
 
-def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy against mean confidence of each bin that holds samples, and below it the share of samples."""
     total = sum(b["count"] for b in bins)
     full = [b for b in bins if b["count"]]
@@ -128,7 +128,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     return described(svg[0], "reliability diagram")
 
 
-def gains(title: str, values: Sequence[float]) -> str:
+def gains_figure(title: str, values: Sequence[float]) -> str:
     """Gains of the classes, sorted, as bars around zero."""
     values = sorted(values, reverse=True)
     with drawing((4.1, 2.5)) as (figure, svg):
@@ -139,7 +139,9 @@ def gains(title: str, values: Sequence[float]) -> str:
     return described(svg[0], title)
 
 
-def scatter(points: Sequence[Sequence[float]], labels: Sequence[int], centroids: Sequence[Sequence[float]]) -> str:
+def scatter_figure(
+    points: Sequence[Sequence[float]], labels: Sequence[int], centroids: Sequence[Sequence[float]]
+) -> str:
     """Points of classes in a plane with equal scales, and the classes' centroids."""
     with drawing((4.1, 4.1)) as (figure, svg):
         axes = figure.add_subplot(xlabel="first principal axis", ylabel="second principal axis")

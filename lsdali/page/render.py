@@ -44,7 +44,7 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Raises UserError if the file cannot be written."""
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -17,6 +17,7 @@ from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig
 from lsdali.optim.ema import EMA
 from lsdali.optim.schedule import ScheduleConfig
+from lsdali.selection import Select, Stop
 
 if TYPE_CHECKING:
     DataConfig = DataSet
@@ -93,6 +94,9 @@ class Recipe(Config):
     ema: EMA | None = None
     """An exponential moving average of the weights, evaluated beside them; null: none."""
     evaluate: EvaluationConfig = EvaluationConfig()
+    select: Select = Select()
+    stop: Stop | None = None
+    """When to end before the last epoch; null: never."""
     save: SaveConfig = SaveConfig()
     log: LogConfig = LogConfig()
     run_dir: str | None = None

@@ -12,9 +12,9 @@ from typing import Any
 
 from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
-from lsdali.report.groups import Group, grouped
-from lsdali.report.runs import Run, find
-from lsdali.report.tables import FORMATS, SHOWN, Table, comparison, differences, surroundings
+from lsdali.report.groups import RunGroup, grouped
+from lsdali.report.runs import RunRecord, find_runs
+from lsdali.report.tables import METRIC_COLUMNS, WRITERS, Table, comparison, recipe_differences, surroundings
 
 NARROW = ("runs", "epochs", "figures of", "of epoch")  # columns of the terminal, beside the metrics
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = arguments().parse_args(argv)
     try:
-        runs = find(args.folders)
+        runs = find_runs(args.folders)
         groups = grouped(runs)
         if not groups:
             raise UserError("; ".join(faults(runs)))
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.html is not None:
             write_page(args, runs, groups, table, shlex.join(["lsdali", "report", *argv]))
         if args.format == "table":
-            show(table)
+            print_table(table)
         else:
-            print(FORMATS[args.format](table), end="")
+            print(WRITERS[args.format](table), end="")
         for fault in faults(runs):
             print(f"note: {fault}", file=sys.stderr)
     except UserError as error:
@@ -48,22 +48,22 @@ def arguments() -> argparse.ArgumentParser:
         prog="lsdali report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="such as runs/digits_ce, or runs")
-    parser.add_argument("--format", choices=("table", *FORMATS), default="table", help="how the table is printed")
+    parser.add_argument("--format", choices=("table", *WRITERS), default="table", help="how the table is printed")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with learning curves to FILE")
     return parser
 
 
-def faults(runs: Sequence[Run]) -> list[str]:
+def faults(runs: Sequence[RunRecord]) -> list[str]:
     return [fault for run in runs for fault in run.faults]
 
 
-def show(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print the table without the errors, which the accuracies say already, and the speed."""
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    titles = {METRICS[name].title for name in SHOWN if not name.startswith("error")}
+    titles = {METRICS[name].title for name in METRIC_COLUMNS if not name.startswith("error")}
     kept = [number for number, title in enumerate(table.columns) if title in titles or title in NARROW]
     drawn = Drawn(*(table.columns[number] for number in kept))
     for row in table.rows:
@@ -72,11 +72,11 @@ def show(table: Table) -> None:
 
 
 def write_page(
-    args: argparse.Namespace, runs: Sequence[Run], groups: Sequence[Group], table: Table, command: str
+    args: argparse.Namespace, runs: Sequence[RunRecord], groups: Sequence[RunGroup], table: Table, command: str
 ) -> None:
     """One page that stands alone. Raises UserError if it cannot be written, or matplotlib is missing."""
     from lsdali.page.evaluation import Evaluation, read_evaluation
-    from lsdali.page.render import render, write
+    from lsdali.page.render import render, write_file
     from lsdali.report.curves import curves
 
     notes = faults(runs)
@@ -88,12 +88,12 @@ def write_page(
             notes.append(str(error))
     values: dict[str, Any] = {
         "table": table,
-        "downloads": {name: text(table) for name, text in FORMATS.items()},
+        "downloads": {name: text(table) for name, text in WRITERS.items()},
         "groups": groups,
         "curves": curves(groups),
-        "differences": differences(groups),
+        "differences": recipe_differences(groups),
         "surroundings": surroundings(groups),
         "evaluations": evaluations,
         "notes": notes,
     }
-    write(args.html, render("report.html", command, **values))
+    write_file(args.html, render("report.html", command, **values))

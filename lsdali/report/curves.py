@@ -4,31 +4,31 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
-from lsdali.page.figures import Line, Panel, lines
-from lsdali.report.groups import Group, mean_std
-from lsdali.report.runs import Run
+from lsdali.page.figures import Line, Panel, curve_figure
+from lsdali.report.groups import RunGroup, mean_std
+from lsdali.report.runs import MODEL, RunRecord
 
 Curve = Mapping[int, float]  # value of each epoch, counted from 1
 
 
-def of_metric(name: str, weights: str = "student") -> Callable[[Run], Curve]:
+def of_metric(name: str) -> Callable[[RunRecord], Curve]:
     """A validation metric after each epoch that was evaluated."""
 
-    def read(run: Run) -> Curve:
-        rows = [line for line in run.evaluated if line["weights"] == weights and name in line["metrics"]]
+    def read(run: RunRecord) -> Curve:
+        rows = [line for line in run.evaluated if line["weights"] in MODEL and name in line["metrics"]]
         return {line["epoch"]: line["metrics"][name] for line in rows}
 
     return read
 
 
-def error(run: Run) -> Curve:
+def error(run: RunRecord) -> Curve:
     return {epoch: 100 - value for epoch, value in of_metric("top1")(run).items()}
 
 
-def of_training(name: str, scale: float = 1.0) -> Callable[[Run], Curve]:
+def of_training(name: str, scale: float = 1.0) -> Callable[[RunRecord], Curve]:
     """The mean over an epoch's log lines, each weighted by the steps that it stands for."""
 
-    def read(run: Run) -> Curve:
+    def read(run: RunRecord) -> Curve:
         previous, out = 0, {}
         for epoch, rows in groupby(run.trained, key=lambda line: int(line["epoch"])):
             total = steps = 0.0
@@ -41,7 +41,7 @@ def of_training(name: str, scale: float = 1.0) -> Callable[[Run], Curve]:
     return read
 
 
-FIGURES: dict[str, tuple[str, Callable[[Run], Curve]]] = {
+FIGURES: dict[str, tuple[str, Callable[[RunRecord], Curve]]] = {
     "Validation error": ("top-1 error (%)", error),
     "Validation loss": ("NLL (nats)", of_metric("nll")),
     "Calibration": ("ECE (%)", of_metric("ece")),
@@ -51,7 +51,7 @@ FIGURES: dict[str, tuple[str, Callable[[Run], Curve]]] = {
 }
 
 
-def line_of(group: Group, style: int, read: Callable[[Run], Curve]) -> Line | None:
+def line_of(group: RunGroup, style: int, read: Callable[[RunRecord], Curve]) -> Line | None:
     """The mean of a group's runs at the epochs that all of them have, and one standard deviation to each side."""
     curves = [read(run) for run in group.runs]
     epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -64,11 +64,11 @@ def line_of(group: Group, style: int, read: Callable[[Run], Curve]) -> Line | No
     return Line(epochs, [mean for mean, _ in points], style, low, high)
 
 
-def curves(groups: Sequence[Group]) -> Panel:
+def curves(groups: Sequence[RunGroup]) -> Panel:
     """The figures; one without any curve is left out."""
     svgs = []
     for title, (label, read) in FIGURES.items():
         found = [line for style, group in enumerate(groups) if (line := line_of(group, style, read)) is not None]
         if found:
-            svgs.append(lines(title, "epoch", label, found))
+            svgs.append(curve_figure(title, "epoch", label, found))
     return Panel([group.name for group in groups], svgs)

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lsdali.report.runs import Run
+from lsdali.report.runs import RunRecord
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs of one recipe but for the seed."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     settings: Mapping[str, Any]  # dotted keys of the recipe that decide a result, less the seed
 
     @property
@@ -25,11 +25,11 @@ class Group:
         return ", ".join(str(run.recipe.get("seed", "?")) for run in self.runs)
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
     """The groups, in the order of their first runs. A run whose recipe is not known is alone; one not begun is none."""
     from lsdali.recipe import decisive
 
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[RunRecord]] = {}
     settings: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         if not run.begun and run.summary is None:
@@ -38,10 +38,10 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         key = repr(sorted(values.items(), key=lambda item: item[0])) if values else str(run.folder)
         found.setdefault(key, []).append(run)
         settings[key] = values
-    return [Group(tuple(members), settings[key]) for key, members in found.items()]
+    return [RunGroup(tuple(members), settings[key]) for key, members in found.items()]
 
 
-def different_keys(groups: Sequence[Group]) -> list[str]:
+def different_keys(groups: Sequence[RunGroup]) -> list[str]:
     """The keys of the recipes that have not the same value in every group whose recipe is known."""
     known = [group.settings for group in groups if group.settings]
     keys = dict.fromkeys(key for settings in known for key in settings)

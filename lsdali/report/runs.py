@@ -1,4 +1,4 @@
-"""Run folders to what is known of them. Damage is named and survived, and unfinished runs are welcome."""
+"""RunRecord folders to what is known of them. Damage is named and survived, and unfinished runs are welcome."""
 
 import json
 import os
@@ -10,11 +10,12 @@ from typing import Any
 from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
 
+MODEL = ("model", "student")  # the weights themselves; the second is their name of version 0.1
 MARKS = ("events.jsonl", "summary.json")  # what makes a folder one of a run
 
 
 @dataclass
-class Run:
+class RunRecord:
     """One run folder. Events that were overtaken by a resumed start are left out."""
 
     folder: Path
@@ -56,7 +57,7 @@ class Run:
             return {prefix + which: part[which] for prefix, part in parts.items() for which in ("last", "best")}
         out: dict[str, dict[str, float]] = {}
         for line in self.evaluated:
-            prefix = "" if line["weights"] == "student" else f"{line['weights']} "
+            prefix = "" if line["weights"] in MODEL else f"{line['weights']} "
             entry = {**line["metrics"], "epoch": line["epoch"]}
             best = out.get(f"{prefix}best")
             name = self.selected_by
@@ -66,7 +67,7 @@ class Run:
         return out
 
 
-def find(paths: Sequence[Path]) -> list[Run]:
+def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
     """Every run in and below the folders, in the order of their names, each once.
 
     Raises UserError if a folder does not exist, or none holds a run.
@@ -75,17 +76,17 @@ def find(paths: Sequence[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"there is no folder {path}: name run folders, or a folder of them such as runs")
-        for folder in sorted(walk(path)):
+        for folder in sorted(run_folders(path)):
             folders.setdefault(folder.resolve(), folder)
     if not folders:
         raise UserError(f"{' '.join(map(str, paths))}: no run here (a run folder holds {' or '.join(MARKS)})")
-    runs = [open_run(folder) for folder in folders.values()]
+    runs = [read_run(folder) for folder in folders.values()]
     for run, name in zip(runs, short_names([run.folder for run in runs])):
         run.name = name
     return runs
 
 
-def walk(path: Path) -> Iterator[Path]:
+def run_folders(path: Path) -> Iterator[Path]:
     """The run folders in and below a folder; what lies inside a run is not searched."""
     for folder, below, files in os.walk(path):
         if any(mark in files for mark in MARKS):
@@ -101,8 +102,8 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return [os.path.relpath(folder.absolute(), common) for folder in folders]
 
 
-def open_run(folder: Path) -> Run:
-    run = Run(folder)
+def read_run(folder: Path) -> RunRecord:
+    run = RunRecord(folder)
     for line in read_lines(run):
         try:
             take(run, line)
@@ -114,7 +115,7 @@ def open_run(folder: Path) -> Run:
     return run
 
 
-def take(run: Run, line: Mapping[str, Any]) -> None:
+def take(run: RunRecord, line: Mapping[str, Any]) -> None:
     """Add one event; a start drops what comes after its step, which is done again."""
     if line["event"] == "begun":
         run.begun = {key: line[key] for key in line}
@@ -126,7 +127,7 @@ def take(run: Run, line: Mapping[str, Any]) -> None:
         run.evaluated.append({key: line[key] for key in ("step", "epoch", "weights", "metrics")})
 
 
-def read_lines(run: Run) -> Iterator[dict[str, Any]]:
+def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
     """The events of a run; lines that are no JSON are counted and named."""
     path, broken = run.folder / "events.jsonl", []
     try:
@@ -149,7 +150,7 @@ def read_lines(run: Run) -> Iterator[dict[str, Any]]:
         run.faults.append(f"{path}: {'line' if len(broken) == 1 else 'lines'} {which} cannot be read and left out")
 
 
-def read_summary(run: Run) -> dict[str, Any] | None:
+def read_summary(run: RunRecord) -> dict[str, Any] | None:
     """summary.json; None, and a sentence, if it is damaged."""
     path = run.folder / "summary.json"
     if not path.is_file():

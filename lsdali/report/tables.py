@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lsdali.metric_names import METRICS, with_errors
-from lsdali.report.groups import Group, different_keys, mean_std
+from lsdali.report.groups import RunGroup, different_keys, mean_std
 
-SHOWN = ("top1", "error1", "top5", "nll", "ece", "ece_pskd", "aurc")
-KINDS = ("last", "best", "ema last", "ema best")
+METRIC_COLUMNS = ("top1", "error1", "top5", "nll", "ece", "ece_pskd", "aurc")
+CHECKPOINTS = ("last", "best", "ema last", "ema best")
 
 
 @dataclass
@@ -27,21 +27,21 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
 
 
-def comparison(groups: Sequence[Group]) -> Table:
+def comparison(groups: Sequence[RunGroup]) -> Table:
     """One row a group and checkpoint: mean and standard deviation over its runs, the best value of a column marked."""
-    titles = [METRICS[name].title for name in SHOWN]
+    titles = [METRICS[name].title for name in METRIC_COLUMNS]
     left = ["runs", "method", "epochs", "figures of", "of epoch"]
     out = Table([*left, *titles, "images/s", "hours", "network", "seeds"])
     for group in groups:
         entries = [run.entries() for run in group.runs]
-        for kind in KINDS:
+        for kind in CHECKPOINTS:
             have = [entry[kind] for entry in entries if kind in entry]
             if have:
                 out.rows.append([*first_cells(group, kind, have), *metric_cells(have), *last_cells(group)])
         if not any(entries):
-            gaps = [Cell("-") for _ in SHOWN]
+            gaps = [Cell("-") for _ in METRIC_COLUMNS]
             out.rows.append([*first_cells(group, "-", []), *gaps, *last_cells(group)])
-    for name, column in zip(SHOWN, range(len(left), len(left) + len(SHOWN))):
+    for name, column in zip(METRIC_COLUMNS, range(len(left), len(left) + len(METRIC_COLUMNS))):
         mark(out, column, higher=METRICS[name].higher)
     return out
 
@@ -57,7 +57,7 @@ def mark(table: Table, column: int, *, higher: bool) -> None:
         row[column].best = row[column].value == best
 
 
-def first_cells(group: Group, kind: str, have: Sequence[Mapping[str, float]]) -> list[Cell]:
+def first_cells(group: RunGroup, kind: str, have: Sequence[Mapping[str, float]]) -> list[Cell]:
     states = list(dict.fromkeys(run.state for run in group.runs))
     of = f"{kind} (by {group.runs[0].selected_by})" if kind.endswith("best") else kind
     epochs = sorted({int(entry["epoch"]) for entry in have})
@@ -73,20 +73,20 @@ def first_cells(group: Group, kind: str, have: Sequence[Mapping[str, float]]) ->
 def metric_cells(have: Sequence[Mapping[str, float]]) -> list[Cell]:
     full = [with_errors(dict(entry)) for entry in have]
     return [
-        number([entry[name] for entry in full if name in entry], METRICS[name].digits, complete=len(full))
-        for name in SHOWN
+        mean_cell([entry[name] for entry in full if name in entry], METRICS[name].digits, complete=len(full))
+        for name in METRIC_COLUMNS
     ]
 
 
-def last_cells(group: Group) -> list[Cell]:
+def last_cells(group: RunGroup) -> list[Cell]:
     summaries = [run.summary for run in group.runs if run.summary is not None]
     rates = [s["images_per_second"] for s in summaries if "images_per_second" in s]
     hours = [s["wall_seconds"] / 3600 for s in summaries if "wall_seconds" in s]
-    speed = [number(rates, 0, complete=len(rates)), number(hours, 2, complete=len(hours))]
+    speed = [mean_cell(rates, 0, complete=len(rates)), mean_cell(hours, 2, complete=len(hours))]
     return [*speed, Cell(str(group.settings.get("model.name", "-"))), Cell(group.seeds)]
 
 
-def number(values: Sequence[float], digits: int, *, complete: int) -> Cell:
+def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> Cell:
     """The mean of the values, with the standard deviation if there are several; a dash unless all are there."""
     if not values or len(values) < complete:
         return Cell("-")
@@ -94,23 +94,23 @@ def number(values: Sequence[float], digits: int, *, complete: int) -> Cell:
     return Cell(f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}"), mean)
 
 
-def differences(groups: Sequence[Group]) -> Table:
+def recipe_differences(groups: Sequence[RunGroup]) -> Table:
     """One row a group, one column a key that differs; marked where the value is not that of the first row."""
     keys = different_keys(groups)
     out = Table(["runs", *keys])
     for group in groups:
-        cells = [Cell(show(group.settings.get(key, "-"))) for key in keys]
+        cells = [Cell(shown(group.settings.get(key, "-"))) for key in keys]
         for cell, first in zip(cells, out.rows[0][1:] if out.rows else cells):
             cell.changed = cell.text != first.text
         out.rows.append([Cell(group.name), *cells])
     return out
 
 
-def show(value: Any) -> str:
+def shown(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def surroundings(groups: Sequence[Group]) -> Table:
+def surroundings(groups: Sequence[RunGroup]) -> Table:
     """Where each run was carried out, as its last start told it."""
     packages = list(dict.fromkeys(name for g in groups for run in g.runs for name in run.begun.get("versions", {})))
     out = Table(["run", "processes", "device", "parameters", "train images", "validation images", *packages])
@@ -160,4 +160,4 @@ def as_latex(table: Table) -> str:
     return "\n".join([begin, r"\toprule", head, r"\midrule", *map(line, rows), r"\bottomrule", r"\end{tabular}", ""])
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
+WRITERS: dict[str, Callable[[Table], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
