@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 REMOTE = ["fsspec[http]"]
 HERE = Path(__file__).parent
 ONNX = ["onnx", "onnxscript", "onnxruntime"]
+PLOTS = ["matplotlib"]
 
 setup(
     name="lsdali",
@@ -18,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["lsdali", "lsdali.*"]),
-    package_data={"lsdali": ["py.typed", "ARCHITECTURE.md"]},
+    package_data={"lsdali": ["py.typed", "ARCHITECTURE.md", "page/*.html"]},
     install_requires=[
         "torch",
         "torchvision",
@@ -48,8 +49,10 @@ setup(
             "types-jsonschema",
             *ONNX,
             *REMOTE,
+            *PLOTS,
         ],
         "onnx": ONNX,
+        "plots": PLOTS,
         "remote": REMOTE,
         "timm": ["timm"],
     },

@@ -27,7 +27,7 @@ class Begun:
     world: int
     step: int
     steps: int
-    epoch: int
+    epoch: int  # epochs done
     epochs: int
     parameters: int
     optimizer: str
@@ -39,7 +39,7 @@ class Trained:
     """The mean over the steps since the last event of its kind."""
 
     step: int
-    epoch: int
+    epoch: int  # that the step belongs to, from 1
     loss: float
     lr: float
     images_per_second: float
@@ -160,7 +160,7 @@ def sentence(event: Event) -> str:
     if isinstance(event, Trained):
         terms = "".join(f"  {name} {value:.4f}" for name, value in event.terms.items())
         return (
-            f"epoch {event.epoch + 1}  step {event.step}  loss {event.loss:.4f}{terms}  lr {event.lr:.3g}  "
+            f"epoch {event.epoch}  step {event.step}  loss {event.loss:.4f}{terms}  lr {event.lr:.3g}  "
             f"{event.images_per_second:.0f} images/s  data wait {event.data_wait:.0%}"
         )
     if isinstance(event, Evaluated):
@@ -168,7 +168,11 @@ def sentence(event: Event) -> str:
         return f"epoch {event.epoch}  {event.weights}  {values}"
     if isinstance(event, Finished):
         last, best = event.summary["last"], event.summary["best"]
-        return f"finished: top-1 {last['top1']:.2f} %, best {best['top1']:.2f} % after epoch {best['epoch']}"
+        early = f" early, after epoch {event.summary['stopped']}" if event.summary["stopped"] else ""
+        return (
+            f"finished{early}: top-1 {last['top1']:.2f} %, best by {event.summary['selected_by']} {best['top1']:.2f} % "
+            f"after epoch {best['epoch']}"
+        )
     return event.text
 
 
@@ -212,7 +216,7 @@ class Bar:
                 f"loss {event.loss:.4f}  lr {event.lr:.3g}  {event.images_per_second:.0f} images/s  "
                 f"wait {event.data_wait:.0%}"
             )
-            self.progress.update(self.task, completed=event.step, epoch=event.epoch + 1, state=state)
+            self.progress.update(self.task, completed=event.step, epoch=event.epoch, state=state)
         else:
             self.progress.print(sentence(event), highlight=False, markup=False)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,12 +38,31 @@ def pskd_bins(width: float = 0.1) -> Bins:
     return upper - width, upper
 
 
+def ibls_bins(count: int) -> Bins:
+    """`count` equal bins as IBLS's later code has them (netcal 1.1): closed below, [lower, upper); 1 is in the last."""
+    edges = torch.from_numpy(np.nextafter(np.linspace(0, 1, count + 1), -np.inf))
+    edges[0], edges[-1] = -torch.inf, torch.inf
+    return edges[:-1], edges[1:]
+
+
+def mass_bins(confidence: Tensor, count: int) -> Bins:
+    """[N] -> `count` bins that hold nearly equally many samples: their edges are quantiles (Nguyen, O'Connor 2015).
+
+    Equal confidences share a bin, so that some bins may be empty.
+    """
+    edges = torch.from_numpy(np.quantile(confidence.double().cpu().numpy(), np.linspace(0, 1, count + 1)))
+    edges[0], edges[-1] = -torch.inf, torch.inf
+    return edges[:-1], edges[1:]
+
+
 def binned(confidence: Tensor, right: Tensor, bins: Bins) -> tuple[Tensor, Tensor, Tensor]:
     """[N], [N], M bins -> [M] int64, [M], [M]: samples of each bin, sum of their confidence, how many are right."""
     lower, upper = (edge.to(confidence.device) for edge in bins)
-    inside = (confidence[:, None] > lower) & (confidence[:, None] <= upper)
-    place = torch.where(inside.any(1), inside.int().argmax(1), len(lower))  # the last place is for those in no bin
-    weights = (None, confidence.double(), right.double())
+    confidence = confidence.double().contiguous()
+    place = torch.bucketize(confidence, upper)  # the first bin that does not end below; M for none
+    outside = (place == len(upper)) | (confidence <= lower[place.clamp(max=len(lower) - 1)])
+    place = place.masked_fill(outside, len(lower))  # the last place is for those in no bin
+    weights = (None, confidence, right.double())
     counts, sums, rights = (torch.bincount(place, w, len(lower) + 1)[:-1] for w in weights)
     return counts, sums, rights
 
@@ -54,6 +74,44 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
     """
     _, sums, rights = binned(confidence, right, bins)
     return 100 * (rights - sums).abs().sum() / len(confidence)
+
+
+def bin_gaps(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
+    """[N], [N], bins -> [at most M]: |accuracy - mean confidence| in % of each bin that is not empty.
+
+    Its greatest is the MCE (Naeini et al., 2015), its mean the ACE as netcal has it, and IBLS's code with it.
+    """
+    counts, sums, rights = binned(confidence, right, bins)
+    full = counts > 0
+    return 100 * ((rights - sums).abs() / counts)[full]
+
+
+def classwise_error(p: Tensor, labels: Tensor, bins: Bins) -> Tensor:
+    """[N, K], [N], bins -> []: the mean over classes of the ECE in % of p[:, k] for "the label is k" (Kull 2019)."""
+    errors = [calibration_error(p[:, k], labels == k, bins) for k in range(p.shape[1])]
+    return torch.stack(errors).mean()
+
+
+def label_errors(confidence: Tensor, right: Tensor, labels: Tensor, bins: Bins) -> list[float]:
+    """[N], [N], [N], bins -> the ECE in % of the samples of each label that occurs.
+
+    Their mean is what IBLS's code calls class-wise ECE.
+    """
+    own = [labels == k for k in np.unique(labels.cpu().numpy()).tolist()]
+    return [calibration_error(confidence[rows], right[rows], bins).item() for rows in own]
+
+
+def brier(p: Tensor, labels: Tensor) -> tuple[float, float]:
+    """[N, K], [N] -> the mean of sum_k (p_k - y_k)^2 (Brier 1950), and of (1 - p_label)^2 alone, as in IBLS's code."""
+    own = p.gather(1, labels[:, None])[:, 0]
+    whole = (p**2).sum(1) - own**2 + (1 - own) ** 2
+    return _mean(whole).item(), _mean((1 - own) ** 2).item()
+
+
+def class_accuracies(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """[N], [N] -> the accuracy in % on each class; None for one without a sample."""
+    counts, rights = (torch.bincount(labels, w, classes).tolist() for w in (None, right.double()))
+    return [100 * hits / n if n else None for n, hits in zip(counts, rights, strict=True)]
 
 
 def reliability(confidence: Tensor, right: Tensor, bins: Bins) -> list[dict[str, float | None]]:
@@ -75,23 +133,26 @@ def reliability(confidence: Tensor, right: Tensor, bins: Bins) -> list[dict[str,
     ]
 
 
-def aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
-    """[N], [N], [N] -> []: area under the risk-coverage curve x 1000 (Geifman et al., ICLR 2019).
+def risks(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
+    """[N], [N], [N] -> [N] fp64: the share of errors among the i most confident samples, i = 1, ..., N.
 
-    The mean over i of the share of errors among the i most confident samples. Of equal confidences the
-    larger index comes first: the order the reference gives where its unstable sort happens to be stable.
+    Of equal confidences the larger index comes first: the order the reference gives where its unstable sort happens
+    to be stable.
     """
     order = index.argsort(descending=True)
     order = order[confidence[order].argsort(descending=True, stable=True)]
-    errors = (1 - right[order].double()).cumsum(0)
-    return 1000 * _mean(errors / _count_up(errors))
+    return _running_mean(1 - right[order].double())
+
+
+def aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
+    """[N], [N], [N] -> []: area under the risk-coverage curve x 1000, the mean of `risks` (Geifman 2019)."""
+    return 1000 * _mean(risks(confidence, right, index))
 
 
 def excess_aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
     """[N], [N], [N] -> []: E-AURC x 1000: AURC less that of the best order, which has every error last."""
     best = right.double().sort(descending=True).values
-    errors = (1 - best).cumsum(0)
-    return aurc(confidence, right, index) - 1000 * _mean(errors / _count_up(errors))
+    return aurc(confidence, right, index) - 1000 * _mean(_running_mean(1 - best))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -99,9 +160,9 @@ def _mean(x: Tensor) -> Tensor:
     return torch.tensor(x.cpu().numpy().mean(), dtype=x.dtype)
 
 
-def _count_up(x: Tensor) -> Tensor:
-    """[N] -> 1, 2, ..., N in the type and place of x."""
-    return torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
+def _running_mean(x: Tensor) -> Tensor:
+    """[N] -> [N]: the mean of the first 1, 2, ..., N, in the memory of x."""
+    return x.cumsum_(0).div_(torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device))
 
 
 def label_rank(logits: Tensor, labels: Tensor) -> Tensor:

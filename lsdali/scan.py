@@ -7,6 +7,7 @@ training reads. The exit status is 0 where nothing is to be mended, 1 where some
 import argparse
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ WNID = re.compile(r"n\d{8}")
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    return scan(arguments().parse_args(argv))
+    given = sys.argv[1:] if argv is None else list(argv)
+    return scan(arguments().parse_args(given), shlex.join(["lsdali", "scan", *given]))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -37,11 +39,12 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def scan(args: argparse.Namespace) -> int:
-    """Scan both splits, print what was found, write what was asked for."""
+def scan(args: argparse.Namespace, command: str) -> int:
+    """Scan both splits, print what was found, write what was asked for; `command` stands on the page."""
     from lsdali.data.index.scan_report import as_html, as_text, contact_sheet, problems, summarize
     from lsdali.data.index.scan_split import SplitScan, copies, corrupt, scan_split
     from lsdali.data.io.byte_range import is_url
+    from lsdali.page.render import write_file
 
     if is_url(args.root):
         raise UserError("lsdali.scan reads folders of this machine; look at the files before they go into a store")
@@ -58,9 +61,10 @@ def scan(args: argparse.Namespace) -> int:
     summary |= sorted_copies(copies(parts))
     print(as_text(summary))
     if args.json is not None:
-        write_text(args.json, json.dumps(summary, indent=1))
+        write_file(args.json, json.dumps(summary, indent=1))
     if args.html is not None:
-        write_text(args.html, as_html(summary, {split: contact_sheet(part) for split, part in parts.items()}))
+        sheets = {split: contact_sheet(part) for split, part in parts.items()}
+        write_file(args.html, as_html(summary, sheets, command))
     return 1 if problems(summary) else 0
 
 
@@ -106,13 +110,6 @@ def sorted_copies(groups: list[list[dict[str, str]]]) -> dict[str, list[list[dic
         else:
             out["repeated"].append(group)
     return out
-
-
-def write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

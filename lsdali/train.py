@@ -77,6 +77,7 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
     from lsdali.build import build
     from lsdali.events import open_events
     from lsdali.recipe import to_yaml
+    from lsdali.selection import stopped
     from lsdali.state.checkpoint import Checkpoints
 
     folder = Path(recipe.run_dir or "runs")
@@ -88,10 +89,10 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
         content = checkpoints.newest()
         if content is not None:
             same_recipe(recipe, content, folder)
-            if content["step"] == content["steps"] and (folder / "summary.json").is_file():
-                events.log(
-                    f"this run is finished: {recipe.epochs} epochs; its figures are in {folder / 'summary.json'}"
-                )
+            early = stopped(content["parts"]["trainer"]["record"], recipe.stop)
+            if (early or content["step"] == content["steps"]) and (folder / "summary.json").is_file():
+                how = "stopped early" if early else f"is finished: {recipe.epochs} epochs"
+                events.log(f"this run {how}; its figures are in {folder / 'summary.json'}")
                 return
         trainer = build(recipe, folder, device, checkpoints, events, resumes=content is not None)
         if content is not None:

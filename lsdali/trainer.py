@@ -25,6 +25,7 @@ from lsdali.models.student import Forward, Student
 from lsdali.optim import Optimizer
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
+from lsdali.selection import note, stopped, watch
 from lsdali.state.checkpoint import Checkpoints, Stateful, restore
 
 
@@ -120,10 +121,15 @@ class Trainer:
 
     # ---- the run
 
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch is done, or the run is to stop early."""
+        return self.clock.done or stopped(self.record, self.recipe.stop)
+
     def run(self) -> None:
         """Train to the end from wherever the clock stands, and write the summary."""
         started = time.perf_counter() - self.seconds["wall"]
-        while not self.clock.done:
+        while not self.over:
             self.epoch(started)
         self.seconds["wall"] = time.perf_counter() - started
         self.summarize()
@@ -142,7 +148,7 @@ class Trainer:
             better = self.clock.at_epoch_end and self.end_epoch()
             if better or self.save_due():
                 self.seconds["wall"] = time.perf_counter() - started
-                header = {**self.header, "step": self.clock.step, "steps": self.clock.steps}
+                header = {**self.header, "epoch": self.clock.epoch, "step": self.clock.step, "steps": self.clock.steps}
                 self.checkpoints.save(self.parts, header, best=better)
             meter.aside += time.perf_counter() - paused
 
@@ -167,7 +173,7 @@ class Trainer:
 
     def save_due(self) -> bool:
         save, clock = self.recipe.save, self.clock
-        by_epoch = clock.at_epoch_end and (clock.done or clock.epoch % save.every_epochs == 0)
+        by_epoch = clock.at_epoch_end and (self.over or clock.epoch % save.every_epochs == 0)
         return by_epoch or (save.every_steps is not None and clock.step % save.every_steps == 0)
 
     @torch.no_grad()
@@ -193,7 +199,7 @@ class Trainer:
         self.seconds["training"] += spent
         loss = means.pop("loss")
         lr = self.schedule(self.clock.step - 1)
-        epoch, _ = self.clock.steps_per_epoch.locate(self.clock.step - 1)
+        epoch = self.clock.steps_per_epoch.locate(self.clock.step - 1)[0] + 1
         rate = meter.images / spent
         self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.waited / spent, means))
         if not math.isfinite(loss):
@@ -206,18 +212,19 @@ class Trainer:
     def evaluated(self, weights: str, metrics: Mapping[str, float]) -> bool:
         self.events.write(Evaluated(self.clock.step, self.clock.epoch, weights, metrics))
         entry = {**metrics, "epoch": self.clock.epoch}
-        best = self.record.get(weights, {}).get("best")
-        better = best is None or metrics["top1"] > best["top1"]
-        self.record[weights] = {"last": entry, "best": entry if better else best}
-        return better
+        if weights == "model":
+            watch(self.record, entry, self.recipe.stop)
+        return note(self.record, weights, entry, self.recipe.select)
 
     def summarize(self) -> None:
         """Write summary.json: last and best metrics, speed, time, and the digest of the final weights."""
         batches, lengths = self.recipe.batches, self.clock.steps_per_epoch
-        images = sum(batches.at(epoch) * lengths.at(epoch) for epoch in range(self.clock.epochs))
+        images = sum(batches.at(epoch) * lengths.at(epoch) for epoch in range(self.clock.epoch))
         summary = {
             **self.record["model"],
             **{name: self.record[name] for name in self.averages},
+            "selected_by": self.recipe.select.metric,
+            "stopped": None if self.clock.done else self.clock.epoch,
             "digest": weights_digest(self.student.network),
             "images_per_second": round(images / self.seconds["training"], 2),
             "wall_seconds": round(self.seconds["wall"], 2),

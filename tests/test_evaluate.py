@@ -5,18 +5,21 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss
+from torchvision.transforms.functional import five_crop, ten_crop
 
 from lsdali.build import build
+from lsdali.data.pipeline.loaders import eval_loader
 from lsdali.data.sampling.sampler import stratified
-from lsdali.evaluate.__main__ import WAYS, arguments, start
+from lsdali.evaluate.__main__ import VIEW_NAMES, WAYS, parse, start
 from lsdali.evaluate.figures import CALIBRATE_ON, calibrate, rows
-from lsdali.evaluate.runs import Predicted
+from lsdali.evaluate.runs import Predicted, open_run, open_samples
 from lsdali.events import Events
 from lsdali.posthoc import fit_temperature
 from lsdali.recipe import Recipe
@@ -57,7 +60,7 @@ def cache(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def main(argv: list[str]) -> int:
     """Less torchrun's `record`, which does not go together with pytest's standard error."""
-    return start(arguments().parse_intermixed_args(argv))
+    return start(parse(argv))
 
 
 def evaluated(folder: Path, *arguments) -> dict:
@@ -71,9 +74,12 @@ def test_the_figures_are_those_of_the_run(base, tmp_path, capsys, options, weigh
     expected = expected["last"] if weights == "model" else expected["ema"]["last"]
     found = evaluated(tmp_path, base / "a", "--checkpoint", "last", *options)
     (row,) = found["rows"]
-    assert row["metrics"] == {key: value for key, value in expected.items() if key != "epoch"}
+    expected.pop("epoch")
+    assert {key: row["metrics"][key] for key in expected} == expected
+    assert row["metrics"]["error1"] == 100 - expected["top1"]
     assert sum(b["count"] for b in row["reliability"]) == 25
     assert found["runs"][0]["weights"] == weights
+    assert (found["runs"][0]["epoch"], found["runs"][0]["step"]) == (2, 10)
     assert f"{expected['nll']:.3f}" in capsys.readouterr().out
     if weights == "model":
         assert found["runs"][0]["digest"] == summary(base / "a")["digest"]
@@ -128,11 +134,63 @@ def test_the_page_has_a_diagram_a_row(base, tmp_path):
     found = evaluated(tmp_path, base / "a", base / "b", "--ensemble", "--temperature", "same", "--html", page)
     text = page.read_text()
     assert len(found["rows"]) == 6
-    assert text.count("<svg") == 6
-    bins = [b for row in found["rows"] for b in row["reliability"] if b["count"]]
-    assert text.count('class="right"') == len(bins)
+    assert text.count('aria-label="reliability diagram"') == 6
+    assert text.count('aria-label="Gains of the classes"') == 2
+    assert text.count('aria-label="Risk and coverage') == 1
     assert not re.search("https?:|src=", text)
     assert "the figures flatter" in text
+    assert f"model weights of {base}/a/checkpoints/best.pt" in text
+
+
+def test_classes_risk_and_other_bins(base, tmp_path):
+    arguments = ("--predictions", tmp_path / "p.npz", "--bins", "width:4", "--bins", "mass:3")
+    (row,) = evaluated(tmp_path, base / "a", *arguments)["rows"]
+    p = np.load(tmp_path / "p.npz")
+    probabilities = torch.from_numpy(p["logits"]).double().softmax(1).numpy()
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == p["labels"]
+    assert row["per_class"] == [100 * right[p["labels"] == k].mean() for k in range(5)]
+    assert row["risk"][-1] == [100.0, pytest.approx(row["metrics"]["error1"])]
+    assert 10 * sum(risk for _, risk in row["risk"]) / 25 == pytest.approx(row["metrics"]["aurc"])
+    place = np.minimum((confidence * 4).astype(int), 3)
+    gaps = [abs(right[place == k].sum() - confidence[place == k].sum()) for k in range(4)]
+    assert row["metrics"]["ece width:4"] == pytest.approx(100 * sum(gaps) / 25)
+    assert 0 <= row["metrics"]["ace mass:3"] <= row["metrics"]["mce mass:3"] <= 100
+
+
+def test_the_ensemble_of_the_newest_checkpoints(base, tmp_path, capsys):
+    found = evaluated(tmp_path, base / "a", "--ensemble", "last:2")
+    (one,) = found["ensembles"]
+    assert [m["members"] for m in one["curve"]] == [1, 2]
+    parts = []
+    for name in ("step-0000000010.pt", "step-0000000005.pt"):
+        evaluated(tmp_path, base / "a", "--checkpoint", name, "--predictions", tmp_path / "p.npz")
+        p = np.load(tmp_path / "p.npz")
+        parts.append(torch.from_numpy(p["logits"]).double().softmax(1).numpy())
+        nll = one["curve"][len(parts) - 1]["metrics"]["nll"]
+        assert nll == pytest.approx(log_loss(p["labels"], sum(parts) / len(parts)), rel=1e-9)
+    assert found["rows"][-1]["metrics"] == one["curve"][-1]["metrics"]
+    assert "needs 3 checkpoints, and" in said(capsys, base / "a", "--ensemble", "last:3")
+
+
+@pytest.mark.parametrize("views", VIEW_NAMES)
+def test_views_are_averaged(base, tmp_path, views):
+    """Torchvision's FlipCrop and TenCrop of the same images, through the network by hand."""
+    size = [] if views == "flip" else ["data.eval.resize=20"]
+    evaluated(tmp_path, base / "a", "--views", views, "--predictions", tmp_path / "p.npz", *size)
+    run = open_run(base / "a", "best", "model")
+    samples = open_samples(run, [*size, *(["data.eval.size=20"] if size else [])])
+    cut = {"flip": lambda x: (x, x.flip(3)), "five": partial(five_crop, size=16), "ten": partial(ten_crop, size=16)}
+    with torch.no_grad():
+        mean = torch.cat([sum(run.network(x).softmax(1) for x in cut[views](images)) for images in pictures(samples)])
+    found = torch.from_numpy(np.load(tmp_path / "p.npz")["logits"]).exp()
+    assert torch.allclose(found, mean / {"flip": 2, "five": 5, "ten": 10}[views], atol=1e-5)
+
+
+def pictures(samples):
+    loader = eval_loader(samples.index, samples.recipe.data, batch=25, device=torch.device("cpu"), half=False)
+    out = [batch.images[batch.valid] for batch in loader]
+    loader.close()
+    return out
 
 
 # ---- temperatures of samples kept from training
@@ -177,7 +235,7 @@ def test_the_samples_evaluated_on_change_no_temperature():
 def test_the_ensemble_of_scaled_networks():
     parts = [predicted("x"), predicted("xx")]
     calibrations = [calibrate("same", part, None) for part in parts]
-    last = rows(parts, calibrations, together=True)[-1]
+    last = rows(parts, calibrations, (), together=True)[-1]
     p = sum((part.logits.double() / f.temperature).softmax(1) for part, f in zip(parts, calibrations)) / 2
     assert last.metrics["nll"] == pytest.approx(log_loss(parts[0].labels, p.numpy()), rel=1e-9)
     assert last.temperature is None
@@ -213,7 +271,10 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
 
 def test_what_does_not_go_together_is_said(base, tmp_path, capsys):
     a, kept = base / "a", base / "kept"
-    assert said(capsys, a, "--ensemble") == f"error: --ensemble needs two runs or more, and {a} is one\n"
+    assert (
+        said(capsys, a, "--ensemble")
+        == f"error: --ensemble needs two runs or more, and {a} is one; last:20 takes its checkpoints\n"
+    )
     assert said(capsys, "data.max_samples=3").startswith("error: which run?")
     assert "writes those of one run, and these are 2" in said(capsys, a, a, "--predictions", tmp_path / "p.npz")
     assert "there is no folder" in said(capsys, a, "--json", tmp_path / "none/x.json")
@@ -248,7 +309,8 @@ def test_features_of_three_classes_in_a_plane(base, tmp_path, capsys):
             own = [p for p, label in zip(drawn["points"], drawn["labels"], strict=True) if label == k]
             assert np.mean(own, 0) == pytest.approx(drawn["centroids"][k])
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<circle") == 2 * 3 * (8 + 5)
+    assert page.count('aria-label="features in a plane"') == 2 * 2
+    assert not re.search("https?:|src=", page)
     assert [page.index(name) for name in names] == sorted(page.index(name) for name in names)
     for wrong, why in (
         (["--plane", "class0", "class1", "x", *files], "no class x"),

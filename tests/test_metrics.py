@@ -2,28 +2,45 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as td
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.metrics import (
+    Bins,
     MetricAccumulator,
     aurc,
+    bin_gaps,
+    binned,
+    brier,
     calibration_error,
+    class_accuracies,
+    classwise_error,
     equal_bins,
     excess_aurc,
+    ibls_bins,
+    label_errors,
     label_rank,
+    mass_bins,
     measure,
     pskd_bins,
+    reliability,
+    risks,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "reference" / "metrics_vectors.json").read_text())
@@ -63,6 +80,42 @@ def test_reference_calibration_and_ranking(name: str) -> None:
     if "ece" in v:
         ece = calibration_error(confidence, right, pskd_bins(v["width"])).item()
         assert ece == pytest.approx(v["ece"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, v in VECTORS["ranked"].items() if "bins" in v])
+def test_reference_bins(name: str) -> None:
+    v = VECTORS["ranked"][name]
+    confidence, right = torch.tensor(v["confidence"], dtype=torch.float64), torch.tensor(v["right"])
+    rows = reliability(confidence, right, pskd_bins(v["width"]))
+    full = [[row["count"], row["accuracy"], row["confidence"]] for row in rows if row["count"]]
+    assert full == [pytest.approx(row, abs=1e-12) for row in v["bins"]]
+
+
+@pytest.mark.parametrize("name", VECTORS["netcal"])
+@pytest.mark.parametrize(("kind", "make"), [("width", equal_bins), ("ibls", ibls_bins)])
+def test_reference_bins_of_ibls(name: str, kind: str, make: Callable[[int], Bins]) -> None:
+    """netcal 1.0 has (lower, upper] like ours of equal width; 1.1 has [lower, upper)."""
+    v = VECTORS["netcal"][name]
+    p, labels = torch.tensor(v["probs"], dtype=torch.float64), torch.tensor(v["labels"])
+    confidence, prediction = p.max(1)
+    right = prediction == labels
+    for count, expected in v[kind].items():
+        gaps = bin_gaps(confidence, right, make(int(count)))
+        found = [calibration_error(confidence, right, make(int(count))), gaps.max(), gaps.mean()]
+        assert [x.item() / 100 for x in found] == pytest.approx(expected, abs=1e-12)
+    found = label_errors(confidence, right, labels, make(15))
+    assert [x / 100 for x in found] == pytest.approx(v["labels_ece"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", VECTORS["probabilities"])
+def test_reference_brier(name: str) -> None:
+    """A probability of 0 for the label has an infinite loss here; the reference clips it, and so hides it."""
+    v = VECTORS["probabilities"][name]
+    p, labels = torch.tensor(v["probs"], dtype=torch.float64), torch.tensor(v["labels"])
+    assert brier(p, labels)[1] == pytest.approx(v["brier_label"], abs=1e-12)
+    result = evaluate(p.log(), labels)
+    assert result["top1"] == pytest.approx(100 * v["accuracy"])
+    assert result["nll"] == (math.inf if v["log_loss"] is None else pytest.approx(v["log_loss"], abs=1e-12))
 
 
 @pytest.mark.parametrize("name", VECTORS["logits"])
@@ -116,6 +169,42 @@ def test_torchmetrics_and_scikit_learn_agree() -> None:
     assert ours["ece"] == pytest.approx(100 * ece.item(), abs=1e-5)
     assert ours["nll"] == pytest.approx(log_loss(labels.numpy(), p.numpy(), labels=np.arange(K)), abs=1e-9)
     assert ours["n"] == N
+
+
+def test_calibration_is_that_of_torchmetrics_and_scikit_learn() -> None:
+    logits, labels = problem(1000)
+    p = logits.double().softmax(1)
+    confidence, prediction = p.max(1)
+    right = prediction == labels
+    for count in (7, 16):  # no edge falls on a sample, where rounding would decide
+        worst = multiclass_calibration_error(p, labels, K, n_bins=count, norm="max").item()
+        assert bin_gaps(confidence, right, equal_bins(count)).max().item() == pytest.approx(100 * worst, abs=1e-4)
+        bins = mass_bins(confidence, count)
+        accuracy, mean = calibration_curve(right.numpy(), confidence.numpy(), n_bins=count, strategy="quantile")
+        gaps = bin_gaps(confidence, right, bins)
+        assert gaps.tolist() == pytest.approx((100 * abs(accuracy - mean)).tolist(), abs=1e-9)
+        assert calibration_error(confidence, right, bins).item() == pytest.approx(gaps.mean().item(), rel=0.05)
+        of_classes = [
+            binary_calibration_error(p[:, k].contiguous(), (labels == k).long(), n_bins=count) for k in range(K)
+        ]
+        expected = 100 * torch.stack(of_classes).mean().item()
+        assert classwise_error(p, labels, equal_bins(count)).item() == pytest.approx(expected, abs=1e-4)
+    assert brier(p, labels)[0] == pytest.approx(brier_score_loss(labels.numpy(), p.numpy(), scale_by_half=False))
+    accuracies = multiclass_accuracy(logits, labels, K, average=None)
+    assert class_accuracies(right, labels, K) == pytest.approx((100 * accuracies).tolist(), abs=1e-4)
+    assert class_accuracies(right[:1], labels[:1], K).count(None) == K - 1
+
+
+def test_equally_full_bins_hold_equal_confidences_together() -> None:
+    confidence = torch.tensor([0.5] * 5 + [0.6, 0.7, 0.9], dtype=torch.float64)
+    counts, _, _ = binned(confidence, torch.ones(8), mass_bins(confidence, 4))
+    assert counts.tolist() == [5, 0, 1, 2]
+
+
+def test_the_risk_of_everything_is_the_error() -> None:
+    confidence, right = torch.tensor([0.9, 0.2, 0.5, 0.5]), torch.tensor([True, False, False, True])
+    risk = risks(confidence, right, torch.arange(4))
+    assert risk.tolist() == pytest.approx([0, 0, 1 / 3, 2 / 4])
 
 
 def slow_aurc(confidence: Tensor, right: Tensor, index: Tensor) -> float:

@@ -1,32 +1,38 @@
-"""Evaluate trained runs: `python -m lsdali.evaluate RUN [RUN ...] [data.KEY=VALUE ...]`, or the same under torchrun.
+"""Evaluate trained runs: metrics, calibration, temperatures, ensembles. Runs under torchrun too.
 
-The metrics are those of summary.json. `key=value` changes the data part of the recipes, evaluate.batch or precision.
+Those metrics that summary.json has are the same. `key=value` changes the data part of the recipes, evaluate.batch or
+precision.
 """
 
 import argparse
-import io
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
 
-    from lsdali.evaluate.figures import Calibration, Row
-    from lsdali.evaluate.runs import Predicted, Run
+    from lsdali.evaluate.figures import Ensemble
+    from lsdali.evaluate.runs import Predicted, Run, Samples
 
+VIEW_NAMES = ("flip", "five", "ten")  # views.VIEWS says what they are
 WAYS = ("half", "held_out", "same", "ibls")  # figures.CALIBRATE_ON says what they are
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry. The exit status is 0, or 2 for bad input."""
-    args = arguments().parse_intermixed_args(argv)
+    args = parse(sys.argv[1:] if argv is None else argv)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return int(record(start)(args) or 0)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, and as `command` the line that a page repeats."""
+    args = arguments().parse_intermixed_args(argv)
+    args.command = ["lsdali", "evaluate", *argv]
+    return args
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -45,7 +51,23 @@ def arguments() -> argparse.ArgumentParser:
         "(the default); on what the run held out of its training data; on the same samples that are evaluated; or on "
         "these within the bounds of IBLS",
     )
-    parser.add_argument("--ensemble", action="store_true", help="also evaluate the mean of the runs' softmax outputs")
+    parser.add_argument(
+        "--ensemble",
+        nargs="?",
+        const=0,
+        type=members,
+        metavar="last:N",
+        help="also evaluate the mean of the runs' softmax outputs; last:N: of the newest 1, 2, ... N checkpoints of "
+        "each run",
+    )
+    parser.add_argument("--views", choices=VIEW_NAMES, help="average over flips or crops of each image")
+    parser.add_argument(
+        "--bins",
+        action="append",
+        default=[],
+        metavar="KIND:SIZE",
+        help="also the ECE, MCE and ACE with other bins: width:N (equal), mass:N (equally full), ibls:N, pskd:WIDTH",
+    )
     parser.add_argument(
         "--plane",
         nargs=3,
@@ -59,6 +81,14 @@ def arguments() -> argparse.ArgumentParser:
         "--predictions", type=Path, metavar="FILE", help="write logits [N, K], labels [N], index [N] of one run (.npz)"
     )
     return parser
+
+
+def members(text: str) -> int:
+    """The number in last:N."""
+    count = text.removeprefix("last:")
+    if count == text or not count.isdigit() or int(count) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: write last:20 (two or more), or --ensemble behind the runs")
+    return int(count)
 
 
 def start(args: argparse.Namespace) -> int:
@@ -78,7 +108,8 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     """Let every run predict on all ranks; rank 0 makes the figures of it."""
     from lsdali import dist
     from lsdali.evaluate.figures import calibrate, rows
-    from lsdali.evaluate.runs import open_held_out, open_run, open_samples, predict, same_samples
+    from lsdali.evaluate.output import check, tell
+    from lsdali.evaluate.runs import open_held_out, open_run, open_samples, predict, same_samples, with_views
 
     overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
     names = [text for text in args.runs if text not in overrides]
@@ -89,104 +120,49 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
         return draw(args, runs, overrides, device)
     held_out = [open_held_out(run, overrides) for run in runs] if args.temperature == "held_out" else []
     samples = [open_samples(run, overrides) for run in runs]
-    if args.ensemble:
-        with dist.raise_together():
+    with dist.raise_together():
+        if args.ensemble == 0:
             same_samples(runs, samples)
+        samples, held_out = ([with_views(part, args.views) for part in parts] for parts in (samples, held_out))
     parts = [predict(run, part, device) for run, part in zip(runs, samples, strict=True)]
     kept: list[Predicted | None] = [predict(run, part, device) for run, part in zip(runs, held_out)]
+    pairs = zip(parts, kept or [None] * len(parts), strict=True)
+    with dist.raise_together():
+        calibrations = [calibrate(args.temperature, *pair) for pair in pairs] if args.temperature else []
+        lines = rows(parts, calibrations, args.bins, together=args.ensemble == 0)
+    curves = last_ensembles(args, runs, samples, device) if args.ensemble else []
     with dist.raise_together():
         if dist.is_main():
-            pairs = zip(parts, kept or [None] * len(parts), strict=True)
-            calibrations = [calibrate(args.temperature, *pair) for pair in pairs] if args.temperature else []
-            about = [{**run.describe(), "data": part.describe()} for run, part in zip(runs, samples, strict=True)]
-            tell(args, about, parts, calibrations, rows(parts, calibrations, together=args.ensemble))
+            tell(args, runs, samples, parts, calibrations, lines, curves)
 
 
-def check(args: argparse.Namespace, names: Sequence[str]) -> None:
-    from lsdali.errors import UserError
+def last_ensembles(
+    args: argparse.Namespace, runs: Sequence["Run"], samples: Sequence["Samples"], device: "torch.device"
+) -> list["Ensemble"]:
+    """The ensembles of each run's newest checkpoints, one member after another. Collective."""
+    from lsdali import dist
+    from lsdali.evaluate.figures import ensemble_curve
+    from lsdali.evaluate.runs import newest_checkpoints, open_run, predict
 
-    if not names:
-        raise UserError("which run? Give a run folder, such as runs/digits_ce")
-    if args.ensemble and len(names) < 2:
-        raise UserError(f"--ensemble needs two runs or more, and {names[0]} is one")
-    if args.plane and args.html is None:
-        raise UserError("--plane draws into a page: add --html FILE")
-    if args.plane and (args.ensemble or args.temperature or args.predictions):
-        raise UserError("--plane evaluates nothing: leave out --ensemble, --temperature and --predictions")
-    if args.predictions is not None and len(names) > 1:
-        raise UserError(f"--predictions writes those of one run, and these are {len(names)}")
-    for path in (args.json, args.html, args.predictions):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    out = []
+    for run, part in zip(runs, samples, strict=True):
+        with dist.raise_together():
+            paths = newest_checkpoints(Path(run.name), args.ensemble)
+        found = (predict(open_run(path, "best", args.weights), part, device) for path in paths)
+        out.append(ensemble_curve(run.name, found, args.bins))
+    return out
 
 
 def draw(args: argparse.Namespace, runs: Sequence["Run"], overrides: Sequence[str], device: "torch.device") -> None:
     """Write the features of three classes. Collective."""
     from lsdali import dist
-    from lsdali.evaluate.plane import as_html, plane
+    from lsdali.evaluate.output import write_plane
+    from lsdali.evaluate.plane import plane
 
     found = {run.name: plane(run, overrides, args.plane, device) for run in runs}
     with dist.raise_together():
         if dist.is_main():
-            write(args.html, as_html(found, args.plane).encode(errors="replace"))
-            if args.json is not None:
-                write(args.json, json.dumps(found).encode())
-
-
-def tell(
-    args: argparse.Namespace,
-    about: Sequence[dict[str, Any]],
-    parts: Sequence["Predicted"],
-    calibrations: Sequence["Calibration"],
-    lines: Sequence["Row"],
-) -> None:
-    """Print the table, and write the files that were asked for."""
-    import numpy as np
-    from rich.console import Console
-
-    from lsdali.evaluate.figures import CALIBRATE_ON
-    from lsdali.evaluate.page import as_html, table
-
-    found: dict[str, Any] = {
-        "runs": about,
-        "temperature": CALIBRATE_ON[args.temperature] if calibrations else None,
-        "fits": [
-            {
-                "run": part.name,
-                "temperature": calibrate.temperature,
-                "bounds": calibrate.bounds,
-                "samples": calibrate.samples,
-            }
-            for part, calibrate in zip(parts, calibrations)
-        ],
-        "rows": [asdict(line) for line in lines],
-    }
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table(lines))
-    for data in dict.fromkeys(run["data"] for run in about):
-        console.print(f"evaluated on {data}", highlight=False, soft_wrap=True)
-    if calibrations:
-        console.print(f"temperatures are fitted on {found['temperature']}", highlight=False, soft_wrap=True)
-    for line in found["fits"]:
-        if line["temperature"] in line["bounds"]:
-            console.print(f"{line['run']}: its temperature is a bound, not a minimum", highlight=False, soft_wrap=True)
-    if args.json is not None:
-        write(args.json, json.dumps(found, indent=1).encode())
-    if args.html is not None:
-        write(args.html, as_html(found, lines).encode())
-    if args.predictions is not None:
-        part, file = parts[0], io.BytesIO()
-        np.savez(file, logits=part.logits.numpy(), labels=part.labels.numpy(), index=part.index.numpy())
-        write(args.predictions, file.getvalue())
-
-
-def write(path: Path, content: bytes) -> None:
-    from lsdali.errors import UserError
-
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+            write_plane(args, found)
 
 
 if __name__ == "__main__":

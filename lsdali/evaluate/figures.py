@@ -1,17 +1,33 @@
 """From what runs predict to rows of figures: metrics, temperatures, the ensemble, reliability. Pure functions."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lsdali.data.sampling.sampler import stratified
+from lsdali.evaluate.binning import binned_metrics
 from lsdali.evaluate.runs import Predicted
-from lsdali.metrics import equal_bins, measure, reliability, score
+from lsdali.metric_names import with_errors
+from lsdali.metrics import (
+    bin_gaps,
+    brier,
+    class_accuracies,
+    classwise_error,
+    equal_bins,
+    excess_aurc,
+    label_errors,
+    measure,
+    reliability,
+    risks,
+    score,
+)
 from lsdali.posthoc import IBLS, WIDE_BOUNDS, ensemble, fit_temperature
 
 CHUNK = 4096  # samples scored at a time
+POINTS = 200  # of a risk-coverage curve
 CALIBRATE_ON = {
     "half": "half of the samples evaluated, drawn with seed 0 in the classes' own proportions",
     "held_out": "the training samples that the run held out",
@@ -29,6 +45,8 @@ class Row:
     samples: str  # which, in words
     metrics: dict[str, float]
     reliability: list[dict[str, float | None]]  # of the 15 bins of ece
+    risk: list[tuple[float, float]]  # coverage and risk in %
+    per_class: list[float | None]  # accuracy in %; None for a class without a sample
     scaled: bool = False  # by fitted temperatures
     temperature: float | None = None
 
@@ -57,20 +75,22 @@ def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibrat
     return Calibration(fit_temperature(logits, labels, bounds), bounds, len(labels), rest)
 
 
-def rows(parts: Sequence[Predicted], calibrations: Sequence[Calibration], *, together: bool) -> list[Row]:
+def rows(
+    parts: Sequence[Predicted], calibrations: Sequence[Calibration], bins: Sequence[str], *, together: bool
+) -> list[Row]:
     """All runs, and their ensemble where they are `together`: as they are, then with the temperatures, if any.
 
     Where a part of the samples was used to fit them, the rest is evaluated without and with them. The ensemble of
     scaled networks is the mean of their scaled softmax outputs.
     """
     everything = [torch.arange(len(part.labels)) for part in parts]
-    out = group(parts, "all", everything, (), together)
+    out = group(parts, "all", everything, (), bins, together=together)
     if calibrations and calibrations[0].rest is not None:
         kept = [found.rest for found in calibrations if found.rest is not None]
-        out += group(parts, "other half", kept, (), together)
-        out += group(parts, "other half", kept, calibrations, together)
+        out += group(parts, "other half", kept, (), bins, together=together)
+        out += group(parts, "other half", kept, calibrations, bins, together=together)
     elif calibrations:
-        out += group(parts, "all", everything, calibrations, together)
+        out += group(parts, "all", everything, calibrations, bins, together=together)
     return out
 
 
@@ -79,21 +99,78 @@ def group(
     samples: str,
     kept: Sequence[Tensor],
     calibrations: Sequence[Calibration],
+    bins: Sequence[str],
+    *,
     together: bool,
 ) -> list[Row]:
     """One row a run, on the samples kept of each, with its temperature if there are any; then the ensemble's."""
     scale = [found.temperature for found in calibrations] or [1.0] * len(parts)
     logits = [part.logits[keep].double() / t for part, keep, t in zip(parts, kept, scale, strict=True)]
     labels = [part.labels[keep] for part, keep in zip(parts, kept, strict=True)]
-    out = [row(part.name, samples, x, y) for part, x, y in zip(parts, logits, labels, strict=True)]
+    out = [row(part.name, samples, x, y, bins) for part, x, y in zip(parts, logits, labels, strict=True)]
     if together:
-        out.append(row(f"ensemble of {len(parts)}", samples, ensemble(logits), labels[0]))
+        out.append(row(f"ensemble of {len(parts)}", samples, ensemble(logits), labels[0], bins))
     temperatures = [*(found.temperature for found in calibrations), None]
     return [replace(line, scaled=True, temperature=t) for line, t in zip(out, temperatures)] if calibrations else out
 
 
-def row(name: str, samples: str, logits: Tensor, labels: Tensor) -> Row:
+def row(name: str, samples: str, logits: Tensor, labels: Tensor, bins: Sequence[str]) -> Row:
+    """All figures of one network: [N, K] logits, [N] labels, and the bins asked for beside the usual ones."""
+    classes = logits.shape[1]
     starts = range(0, len(labels), CHUNK)
     parts = [score(logits[i : i + CHUNK], labels[i : i + CHUNK]) for i in starts]
-    scores = torch.cat([torch.empty(0, 4), *parts])
-    return Row(name, samples, measure(scores), reliability(scores[:, 3], scores[:, 0], equal_bins(15)))
+    scores = torch.cat([torch.empty((0, 4), dtype=torch.float64), *parts])
+    metrics = with_errors(measure(scores))
+    right, confidence = scores[:, 0], scores[:, 3]
+    gaps = bin_gaps(confidence, right, equal_bins(15))
+    p = logits.double().softmax(1).nan_to_num(0.0)  # of a row without a softmax
+    whole, own = brier(p, labels)
+    per_label = label_errors(confidence, right, labels, equal_bins(15))
+    metrics |= {
+        "eaurc": excess_aurc(confidence, right, torch.arange(len(labels))).item(),
+        "brier": whole,
+        "mce": gaps.max().item(),
+        "ace": gaps.mean().item(),
+        "cwece": classwise_error(p, labels, equal_bins(15)).item(),
+        "brier_ibls": own,
+        "cwece_ibls": sum(per_label) / len(per_label),
+    }
+    for asked in bins:
+        metrics |= binned_metrics(confidence, right, asked)
+    return Row(
+        name,
+        samples,
+        metrics,
+        reliability(confidence, right, equal_bins(15)),
+        curve(confidence, right),
+        class_accuracies(right, labels, classes),
+    )
+
+
+def curve(confidence: Tensor, right: Tensor) -> list[tuple[float, float]]:
+    """[N], [N] -> (coverage, risk), both in %, at up to POINTS coverages: the curve that AURC is the area below."""
+    risk = risks(confidence, right, torch.arange(len(right)))
+    chosen = torch.linspace(0, len(risk) - 1, min(POINTS, len(risk))).round().long()
+    return [(100 * (k + 1) / len(risk), 100 * risk[k].item()) for k in chosen.tolist()]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The ensemble of one run's newest checkpoints."""
+
+    run: str
+    curve: list[dict[str, float]]  # the metrics of 1, 2, ... members
+    line: Row  # of all of them
+
+
+def ensemble_curve(name: str, members: Iterable[Predicted], bins: Sequence[str]) -> Ensemble:
+    """The mean softmax output of the first 1, 2, ... members, which are read one after another, two held at most."""
+    curve: list[dict[str, float]] = []
+    total, line = torch.zeros(()), None
+    for count, part in enumerate(members, 1):
+        log_p = part.logits.double().log_softmax(1)
+        total = log_p if count == 1 else total.logaddexp(log_p)
+        line = row(f"{name}, mean of the newest {count}", "all", total - math.log(count), part.labels, bins)
+        curve.append(line.metrics)
+    assert line is not None, "an ensemble has members"
+    return Ensemble(name, curve, line)

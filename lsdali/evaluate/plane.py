@@ -6,7 +6,7 @@ axes are those of 150 training images a class and the classes' centroids; 50 val
 too. Training images are cropped as in validation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ from lsdali.data.index.index import subset
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.splits import of_classes, whole
 from lsdali.evaluate.runs import Run, Samples, open_samples, read
+from lsdali.page.figures import scatter_figure
 from lsdali.posthoc import centroids, principal_plane, projected, template_basis
 
 MOST: dict[Split, int] = {"train": 150, "val": 50}  # images of a class
-COLOURS = ("#c33", "#2a2", "#36c")
-SIDE = 300  # of a figure, in pixels
 
 
 def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torch.device) -> dict[str, Any]:
@@ -62,46 +61,15 @@ def open_part(run: Run, overrides: Sequence[str], names: Sequence[str], split: S
     return Samples(samples.recipe, subset(index, part)), [index.classes.index(name) for name in names]
 
 
-def as_html(found: dict[str, Any], names: Sequence[str]) -> str:
-    """A page that stands alone: a row of figures for each run."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(found=found, names=names, colours=COLOURS, side=SIDE, scale=scale)
-
-
-def scale(run: dict[str, Any]) -> list[float]:
-    """Least x, least y and the longer side of the square that holds every point of a run."""
-    points = [p for part in run.values() for p in (*part["points"], *part["centroids"])]
-    low = [min(p[k] for p in points) for k in (0, 1)]
-    return [*low, max(max(p[k] for p in points) - low[k] for k in (0, 1)) or 1.0]
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Features in a plane</title>
-<style>
-body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
-figure { display: inline-block; margin: 1em } svg { background: #f6f6f6; overflow: visible }
-circle { fill-opacity: .5 } rect { stroke: #000 }
-</style>
-<h1>Features in a plane</h1>
-<p>{% for name in names %}<span style="color: {{ colours[loop.index0] }}">&#9679; {{ name }}</span> {% endfor %}
-(squares: centroids)</p>
-{% for name, run in found.items() %}
-<h2>{{ name }}</h2>
-{% set x, y, span = scale(run) %}
-{% for split, part in run.items() %}
-<figure><svg width="{{ side }}" height="{{ side }}" viewBox="-10 -10 {{ side + 20 }} {{ side + 20 }}">
-{% for p in part.points %}
-<circle cx="{{ "%.1f" % (side * (p[0] - x) / span) }}" cy="{{ "%.1f" % (side * (1 - (p[1] - y) / span)) }}" r="4"
- fill="{{ colours[part.labels[loop.index0]] }}"/>
-{% endfor %}
-{% for p in part.centroids %}
-<rect x="{{ "%.1f" % (side * (p[0] - x) / span - 6) }}" y="{{ "%.1f" % (side * (1 - (p[1] - y) / span) - 6) }}"
- width="12" height="12" fill="{{ colours[loop.index0] }}"/>
-{% endfor %}
-</svg><figcaption>{{ split }}, {{ part.points | length }} images</figcaption></figure>
-{% endfor %}
-{% endfor %}
-</html>
-"""
+def figures(found: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Run -> caption and SVG of each split, the points of a class in one colour and form, its centroid larger."""
+    return {
+        name: [
+            (
+                f"{split}, {len(part['points'])} images",
+                scatter_figure(part["points"], part["labels"], part["centroids"]),
+            )
+            for split, part in run.items()
+        ]
+        for name, run in found.items()
+    }

@@ -15,6 +15,7 @@ from lsdali.data.index.index import Index, open_index
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset
 from lsdali.data.sets.listing import Split
 from lsdali.errors import UserError
+from lsdali.evaluate.views import Views, averaged, choose
 from lsdali.metrics import predictions
 from lsdali.models.checkpoint_net import find_checkpoint, open_network, same_classes
 from lsdali.models.checks import check_image_size, count_classes
@@ -44,6 +45,7 @@ class Samples:
 
     recipe: Recipe
     index: Index
+    views: Views | None = None  # of each image; None: the image alone
 
     def describe(self) -> str:
         return f"{self.recipe.data.validation()} of {self.recipe.data.name} in {self.index.root}"
@@ -64,6 +66,7 @@ class Run:
             "run": self.name,
             "checkpoint": str(self.path),
             "step": self.content["step"],
+            "epoch": self.content.get("epoch"),  # None in checkpoints of version 0.1
             "weights": self.weights,
             "digest": weights_digest(self.network),
         }
@@ -106,6 +109,14 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
     return Samples(recipe, index)
 
 
+def with_views(samples: Samples, name: str | None) -> Samples:
+    """The samples, seen by the views of this name; None: as they are. Raises UserError as `choose` does."""
+    if name is None:
+        return samples
+    views, recipe = choose(name, samples.recipe)
+    return Samples(recipe, samples.index, views)
+
+
 def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
     """The training samples that a run was not trained on, by its own data.holdout. Collective.
 
@@ -143,7 +154,19 @@ def same_samples(runs: Sequence[Run], samples: Sequence[Samples]) -> None:
 def predict(run: Run, samples: Samples, device: torch.device) -> Predicted:
     """What a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
     network = run.network.to(device).to(memory_format=torch.channels_last)
-    return Predicted(run.name, *read(network, network.classes, samples, device))
+    seen = network if samples.views is None else averaged(network, samples.views)
+    return Predicted(run.name, *read(seen, network.classes, samples, device))
+
+
+def newest_checkpoints(run: Path, count: int) -> list[Path]:
+    """The newest step checkpoints of a run folder, the newest first. Raises UserError if there are fewer."""
+    found = sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
+    if len(found) < count:
+        raise UserError(
+            f"--ensemble last:{count} needs {count} checkpoints, and {run} has {len(found)}: "
+            f"train with save.keep={count}, or ask for fewer"
+        )
+    return found[:count]
 
 
 def read(

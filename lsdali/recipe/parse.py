@@ -192,20 +192,24 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return `key: old -> new` for every key that decides a result and differs between two dumped recipes.
-
-    A key that did not exist when the old one was written has its default.
-    """
-    with suppress(ValidationError):
-        old = Recipe.model_validate(old).model_dump(mode="json")
-    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
-    keys = [k for k in {**flat_old, **flat_new} if not k.startswith(OPERATIONAL)]
+    """Return `key: old -> new` for every key that decides a result and differs between two dumped recipes."""
+    flat_old, flat_new = decisive(old), decisive(new)
     missing = object()
     return [
         f"{key}: {flat_old.get(key, 'absent')} -> {flat_new.get(key, 'absent')}"
-        for key in keys
+        for key in {**flat_old, **flat_new}
         if flat_old.get(key, missing) != flat_new.get(key, missing)
     ]
+
+
+def decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a dumped recipe that decide a result, dotted, with their values.
+
+    A key that did not exist when it was written has its default.
+    """
+    with suppress(ValidationError):
+        tree = Recipe.model_validate(tree).model_dump(mode="json")
+    return {key: value for key, value in flatten(tree) if not key.startswith(OPERATIONAL)}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

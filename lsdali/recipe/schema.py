@@ -17,6 +17,7 @@ from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig
 from lsdali.optim.ema import EMA
 from lsdali.optim.schedule import ScheduleConfig
+from lsdali.selection import Select, Stop
 
 if TYPE_CHECKING:
     DataConfig = DataSet
@@ -107,6 +108,10 @@ class Recipe(Config):
     """An exponential moving average of the weights, evaluated beside them; null: none."""
     evaluate: EvaluationConfig = EvaluationConfig()
     """When and how the validation data is evaluated."""
+    select: Select = Select()
+    """Which figure decides what the best checkpoint is."""
+    stop: Stop | None = None
+    """When to end before the last epoch; null: never."""
     save: SaveConfig = SaveConfig()
     """When checkpoints are written and how many are kept."""
     log: LogConfig = LogConfig()

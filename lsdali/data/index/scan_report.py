@@ -12,6 +12,7 @@ from PIL import Image
 from lsdali.data.index.scan_split import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, SplitScan, bad
 from lsdali.data.io.byte_range import ByteRange
 from lsdali.data.io.header import GOOD
+from lsdali.page import render
 
 SHOWN = 20  # rows of a list in text; JSON has them all
 TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures a row, pictures in all
@@ -124,57 +125,6 @@ def _tile(byte_range: ByteRange) -> Image.Image | None:
     return tile
 
 
-def as_html(summary: dict[str, Any], sheets: dict[str, str]) -> str:
+def as_html(summary: dict[str, Any], sheets: dict[str, str], command: str) -> str:
     """A page that stands alone; sheets: split -> data URL of its contact sheet."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(PAGE)
-    return page.render(s=summary, sheets=sheets, found=problems(summary)).encode(errors="replace").decode()
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ s.root }}</title>
-<style>
-body { font: 15px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .2em .6em; text-align: left }
-.bad { color: #a00 } img { max-width: 100% } details { margin: .5em 0 }
-</style>
-{% macro spread(v) %}{{ v | join(" / ") or "-" }}{% endmacro %}
-{% macro counts(v) %}{% for k, n in v.items() %}{{ k }}: {{ n }}{{ ", " if not loop.last }}{% endfor %}{% endmacro %}
-{% macro faults(title, rows) %}
-<details{{ " open" if rows and rows | length <= 50 }}><summary {% if rows %}class="bad"{% endif %}>
-{{ title }}: {{ rows | length }}</summary>
-<table>{% for b in rows %}<tr><td>{{ b.path }}<td>{{ b["class"] }}<td>{{ b.fault }}{% endfor %}</table></details>
-{% endmacro %}
-{% macro groups(title, rows) %}
-<details{{ " open" if rows and rows | length <= 50 }}><summary>{{ title }}: {{ rows | length }}</summary>
-<table>{% for g in rows %}<tr>{% for f in g %}<td>{{ f.path }} ({{ f["class"] }}){% endfor %}{% endfor %}</table>
-</details>
-{% endmacro %}
-<h1>{{ s.root }}</h1>
-<p>Read as data set <b>{{ s.data }}</b>.
-{% if found %}<b class="bad">{{ found }} {{ "thing" if found == 1 else "things" }} to mend.</b>
-{% else %}Nothing to mend.{% endif %}</p>
-{% for name, part in s.splits.items() %}
-<h2>{{ name }}</h2>
-<table>
-<tr><th>files<td>{{ part.files }}<tr><th>classes<td>{{ part.classes | length }}
-<tr><th>megabytes<td>{{ "%.1f" % (part.bytes / 1e6) }}
-<tr><th>files a class (least / median / most)<td>{{ spread(part.per_class) }}
-<tr><th>width<td>{{ spread(part.width) }}<tr><th>height<td>{{ spread(part.height) }}
-<tr><th>formats<td>{{ counts(part.formats) }}
-<tr><th>EXIF orientation (1 is upright)<td>{{ counts(part.orientations) }}
-<tr><th>files whose ending names another format<td>{{ part.misnamed | length }}
-</table>
-{{ faults("Bad files", part.bad) }}
-{% if part.corrupt is defined %}{{ faults("Files with a damaged body", part.corrupt) }}{% endif %}
-<details><summary>Files of each class</summary>{{ counts(part.classes) }}</details>
-{% if sheets[name] %}<p><img alt="one image of each class" src="{{ sheets[name] }}"></p>{% endif %}
-{% endfor %}
-<h2>Copies</h2>
-{{ groups("Images with the same bytes in train and val", s.shared) }}
-{{ groups("Images with the same bytes under different classes", s.label_conflicts) }}
-{{ groups("Images with the same bytes in one class", s.repeated) }}
-</html>
-"""
+    return render("scan.html", command, s=summary, sheets=sheets, found=problems(summary))

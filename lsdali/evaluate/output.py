@@ -1,0 +1,144 @@
+"""What was found, to the terminal and into the files that were asked for."""
+
+import argparse
+import io
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lsdali.errors import UserError
+from lsdali.evaluate.binning import check_bins
+from lsdali.evaluate.figures import CALIBRATE_ON, Calibration, Ensemble, Row
+from lsdali.evaluate.plane import figures
+from lsdali.evaluate.runs import Predicted, Run, Samples
+from lsdali.evaluate.views import VIEWS
+from lsdali.metric_names import METRICS
+from lsdali.page import render
+from lsdali.page.evaluation import evaluation, heat, value
+from lsdali.page.render import write_file
+
+
+def check(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raises UserError if arguments do not go together, or a file cannot be written."""
+    if not names:
+        raise UserError("which run? Give a run folder, such as runs/digits_ce")
+    if args.ensemble == 0 and len(names) < 2:
+        raise UserError(f"--ensemble needs two runs or more, and {names[0]} is one; last:20 takes its checkpoints")
+    if args.ensemble and args.temperature:
+        raise UserError("--ensemble last:N evaluates networks as trained: leave out --temperature")
+    if args.plane and args.html is None:
+        raise UserError("--plane draws into a page: add --html FILE")
+    if args.plane and (args.ensemble is not None or args.temperature or args.predictions):
+        raise UserError("--plane evaluates nothing: leave out --ensemble, --temperature and --predictions")
+    if args.predictions is not None and len(names) > 1:
+        raise UserError(f"--predictions writes those of one run, and these are {len(names)}")
+    for text in args.bins:
+        check_bins(text)
+    for path in (args.json, args.html, args.predictions):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def tell(
+    args: argparse.Namespace,
+    runs: Sequence[Run],
+    samples: Sequence[Samples],
+    parts: Sequence[Predicted],
+    calibrations: Sequence[Calibration],
+    lines: Sequence[Row],
+    curves: Sequence[Ensemble],
+) -> None:
+    """Print the table, and write the files that were asked for."""
+    found = contents(args, runs, samples, calibrations, [*lines, *(one.line for one in curves)], curves)
+    print_found(found)
+    if args.json is not None:
+        write_file(args.json, json.dumps(found, indent=1))
+    if args.html is not None:
+        page = render(
+            "evaluate.html", shlex.join(args.command), part=evaluation(found, ", ".join(r.name for r in runs))
+        )
+        write_file(args.html, page)
+    if args.predictions is not None:
+        save_predictions(args.predictions, parts[0])
+
+
+def contents(
+    args: argparse.Namespace,
+    runs: Sequence[Run],
+    samples: Sequence[Samples],
+    calibrations: Sequence[Calibration],
+    lines: Sequence[Row],
+    curves: Sequence[Ensemble],
+) -> dict[str, Any]:
+    """What --json writes."""
+    return {
+        "runs": [{**run.describe(), "data": part.describe()} for run, part in zip(runs, samples, strict=True)],
+        "views": VIEWS.get(args.views),
+        "classes": list(samples[0].index.classes),
+        "temperature": CALIBRATE_ON[args.temperature] if calibrations else None,
+        "fits": [
+            {"run": run.name, "temperature": fit.temperature, "bounds": fit.bounds, "samples": fit.samples}
+            for run, fit in zip(runs, calibrations)
+        ],
+        "rows": [asdict(line) for line in lines],
+        "ensembles": [
+            {"run": one.run, "curve": [{"members": k, "metrics": metrics} for k, metrics in enumerate(one.curve, 1)]}
+            for one in curves
+        ],
+    }
+
+
+def print_found(found: Mapping[str, Any]) -> None:
+    """The table, which checkpoint each run's figures are of, and on which samples."""
+    console = Console(width=None if sys.stdout.isatty() else 500)
+    console.print(table(found["rows"]))
+    for run in found["runs"]:
+        epoch = f", epoch {run['epoch']}" if run["epoch"] is not None else ""
+        say(console, f"{run['run']}: {run['weights']} weights of {run['checkpoint']}{epoch}, step {run['step']}")
+    for data in dict.fromkeys(run["data"] for run in found["runs"]):
+        say(console, f"evaluated on {data}" + (f", {found['views']}" if found["views"] else ""))
+    if found["temperature"]:
+        say(console, f"temperatures are fitted on {found['temperature']}")
+    for line in found["fits"]:
+        if line["temperature"] in line["bounds"]:
+            say(console, f"{line['run']}: its temperature is a bound, not a minimum")
+    for one in found["ensembles"]:
+        errors = "  ".join(f"{m['members']}: {m['metrics']['error1']:.2f}" for m in one["curve"])
+        say(console, f"{one['run']}: top-1 error (%) of the newest checkpoints together, by their number: {errors}")
+
+
+def say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a row; the metrics that IBLS's code has in a way of its own are in the JSON and on the page."""
+    names = [name for name in rows[0]["metrics"] if not name.endswith("_ibls")]
+    titles = (METRICS[name].title if name in METRICS else name for name in names)
+    out = Table("run", "samples", "temperature", *titles)
+    for row in rows:
+        cells = [row["name"], row["samples"], heat(row), *(value(row["metrics"], name) for name in names)]
+        out.add_row(*map(Text, cells))
+    return out
+
+
+def save_predictions(path: Path, part: Predicted) -> None:
+    file = io.BytesIO()
+    np.savez(file, logits=part.logits.numpy(), labels=part.labels.numpy(), index=part.index.numpy())
+    write_file(path, file.getvalue())
+
+
+def write_plane(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
+    """The page of --plane, and its points where --json asks for them."""
+    write_file(args.html, render("plane.html", shlex.join(args.command), runs=figures(found), names=args.plane))
+    if args.json is not None:
+        write_file(args.json, json.dumps(found))

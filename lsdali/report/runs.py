@@ -1,0 +1,166 @@
+"""RunRecord folders to what is known of them. Damage is named and survived, and unfinished runs are welcome."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lsdali.errors import UserError
+from lsdali.metric_names import METRICS
+
+MODEL = ("model", "student")  # the weights themselves; the second is their name of version 0.1
+MARKS = ("events.jsonl", "summary.json")  # what makes a folder one of a run
+
+
+@dataclass
+class RunRecord:
+    """One run folder. Events that were overtaken by a resumed start are left out."""
+
+    folder: Path
+    name: str = ""
+    begun: dict[str, Any] = field(default_factory=dict)  # the last start's event; empty if there is none
+    trained: list[dict[str, Any]] = field(default_factory=list)
+    evaluated: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] | None = None  # None for an unfinished run
+    faults: list[str] = field(default_factory=list)  # sentences about what could not be read
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        recipe: dict[str, Any] = self.begun.get("recipe", {})
+        return recipe
+
+    @property
+    def selected_by(self) -> str:
+        """The metric that decides which checkpoint is the best."""
+        metric: str = self.recipe.get("select", {}).get("metric", "top1")
+        return metric
+
+    @property
+    def state(self) -> str:
+        """Epochs done of those planned, and whether the run is over."""
+        planned = self.begun.get("epochs", "?")
+        if self.summary is not None:
+            stopped = self.summary.get("stopped")
+            return f"{stopped}/{planned}, stopped early" if stopped else f"{planned}/{planned}, finished"
+        done = max((line["epoch"] for line in self.evaluated), default=0)
+        return f"{done}/{planned}, " + ("unfinished" if done != planned else "no summary")
+
+    def entries(self) -> dict[str, dict[str, float]]:
+        """Metrics and epoch by what they are of: `last`, `best`, and `ema last`, `ema best` where there is an average.
+
+        Those of summary.json; for an unfinished run, those of its evaluations so far.
+        """
+        if self.summary is not None:
+            parts = {"": self.summary, **({"ema ": self.summary["ema"]} if "ema" in self.summary else {})}
+            return {prefix + which: part[which] for prefix, part in parts.items() for which in ("last", "best")}
+        out: dict[str, dict[str, float]] = {}
+        for line in self.evaluated:
+            prefix = "" if line["weights"] in MODEL else f"{line['weights']} "
+            entry = {**line["metrics"], "epoch": line["epoch"]}
+            best = out.get(f"{prefix}best")
+            name = self.selected_by
+            if best is None or METRICS[name].better(entry[name], best[name]):
+                best = entry
+            out |= {f"{prefix}last": entry, f"{prefix}best": best}
+        return out
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Every run in and below the folders, in the order of their names, each once.
+
+    Raises UserError if a folder does not exist, or none holds a run.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"there is no folder {path}: name run folders, or a folder of them such as runs")
+        for folder in sorted(run_folders(path)):
+            folders.setdefault(folder.resolve(), folder)
+    if not folders:
+        raise UserError(f"{' '.join(map(str, paths))}: no run here (a run folder holds {' or '.join(MARKS)})")
+    runs = [read_run(folder) for folder in folders.values()]
+    for run, name in zip(runs, short_names([run.folder for run in runs])):
+        run.name = name
+    return runs
+
+
+def run_folders(path: Path) -> Iterator[Path]:
+    """The run folders in and below a folder; what lies inside a run is not searched."""
+    for folder, below, files in os.walk(path):
+        if any(mark in files for mark in MARKS):
+            below.clear()
+            yield Path(folder)
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The paths without the part that all have in common."""
+    if len(folders) == 1:
+        return [folders[0].absolute().name]
+    common = os.path.commonpath([folder.absolute() for folder in folders])
+    return [os.path.relpath(folder.absolute(), common) for folder in folders]
+
+
+def read_run(folder: Path) -> RunRecord:
+    run = RunRecord(folder)
+    for line in read_lines(run):
+        try:
+            take(run, line)
+        except (KeyError, TypeError):
+            run.faults.append(f"{folder / MARKS[0]}: an event of the kind {line.get('event')!r} is not as expected")
+    run.summary = read_summary(run)
+    if not run.begun and run.summary is None:
+        run.faults.append(f"{folder}: nothing was trained here")
+    return run
+
+
+def take(run: RunRecord, line: Mapping[str, Any]) -> None:
+    """Add one event; a start drops what comes after its step, which is done again."""
+    if line["event"] == "begun":
+        run.begun = {key: line[key] for key in line}
+        run.trained = [old for old in run.trained if old["step"] <= line["step"]]
+        run.evaluated = [old for old in run.evaluated if old["step"] <= line["step"]]
+    elif line["event"] == "trained":
+        run.trained.append({key: line[key] for key in ("step", "epoch", "loss", "images_per_second", "data_wait")})
+    elif line["event"] == "evaluated":
+        run.evaluated.append({key: line[key] for key in ("step", "epoch", "weights", "metrics")})
+
+
+def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
+    """The events of a run; lines that are no JSON are counted and named."""
+    path, broken = run.folder / "events.jsonl", []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        run.faults.append(f"{path} cannot be read: {error.strerror}")
+        return
+    for number, text in enumerate(content.splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            broken.append(number)
+            continue
+        if isinstance(line, dict) and "event" in line:
+            yield line
+        else:
+            broken.append(number)
+    if broken:
+        which = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
+        run.faults.append(f"{path}: {'line' if len(broken) == 1 else 'lines'} {which} cannot be read and left out")
+
+
+def read_summary(run: RunRecord) -> dict[str, Any] | None:
+    """summary.json; None, and a sentence, if it is damaged."""
+    path = run.folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_bytes())
+        figures = [part[which] for part in (summary, summary.get("ema", summary)) for which in ("last", "best")]
+        if all(isinstance(part["top1"], float | int) and "epoch" in part for part in figures):
+            return dict(summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    run.faults.append(f"{path} is damaged; the figures are those of events.jsonl")
+    return None
