@@ -20,7 +20,7 @@ LEVELS = [
     {"recipe"},
     {"trainer"},
     {"build"},
-    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys"},
+    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "sweep"},
     {"cli"},
     {"__main__"},
 ]
