@@ -12,6 +12,7 @@ VERBS = {
     "train": "train from a recipe; the same command again continues",
     "evaluate": "metrics of trained networks, temperature scaling, ensembles",
     "report": "compare runs",
+    "sweep": "train every cell of a table, and print the table",
     "scan": "look at a data set before the first run",
     "pack": "write class folders into tar shards",
     "export": "write a trained network for others",
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def module_of(verb: str) -> str:
-    return f"lsdali.{verb}.__main__" if verb in ("evaluate", "bench") else f"lsdali.{verb}"
+    return f"lsdali.{verb}.__main__" if verb in ("evaluate", "bench", "sweep") else f"lsdali.{verb}"
 
 
 if __name__ == "__main__":

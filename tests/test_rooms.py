@@ -22,7 +22,7 @@ LEVELS = [
     {"recipe"},
     {"trainer"},
     {"build"},
-    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env"},
+    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env", "sweep"},
     {"cli"},
     {"__main__"},
 ]

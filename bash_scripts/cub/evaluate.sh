@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Evaluate LS-KD's CUB networks on GPUS GPUs (1): all that are trained, or the run folders given.
+[ "$#" -gt 0 ] || set -- runs/lskd/cub_*/*_seed*
+exec python -m torch.distributed.run --standalone --nproc_per_node "${GPUS:-1}" -m lsdali.evaluate "$@"

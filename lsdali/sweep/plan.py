@@ -1,0 +1,84 @@
+"""What a sweep would do: its cells with their recipes, and how many steps and images they take."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+from rich.table import Table
+
+from lsdali.data.index.index import open_index
+from lsdali.data.sampling.sampler import Ints, Plan
+from lsdali.errors import UserError
+from lsdali.methods import METHODS
+from lsdali.recipe import Recipe, to_yaml
+from lsdali.sweep.cells import Cell
+from lsdali.sweep.figures import finished
+
+
+def state(cell: Cell) -> str:
+    """What the disk says of a cell."""
+    if finished(cell):
+        return "finished"
+    return "cut" if any((cell.folder / "checkpoints").glob("step-*.pt")) else "to do"
+
+
+def listing(cells: Sequence[Cell]) -> Iterator[str]:
+    """Each cell as a YAML document: its resolved recipe under a comment with its name, state and base."""
+    for cell in cells:
+        yield f"--- # {cell.name}: {state(cell)}; from {cell.base}\n{to_yaml(cell.recipe())}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The length of a run."""
+
+    steps: int
+    images: int
+
+
+def size(recipe: Recipe) -> Size:
+    """Optimizer steps and training images of a run on one process.
+
+    Raises UserError where the training data is not there.
+    """
+    method = cast(Any, METHODS[cast(Any, recipe.method).name])
+    repeats = recipe.data.train.repeats
+    plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, method.sampler, repeats)
+    lengths = plan.steps_per_epoch
+    images = sum(recipe.batches.at(epoch) * lengths.at(epoch) for epoch in range(recipe.epochs))
+    return Size(lengths.before(recipe.epochs), images)
+
+
+def labels_of(recipe: Recipe) -> Ints:
+    return _labels(recipe.data.model_dump_json(), recipe)
+
+
+@cache
+def _labels(data: str, recipe: Recipe) -> Ints:
+    return open_index(recipe.data, "train").labels
+
+
+def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> Table:
+    """Epochs, steps and images of each cell, and hours at `rate` images a second; finished cells take none."""
+    out = Table("cell", "state", "epochs", "steps", "images", *(["hours"] if rate else []))
+    total = Size(0, 0)
+    for cell in cells:
+        recipe, where = cell.recipe(), state(cell)
+        try:
+            found = size(recipe)
+        except UserError as error:
+            out.add_row(cell.name, where, str(recipe.epochs), "?", str(error))
+            continue
+        out.add_row(cell.name, where, str(recipe.epochs), *numbers(found, rate))
+        if where != "finished":
+            total = Size(total.steps + found.steps, total.images + found.images)
+    out.add_section()
+    together = [f"{total.images / rate / jobs / 3600:.2f}"] if rate else []
+    out.add_row(f"left, {jobs} at a time", "", "", *numbers(total, None), *together)
+    return out
+
+
+def numbers(found: Size, rate: float | None) -> list[str]:
+    hours = [f"{found.images / rate / 3600:.2f}"] if rate else []
+    return [f"{found.steps:,}", f"{found.images:,}", *hours]

@@ -1,0 +1,164 @@
+"""From a sweep file to cells: every mistake is one sentence, and every cell has the recipe that the file says."""
+
+import json
+
+import pytest
+
+from lsdali.errors import UserError
+from lsdali.recipe import load as load_recipe
+from lsdali.sweep.cells import as_text
+from lsdali.sweep.figures import figure, lookup_of, winner
+from lsdali.sweep.schema import Sweep
+from tests.sweep.conftest import Open
+
+GOOD = """
+seeds: [0, 1]
+stages:
+  teachers:
+    recipe: RECIPES/ce.yaml
+    set: {epochs: 3}
+    axes:
+      alpha:
+        points:
+          0.0: {}
+          0.1: {method: {name: ls, smoothing: 0.1}}
+      width: {key: model.width, values: [16, 32]}
+    select: {over: [width], by: best.nll}
+  students:
+    recipe: RECIPES/kd.yaml
+    set: {method.teacher.path: "{teachers}/checkpoints/best.pt"}
+    seeds: [1]
+    axes:
+      T: {key: method.temperature, values: [1.0, 64.0]}
+      alpha: {points: {0.0: {}, 0.1: {}}}
+    rules:
+      - {when: {T: 64.0, alpha: 0.1}, set: {epochs: 5}}
+    skip:
+      - {T: 64.0, alpha: 0.0}
+tables:
+  main:
+    stages: [students]
+    rows: [T]
+    columns: [alpha]
+    figures: {top-1: {of: best.top1}}
+    published:
+      - {source: a paper, by: [T, alpha], values: {1.0: {0.0: [71.5], 0.1: [71.7 ± 0.1]}}}
+"""
+
+
+def test_the_grid_its_rules_and_its_gaps(opened: Open) -> None:
+    _, cells = opened(GOOD)
+    names = [cell.name for cell in cells]
+    assert names[:3] == [
+        "teachers/alpha=0.0_width=16_seed0",
+        "teachers/alpha=0.0_width=16_seed1",
+        "teachers/alpha=0.0_width=32_seed0",
+    ]
+    assert names[8:] == [
+        f"students/T={t}_alpha={a}_seed1" for t, a in (("1.0", "0.0"), ("1.0", "0.1"), ("64.0", "0.1"))
+    ]
+    recipes = [cell.recipe() for cell in cells]
+    assert [recipe.epochs for recipe in recipes] == [3] * 8 + [16, 16, 5]
+    assert [recipe.seed for recipe in recipes[:2]] == [0, 1]
+    assert recipes[2].model.width == 32
+    assert recipes[4].run_dir == "runs/mine/teachers/alpha=0.1_width=16_seed0"
+
+
+def test_a_cell_is_the_command_that_it_shows(opened: Open) -> None:
+    _, cells = opened(GOOD, "data.max_samples=96", "schedule={name: linear}")
+    for cell in cells:
+        base, *overrides = cell.arguments()
+        assert load_recipe(base, overrides) == cell.recipe()
+        assert cell.recipe().data.max_samples == 96
+    assert [as_text(v) for v in (1e-5, None, "null", "a: b", [1, {"b": 0.5}])] == [
+        "1.0e-05",
+        "null",
+        "'null'",
+        "'a: b'",
+        "[1, {b: 0.5}]",
+    ]
+
+
+def test_a_student_takes_the_teacher_with_its_labels_and_seed_that_was_chosen(opened: Open) -> None:
+    _, cells = opened(GOOD)
+    student = next(cell for cell in cells if cell.name == "students/T=1.0_alpha=0.1_seed1")
+    needs = student.needs["teachers"]
+    assert [need.name for need in needs] == [f"teachers/alpha=0.1_width={w}_seed1" for w in (16, 32)]
+    for need, nll in zip(needs, (0.9, 0.3), strict=True):
+        need.folder.mkdir(parents=True)
+        content = {"best": {"nll": nll, "top1": 100 * nll}}
+        (need.folder / "summary.json").write_text(json.dumps(content))
+    assert winner(needs) is needs[1]
+    assert figure(needs[0], "best.top1") == 90
+    teacher = student.recipe(lookup_of(student)).method.teacher  # type: ignore[attr-defined]
+    assert teacher.path == "runs/mine/teachers/alpha=0.1_width=32_seed1/checkpoints/best.pt"
+
+
+def test_figures_of_evaluations_fill_places(opened: Open) -> None:
+    text = GOOD.replace("    select:", "    evaluate: {test: {temperature: half}}\n    select:")
+    text = text.replace('best.pt"}', 'best.pt", method.teacher.temperature: "{teachers:test.temperature}"}')
+    _, cells = opened(text)
+    student = cells[-1]
+    for k, need in enumerate(student.needs["teachers"]):
+        need.folder.mkdir(parents=True)
+        (need.folder / "summary.json").write_text(json.dumps({"best": {"nll": k}}))
+        rows = [{"scaled": scaled, "metrics": {"ece": value}} for scaled, value in ((False, 1), (False, 2), (True, 3))]
+        (need.folder / "test.json").write_text(json.dumps({"fits": [{"temperature": 1.5 + k}], "rows": rows}))
+    assert student.recipe(lookup_of(student)).method.teacher.temperature == 1.5  # type: ignore[attr-defined]
+    assert [figure(need, f"test.{name}") for name in ("ece", "scaled.ece")] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("seeds: [0, 1]", "seed: [0, 1]", "seed: unknown key; did you mean 'seeds'?"),
+        ("    set: {epochs: 3}", "    sets: {epochs: 3}", "stages.teachers.sets: unknown key; did you mean 'set'?"),
+        ("key: model.width", "keys: model.width", "stages.teachers.axes.width.keys: unknown key; did you mean 'key'?"),
+        ("key: model.width, ", "", "stages.teachers.axes.width: give either `points`, or `key` and `values`"),
+        ("seeds: [0, 1]", "seeds: [0, -1]", "seeds.1: must be greater than or equal to 0, got -1"),
+        ("key: model.width", "key: model.widht", "model.widht: unknown key; did you mean 'width'?"),
+        ("RECIPES/ce.yaml", "RECIPES/cee.yaml", r"no recipe \S+/cee.yaml; did you mean \S+/ce.yaml\?"),
+        ("recipe: RECIPES/ce.yaml", "", "teachers/alpha=0.0_width=16_seed0 has no recipe"),
+        ("{teachers}", "{teacher}", "needs the stage teacher, which does not come before it; earlier stages: teachers"),
+        ("    select: {over: [width], by: best.nll}", "", "stage teachers, which varies along width: give the stage"),
+        ("by: best.nll", "by: best.loss", "stage teachers: there is no figure best.loss"),
+        ("over: [width]", "over: [width, depth]", "a stage has no axis depth; it has alpha, width"),
+        ("seeds: [1]", "seeds: [7]", "needs a run of the stage teachers that is left out there, or of another seed"),
+        ("{T: 64.0, alpha: 0.1}", "{T: 65.0}", "axis T has no 65.0; here are 1.0, 64.0"),
+        ("{T: 64.0, alpha: 0.0}", "{t: 64.0}", "stage students has no axis t; here are T, alpha"),
+        ("values: [16, 32]", "values: [16, 16]", "stages.teachers.axes.width: the value 16 is given twice"),
+        ("0.0: {}\n", "a b: {}\n          a-b: {}\n", "would share the folder runs/mine/teachers/a-b_width=16_seed0"),
+        ("rows: [T]", "rows: [t]", "table main: a stage has no axis t; it has T, alpha"),
+        (
+            "stages: [students]",
+            "stages: [student]",
+            "table main: there is no stage student; here are teachers, students",
+        ),
+        ("0.1: [71.7 ± 0.1]", "0.2: [71.7]", "table main: the published numbers of 1.0 / 0.2 have no cell"),
+        ("[71.7 ± 0.1]", "[71.7, 1]", "published: 1.0 / 0.1 has 2 entries for 1 figures"),
+        ("by: [T, alpha]", "by: [T]", "published: 1.0 must hold a list, one entry a figure"),
+        (
+            "columns: [alpha]",
+            "columns: [alpha]\n    best_of: [beta]",
+            "best_of: beta is neither in rows nor in columns",
+        ),
+    ],
+)
+def test_the_sentence_of_each_mistake(opened: Open, old: str, new: str, sentence: str) -> None:
+    assert old in GOOD
+    with pytest.raises(
+        UserError, match=sentence.replace("[", r"\[").replace("?", r"\?") if "\\" not in sentence else sentence
+    ):
+        opened(GOOD.replace(old, new, 1))
+
+
+def test_every_key_says_what_it_is() -> None:
+    kinds = Sweep.model_json_schema()["$defs"]
+    missing = [
+        f"{kind}.{key}"
+        for kind, tree in kinds.items()
+        for key, v in tree["properties"].items()
+        if "description" not in v
+    ]
+    assert len(kinds) >= 8
+    assert not missing
