@@ -13,7 +13,7 @@ LEVELS = [
     {"errors"},
     {"config", "batch", "clock"},
     {"dist"},
-    {"functional"},
+    {"functional", "faults"},
     {"state"},
     {"data", "models", "optim", "metrics", "posthoc", "events"},
     {"methods"},

@@ -58,6 +58,14 @@ class LogConfig(Config):
     """Read losses back from the device, and report, every so many steps."""
 
 
+class FaultsConfig(Config):
+    """When a run gives up."""
+
+    stall_minutes: float = Field(5.0, gt=0)
+    """From the first step on, a process that stands still for so long, or of which nothing is heard, ends the run. It
+    is named with its host, step and Python stack. Longer than any step, batch of the validation and save takes."""
+
+
 class BatchChange(Config):
     """Another global batch from an epoch on."""
 
@@ -95,6 +103,7 @@ class Recipe(Config):
     evaluate: EvaluationConfig = EvaluationConfig()
     save: SaveConfig = SaveConfig()
     log: LogConfig = LogConfig()
+    faults: FaultsConfig = FaultsConfig()
     run_dir: str | None = None
     """The run folder; null: runs/<recipe name>."""
 
@@ -126,6 +135,7 @@ OPERATIONAL = (
     "run_dir",
     "save",
     "log",
+    "faults",
     "data.root",
     "data.threads",
     "data.prefetch",
