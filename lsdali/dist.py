@@ -64,7 +64,11 @@ def launched() -> bool:
 
 @contextmanager
 def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
-    """The device of this process, inside a process group if torchrun made one; the group is always destroyed."""
+    """The device of this process, inside a process group if torchrun made one.
+
+    After an exception the group is left as it is: with NCCL its end would wait for collectives that the other ranks
+    are in, and the exception would not be told before the timeout.
+    """
     cuda = torch.cuda.is_available()
     if cuda and local_rank() >= torch.cuda.device_count():
         raise UserError(
@@ -78,11 +82,9 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
         torch.backends.cudnn.benchmark = True  # batches have one shape
     if launched():
         join_group(cuda=cuda, timeout=timedelta(minutes=timeout_minutes))
-    try:
-        yield device
-    finally:
-        if active():
-            td.destroy_process_group()
+    yield device
+    if active():
+        td.destroy_process_group()
 
 
 def refuse_bare_srun() -> None:

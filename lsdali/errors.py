@@ -1,10 +1,22 @@
-"""What a user is meant to read when something is wrong."""
+"""What a user is meant to read when something is wrong, and the exit statuses of a run.
+
+| status | meaning |
+|---|---|
+| 0 | finished |
+| 1 | an exception that nobody expected; its traceback is printed |
+| 2 | bad input, or a place that cannot be written: one sentence says which |
+| 3 | a process of the run died, or stood still for too long: one sentence says which |
+| 75 | stopped by a signal, and saved; the same command goes on (EX_TEMPFAIL of sysexits.h) |
+| 128 + n | ended at once by a second signal, number n |
+"""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Protocol
+
+FINISHED, CRASHED, REFUSED, BROKEN, STOPPED = 0, 1, 2, 3, 75
 
 
 class UserError(Exception):
@@ -18,6 +30,10 @@ class SharedError(UserError):
     """The same on every rank, so that rank 0 alone prints it."""
 
 
+class Stopped(Exception):
+    """A signal has ended the run between two steps; all is saved."""
+
+
 def first_line(fault: BaseException) -> str:
     """What somebody else's exception says, in one line; its class where it says nothing."""
     return next(iter(str(fault).splitlines()), type(fault).__name__)
@@ -29,7 +45,7 @@ def report_error(error: Exception) -> int:
     if rank == "0" or not isinstance(error, SharedError):
         alone = "" if rank == "0" else f"rank {rank}: "
         print(f"error: {alone}{error}", file=sys.stderr, flush=True)
-    return 2
+    return REFUSED
 
 
 class Main(Protocol):

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
     import torch
 
     from lsdali.events import Begun
+    from lsdali.faults.pulse import Pulse
     from lsdali.recipe import Recipe
     from lsdali.trainer import Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry. The exit status is 0 for a finished run, 2 for bad input."""
+    """Console entry. lsdali.errors lists the exit statuses."""
     args = arguments().parse_intermixed_args(argv)
     from lsdali.errors import SharedError, UserError, report_error
 
@@ -59,19 +61,13 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def start(recipe: "Recipe") -> int:
-    """Train a checked recipe on this process's device. What is not bad input is raised, for torchrun to report."""
-    from lsdali import dist
-    from lsdali.errors import UserError, report_error
+    """Train a checked recipe on this process's device; return the exit status (see lsdali.errors)."""
+    from lsdali.faults.attend import attended
 
-    try:
-        with dist.session() as device:
-            run(recipe, device)
-    except UserError as error:
-        return report_error(error)
-    return 0
+    return attended(partial(run, recipe), seconds=60 * recipe.faults.stall_minutes)
 
 
-def run(recipe: "Recipe", device: "torch.device") -> None:
+def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse") -> None:
     """Train into the recipe's run folder; continue from its newest whole checkpoint."""
     from lsdali import dist
     from lsdali.build import build
@@ -95,6 +91,7 @@ def run(recipe: "Recipe", device: "torch.device") -> None:
                 events.log(f"this run {how}; its figures are in {folder / 'summary.json'}")
                 return
         trainer = build(recipe, folder, device, checkpoints, events, resumes=content is not None)
+        trainer.pulse = pulse
         if content is not None:
             same_inputs(trainer.header, content, folder)
             trainer.restore(content["parts"])

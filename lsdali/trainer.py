@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.errors import SharedError
+from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
+from lsdali.faults.pulse import Pulse
 from lsdali.methods.base import Loss, Method
 from lsdali.metrics import MetricAccumulator, predictions
 from lsdali.models.digest import weights_digest
@@ -27,6 +28,8 @@ from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
 from lsdali.selection import note, stopped, watch
 from lsdali.state.checkpoint import Checkpoints, Stateful, restore
+
+MARKER = "stopped.json"  # in the run folder while a run is stopped by a signal
 
 
 class TrainData(Protocol):
@@ -92,6 +95,7 @@ class Trainer:
     data: Mapping[str, Any]  # what is told of it
     record: dict[str, Any] = field(default_factory=dict)  # last and best evaluation, by weights
     seconds: dict[str, float] = field(default_factory=lambda: {"wall": 0.0, "training": 0.0})
+    pulse: Pulse = field(default_factory=Pulse)
 
     # ---- the step
 
@@ -127,8 +131,14 @@ class Trainer:
         return self.clock.done or stopped(self.record, self.recipe.stop)
 
     def run(self) -> None:
-        """Train to the end from wherever the clock stands, and write the summary."""
+        """Train to the end from wherever the clock stands, and write the summary.
+
+        Raises:
+            Stopped: a signal has ended the run before; all is saved.
+        """
+        (self.folder / MARKER).unlink(missing_ok=True)
         started = time.perf_counter() - self.seconds["wall"]
+        self.stop_if_asked(saved=True)
         while not self.over:
             self.epoch(started)
         self.seconds["wall"] = time.perf_counter() - started
@@ -139,6 +149,7 @@ class Trainer:
         self.student.train()
         meter, batches = Meter(), iter(self.train.epoch(self.clock.step))
         while (batch := self.next(batches, meter)) is not None:
+            self.pulse.beat("training")
             meter.terms.append(self.step(batch))
             meter.images += len(batch) * dist.world()
             self.clock = self.clock.tick()
@@ -146,13 +157,30 @@ class Trainer:
                 meter = self.report(meter)
             paused = time.perf_counter()
             better = self.clock.at_epoch_end and self.end_epoch()
-            if better or self.save_due():
-                self.seconds["wall"] = time.perf_counter() - started
-                header = {**self.header, "epoch": self.clock.epoch, "step": self.clock.step, "steps": self.clock.steps}
-                self.checkpoints.save(self.parts, header, best=better)
+            self.seconds["wall"] = paused - started
+            if saves := better or self.save_due():
+                self.save(best=better)
+            self.stop_if_asked(saved=saves)
             meter.aside += time.perf_counter() - paused
 
+    def save(self, *, best: bool = False) -> None:
+        self.pulse.beat("saving")
+        header = {**self.header, "epoch": self.clock.epoch, "step": self.clock.step, "steps": self.clock.steps}
+        self.checkpoints.save(self.parts, header, best=best)
+
+    def stop_if_asked(self, *, saved: bool) -> None:
+        """Save and raise Stopped where the ranks have agreed to stop here, unless nothing is left to do."""
+        if self.over or not self.pulse.stops(self.clock.step):
+            return
+        if not saved:
+            self.save()
+        if dist.is_main():
+            write_json(self.folder / MARKER, {"step": self.clock.step, "steps": self.clock.steps})
+        self.events.log(f"stopped at step {self.clock.step}; the same command goes on")
+        raise Stopped
+
     def next(self, batches: Iterator[Batch], meter: Meter) -> Batch | None:
+        self.pulse.beat("waiting for data")
         asked = time.perf_counter()
         batch = next(batches, None)
         meter.waited += time.perf_counter() - asked
@@ -160,6 +188,7 @@ class Trainer:
 
     def end_epoch(self) -> bool:
         """Ranks agree, the method closes its epoch, the weights are evaluated; whether they are the best so far."""
+        self.pulse.beat("ending an epoch")
         dist.average_buffers(self.student)
         self.method.end_epoch(self.student, self.clock)
         if not self.clock.done and self.clock.epoch % self.recipe.evaluate.every_epochs:
@@ -182,6 +211,7 @@ class Trainer:
         self.student.eval()
         result = MetricAccumulator(self.classes, self.device)
         for logits, batch in predictions(self.student.network, self.val, self.precision.autocast):
+            self.pulse.beat("evaluating")
             result.update(logits, batch)
         return result.result()
 

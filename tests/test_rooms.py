@@ -14,7 +14,7 @@ LEVELS = [
     {"config", "batch", "clock", "limits", "metric_names"},
     {"page"},
     {"dist"},
-    {"functional", "label_noise"},
+    {"functional", "label_noise", "faults"},
     {"state"},
     {"data", "models", "optim", "metrics", "posthoc", "events"},
     {"methods"},

@@ -63,6 +63,14 @@ class LogConfig(Config):
     """Read losses back from the device, and report, every so many steps."""
 
 
+class FaultsConfig(Config):
+    """When a run gives up."""
+
+    stall_minutes: float = Field(5.0, gt=0)
+    """From the first step on, a process that stands still for so long, or of which nothing is heard, ends the run. It
+    is named with its host, step and Python stack. Longer than any step, batch of the validation and save takes."""
+
+
 class BatchChange(Config):
     """Another global batch from an epoch on."""
 
@@ -116,6 +124,8 @@ class Recipe(Config):
     """When checkpoints are written and how many are kept."""
     log: LogConfig = LogConfig()
     """What a run reports while it trains."""
+    faults: FaultsConfig = FaultsConfig()
+    """What a run does when a process hangs or dies."""
     run_dir: PathText | None = Field(None, min_length=1)
     """The run folder; null: runs/<recipe name>."""
 
@@ -161,6 +171,7 @@ OPERATIONAL = (
     "run_dir",
     "save",
     "log",
+    "faults",
     "data.root",
     "data.threads",
     "data.prefetch",
