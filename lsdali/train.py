@@ -36,9 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.show:
         print(to_yaml(recipe), end="")
         return 0
+    announce(recipe)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return int(record(start)(recipe) or 0)
+
+
+def announce(recipe: Any) -> None:
+    """Say what begins, before anything is built; rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        what = f"{recipe.method.name} with {recipe.model.name} on {recipe.data.name}"
+        print(f"{what}, {recipe.epochs} epochs, into {recipe.run_dir}", flush=True)
 
 
 def arguments() -> argparse.ArgumentParser:

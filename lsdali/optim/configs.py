@@ -86,9 +86,11 @@ class LARS(Common):
     implementation: Literal["auto", "foreach"] = "auto"
     """Both are this project's own, which compute a step for all tensors at once."""
     momentum: FractionBelowOne = 0.9
+    """Share of the last update that is kept."""
     trust: float = Field(default=1e-3, gt=0)
     """The paper's eta: how far one step may move a tensor, as a share of its norm."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of the layer's rate."""
 
     def arguments(self) -> dict[str, Any]:
         return {"momentum": self.momentum, "trust": self.trust, "eps": self.eps}
@@ -101,7 +103,9 @@ class LAMB(Common):
     implementation: Literal["auto", "foreach", "apex"] = "auto"
     """`auto` and `foreach` are this project's own; `apex` is FusedLAMB and needs apex's compiled kernels and a GPU."""
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of the means of the gradient and of its square."""
     eps: float = Field(default=1e-6, gt=0)
+    """Added to the root of the mean square."""
 
     def arguments(self) -> dict[str, Any]:
         return {"betas": self.betas, "eps": self.eps}
@@ -114,7 +118,9 @@ class NovoGrad(Common):
     implementation: Literal["apex"] = "apex"
     """FusedNovoGrad; without apex, `name: timm/novograd`."""
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.95, 0.98)
+    """Decay rates of the means of the gradient and of a layer's squared norm."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean squared norm."""
 
     def arguments(self) -> dict[str, Any]:
         return {"betas": self.betas, "eps": self.eps}
