@@ -16,7 +16,7 @@ from lsdali.optim.large_batch import LayerwiseOptimizer
 
 LAYERWISE: dict[str, type[LayerwiseOptimizer]] = {"lars": large_batch.LARS, "lamb": large_batch.LAMB}
 # Those that need apex or bitsandbytes, or a second backward pass.
-UNUSABLE = ("fused", "bnb", "adahessian")
+UNUSABLE = ("fused", "bnb", "adahessian", "kron")  # kron draws from a generator that no checkpoint holds
 FLAGS: dict[str, dict[str, bool]] = {
     "torch-fused": {"fused": True},
     "foreach": {"foreach": True},
