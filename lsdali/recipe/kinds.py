@@ -1,7 +1,7 @@
 """Walk the typed parts of a recipe: which Config classes can stand at a path of keys."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -40,15 +40,20 @@ def under(kinds: Kinds, key: str) -> Kinds:
 
 def kinds_at(root: type[BaseModel], path: Sequence[str | int], tree: Any) -> Kinds:
     """Return the kinds that the mapping at a path can be, narrowed by its own tag."""
-    kinds, node = [root], tree
+    kinds, node, named = [root], tree, False
     for part in path:
         if isinstance(part, int):
             node = node[part] if isinstance(node, (list, tuple)) and part < len(node) else None
         else:
-            kinds = under(kinds, part)
             node = node.get(part) if isinstance(node, Mapping) else None
+            kinds, named = (kinds, False) if named else (under(kinds, part), by_names(kinds, part))
         kinds = narrowed(kinds, node)
     return kinds
+
+
+def by_names(kinds: Kinds, key: str) -> bool:
+    """Return whether the keys below a key are names of the user's own, as in `dict[str, Stage]`."""
+    return any(get_origin(k.model_fields[key].annotation) is dict for k in kinds if key in k.model_fields)
 
 
 def all_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Sweeps: from one file to many runs, and from these to a paper's table (`python -m lsdali.sweep`)."""
+"""Sweeps: from one file to many runs, and from these to a paper's table (`lsdali sweep`)."""

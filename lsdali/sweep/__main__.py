@@ -113,7 +113,10 @@ def show(args: argparse.Namespace, cells: Sequence["Cell"]) -> int:
         for text in listing(cells):
             print(text, end="")
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(dry_run(cells, args.rate, args.jobs))
+        table, unknown = dry_run(cells, args.rate, args.jobs)
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        for why in unknown:
+            print(f"not counted: {why}")
     return 0
 
 

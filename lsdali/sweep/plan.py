@@ -59,16 +59,20 @@ def _labels(data: str, recipe: Recipe) -> Ints:
     return open_index(recipe.data, "train").labels
 
 
-def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> Table:
-    """Epochs, steps and images of each cell, and hours at `rate` images a second; finished cells take none."""
+def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> tuple[Table, list[str]]:
+    """Epochs, steps and images of each cell, and hours at `rate` images a second; then why some are not known.
+
+    The last row adds up what is not finished.
+    """
     out = Table("cell", "state", "epochs", "steps", "images", *(["hours"] if rate else []))
-    total = Size(0, 0)
+    total, unknown = Size(0, 0), dict[str, None]()
     for cell in cells:
         recipe, where = cell.recipe(), state(cell)
         try:
             found = size(recipe)
         except UserError as error:
-            out.add_row(cell.name, where, str(recipe.epochs), "?", str(error))
+            unknown[str(error)] = None
+            out.add_row(cell.name, where, str(recipe.epochs), "?", "?")
             continue
         out.add_row(cell.name, where, str(recipe.epochs), *numbers(found, rate))
         if where != "finished":
@@ -76,7 +80,7 @@ def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> Table:
     out.add_section()
     together = [f"{total.images / rate / jobs / 3600:.2f}"] if rate else []
     out.add_row(f"left, {jobs} at a time", "", "", *numbers(total, None), *together)
-    return out
+    return out, list(unknown)
 
 
 def numbers(found: Size, rate: float | None) -> list[str]:

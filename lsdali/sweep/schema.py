@@ -153,15 +153,15 @@ class Published(Config):
     """Labels of the first axis, in each the labels of the next, at the end a list with one entry a figure: a number, a
     text such as 77.38 ± 0.32, or null."""
 
-    def entries(self) -> Iterator[tuple[dict[str, str], list[str]]]:
-        """(labels by axis, one text a figure) of each list; raises ValueError where the tree has another depth."""
+    def entries(self) -> Iterator[tuple[dict[str, str], list[Any]]]:
+        """(labels by axis, one entry a figure) of each list; raises ValueError where the tree has another depth."""
         yield from self._walk(self.values, {})
 
-    def _walk(self, node: Any, labels: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
+    def _walk(self, node: Any, labels: dict[str, str]) -> Iterator[tuple[dict[str, str], list[Any]]]:
         if len(labels) == len(self.by):
             if not isinstance(node, list):
                 raise ValueError(f"published: {' / '.join(labels.values())} must hold a list, one entry a figure")
-            yield labels, ["" if entry is None else str(entry) for entry in node]
+            yield labels, node
             return
         axis = self.by[len(labels)]
         if not isinstance(node, Mapping):

@@ -99,12 +99,13 @@ def entry(group: Sequence[Cell], table: Table, name: str, shown: Figure, done: C
 
 
 def published(labels: Mapping[str, str], table: Table, name: str) -> str:
-    """The published number of a cell; nothing where there is none."""
+    """The published number of a cell, with the figure's decimals; nothing where there is none."""
     for part in table.published:
         names = part.figures or tuple(table.figures)
         for own, values in part.entries():
             if name in names and own.items() <= labels.items():
-                return values[names.index(name)]
+                found = values[names.index(name)]
+                return f"{found:.{table.figures[name].digits}f}" if isinstance(found, float) else str(found or "")
     return ""
 
 

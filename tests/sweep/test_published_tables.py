@@ -12,7 +12,7 @@ from lsdali.models import ModelConfig, build_network
 from lsdali.recipe import Recipe
 from lsdali.sweep.cells import Cell, expand, load
 from lsdali.sweep.figures import check_figures
-from tests.harness import ROOT
+from tests.harness import ROOT, tiny
 from tests.methods.trainers import trainer_for
 
 SWEEPS = sorted(ROOT.glob("sweeps/*.yaml"))
@@ -79,25 +79,27 @@ def test_a_protocol_is_kept_by_all_of_its_methods(cells: dict[str, list[Cell]]) 
         assert len(dumps) == same, name
 
 
-def method_parts(recipes: list[Recipe]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each method part of a table once, and a number of epochs that lets it begin."""
+def method_parts(recipes: list[Recipe]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each method part of a table once, and what of the recipe it needs to begin: its epochs and noise."""
     seen = set()
     for recipe in recipes:
-        part = recipe.model_dump(mode="json")["method"]
+        tree = recipe.model_dump(mode="json")
+        part, noise = tree["method"], tree["data"]["noise"]
         if "teacher" in part and part["teacher"] is not None:
             part["teacher"] = {"source": "checkpoint", "path": "TEACHER"}
         text = yaml.safe_dump(part)
         if text not in seen:
             seen.add(text)
-            yield part, recipe.epochs
+            yield part, {"epochs": recipe.epochs, "noise": noise}
 
 
 def test_every_method_of_the_tables_takes_a_step(recipes: list[Recipe], folder: Path) -> None:
     teacher = str(folder / "teacher/checkpoints/best.pt")
-    for number, (part, epochs) in enumerate(method_parts(recipes)):
+    data = tiny("", folder / "images", folder)["data"]
+    for number, (part, needs) in enumerate(method_parts(recipes)):
         config = yaml.safe_load(yaml.safe_dump(part).replace("TEACHER", teacher))
         place = folder / f"step{number}"
-        trainer = trainer_for(config, place, epochs=epochs)
+        trainer = trainer_for(config, place, epochs=needs["epochs"], data={**data, "noise": needs["noise"]})
         trainer.student.train()
         terms = trainer.step(next(iter(trainer.train.epoch(0))))
         assert terms["loss"].isfinite(), part

@@ -8,7 +8,9 @@ from lsdali.errors import UserError
 from lsdali.recipe import load as load_recipe
 from lsdali.sweep.cells import as_text
 from lsdali.sweep.figures import figure, lookup_of, winner
+from lsdali.sweep.plan import Size, dry_run, size
 from lsdali.sweep.schema import Sweep
+from lsdali.sweep.work import members
 from tests.sweep.conftest import Open
 
 GOOD = """
@@ -152,6 +154,19 @@ def test_the_sentence_of_each_mistake(opened: Open, old: str, new: str, sentence
         opened(GOOD.replace(old, new, 1))
 
 
+def test_a_dry_run_counts_what_a_run_reads(opened: Open) -> None:
+    _, cells = opened(GOOD, "batch=48", "batch_schedule=[{epoch: 2, batch: 96}]", "data.max_samples=500")
+    assert size(cells[0].recipe()) == Size(steps=10 + 10 + 5, images=3 * 480)
+    table, unknown = dry_run(cells, rate=480.0, jobs=1)
+    assert list(table.columns[4].cells)[:2] == ["1,440", "1,440"]
+    assert not unknown
+    _, cells = opened(GOOD, "data={name: cub, root: nowhere}")
+    table, unknown = dry_run(cells, rate=480.0, jobs=1)
+    assert list(table.columns[3].cells) == ["?"] * 11 + ["0"]
+    assert len(unknown) == 1
+    assert "nowhere" in unknown[0]
+
+
 def test_every_key_says_what_it_is() -> None:
     kinds = Sweep.model_json_schema()["$defs"]
     missing = [
@@ -162,3 +177,16 @@ def test_every_key_says_what_it_is() -> None:
     ]
     assert len(kinds) >= 8
     assert not missing
+
+
+def test_members_of_an_ensemble_are_evenly_spaced(opened: Open) -> None:
+    _, cells = opened(GOOD)
+    run = cells[0].folder
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"steps": 60}))
+    for step in (10, 20, 30, 40, 60):
+        (run / f"checkpoints/step-{step:010d}.pt").touch()
+    assert [path[-5:-3] for path in members(cells[0], 3)] == ["20", "40", "60"]
+    assert members(cells[0], 1) == [f"{run}/checkpoints/step-0000000060.pt"]
+    with pytest.raises(UserError, match=r"kept no \S+step-0000000050.pt: an ensemble of 6 needs save.every_epochs"):
+        members(cells[0], 6)

@@ -26,7 +26,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def documented() -> list[str]:
     """The arguments of the first sweep in docs/sweeps.md."""
-    found = re.search(r"python -m lsdali\.sweep (sweeps/digits\.yaml.*)", (ROOT / "docs/sweeps.md").read_text())
+    found = re.search(r"lsdali sweep (sweeps/digits\.yaml.*)", (ROOT / "docs/sweeps.md").read_text())
     assert found
     return found[1].split("#")[0].split()
 

@@ -29,7 +29,7 @@ tables:
     figures: {top-1 err %: {of: best.top1, error: true}, ECE: {of: last.ece, scale: 0.01, digits: 3}}
     best_of: [method]
     published:
-      - {source: "a paper, Table 1", by: [method], figures: [top-1 err %], values: {CE: [24.18], ZLS: [20.1 ± 0.3]}}
+      - {source: "a paper, Table 1", by: [method], figures: [top-1 err %], values: {CE: [24.1], ZLS: [20.1 ± 0.3]}}
 """
 TOP1 = {"CE": (75.0, 76.0, 77.0), "LS": (75.5, 76.0, 76.5), "ZLS": (79.0, 79.5, 80.0)}
 
@@ -99,6 +99,7 @@ def test_the_written_forms_agree(opened: Open) -> None:
     markdown = to_markdown(found).splitlines()
     assert markdown[2] == "| network | method | top-1 err % | published | ECE |"
     assert markdown[6] == "| small_net | ZLS | **20.50 ± 0.50 (3)** | 20.1 ± 0.3 | 0.050 ± 0.010 (3) |"
+    assert markdown[4] == "| small_net | CE | 24.00 ± 1.00 (3) | 24.10 | 0.050 ± 0.010 (3) |"
     assert markdown[-1] == "Published: a paper, Table 1"
     latex = to_latex(found).splitlines()
     assert r"small\_net & ZLS & \textbf{20.50 $\pm$ 0.50 (3)} & 20.1 $\pm$ 0.3 & 0.050 $\pm$ 0.010 (3) \\" in latex
