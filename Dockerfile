@@ -39,7 +39,7 @@ USER 1000:1000
 VOLUME ["/lsdali/runs", "/lsdali/cache"]
 
 # Versions, and a decoded JPEG: an image that cannot decode one is not built.
-RUN python -m lsdali.env
+RUN lsdali env
 
 ENTRYPOINT ["bash", "/lsdali/bash_scripts/launch.sh"]
 CMD ["--help"]

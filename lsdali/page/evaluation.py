@@ -115,6 +115,6 @@ def class_gains(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> li
         values = [(name, after - before) for name, before, after in known if before is not None and after is not None]
         if values:
             title = f"{row['name']} against {first['name']}"
-            most = sorted(values, key=lambda pair: -abs(pair[1]))[:LARGEST]
+            most = [pair for pair in sorted(values, key=lambda pair: -abs(pair[1])) if pair[1]][:LARGEST]
             out.append(Gain(title, gains_figure("Gains of the classes", [change for _, change in values]), most))
     return out

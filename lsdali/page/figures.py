@@ -118,11 +118,10 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> str:
     with drawing((3.4, 4.0)) as (figure, svg):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         bars = [b["accuracy"] for b in full]
-        upper.bar(left, bars, width, align="edge", color=COLOURS[0], alpha=0.55, label="accuracy")
-        upper.plot([b["confidence"] for b in full], bars, "o", color=COLOURS[1], markersize=4, label="mean confidence")
-        upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="calibrated")
+        upper.bar(left, bars, width, align="edge", color=COLOURS[0], alpha=0.55)
+        upper.plot([b["confidence"] for b in full], bars, "o", color=COLOURS[1], markersize=4)
+        upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-        upper.legend(frameon=False, fontsize=8, loc="upper left")
         lower.bar(left, [100 * b["count"] / total for b in full], width, align="edge", color=COLOURS[0])
         lower.set(xlabel="confidence", ylabel="samples (%)")
     return described(svg[0], "reliability diagram")
