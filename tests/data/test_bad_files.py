@@ -287,7 +287,7 @@ from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index.index import open_index
 from lsdali.clock import PerEpoch
 from lsdali.data.pipeline.loader import TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.errors import SharedError
 from lsdali.events import open_events
 from tests.data.test_bad_files import DAMAGE
@@ -301,7 +301,7 @@ with dist.session() as device:
     index = open_index(config, "train")
     assert not len(index.bad())
     events = open_events(Path(sys.argv[3]))
-    loader = TrainLoader(index, config, Stream(PerEpoch(8), 3, device, say=events.say))
+    loader = TrainLoader(index, config, LoaderOptions(PerEpoch(8), 3, device, log=events.log))
     dist.barrier()
     if dist.is_main():
         for k, hurt in enumerate(DAMAGE.values()):

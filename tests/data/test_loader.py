@@ -171,7 +171,7 @@ from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index.index import open_index
 from lsdali.clock import PerEpoch
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
-from lsdali.data.pipeline.options import Stream
+from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.errors import UserError
 
 scans = []
@@ -181,7 +181,7 @@ root = sys.argv[1]
 config = Folder(root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1)
 with dist.session() as device:
     index, val = open_index(config, "train"), open_index(config, "val")
-    loader = TrainLoader(index, config, Stream(PerEpoch(12), 3, device))
+    loader = TrainLoader(index, config, LoaderOptions(PerEpoch(12), 3, device))
     mine = {}
     for batch in loader.epoch(0):
         for i, x in zip(batch.index.tolist(), batch.images):
