@@ -324,7 +324,7 @@ with dist.session() as device:
     if dist.is_main():
         assert all(met) and set().union(*met) == bad, met  # each rank met some of them
         written = map(json.loads, (Path(sys.argv[3]) / "events.jsonl").open())
-        named = [line["text"] for line in written if line["event"] == "said"]
+        named = [line["text"] for line in written if line["event"] == "message"]
         expected = sorted([i for i in range(40) if i not in bad] + [i + 1 for i in bad])
         assert epochs == [expected] * 3, epochs
         assert len(named) == len(set(named)) == len(bad), named
