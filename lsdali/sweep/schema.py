@@ -96,8 +96,8 @@ class Select(Config):
     over: Names
     """The axes that are searched; every seed chooses for itself."""
     by: str
-    """The figure that decides, such as best.nll: the greatest of top1 and top5, else the least. Runs that hold out a part
-    of the training data (data.holdout) decide on that part."""
+    """The figure that decides, such as best.nll: the greatest of top1 and top5, else the least. Runs that hold out
+    a part of the training data (data.holdout) decide on that part."""
 
 
 class Stage(Config):
