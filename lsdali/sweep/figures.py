@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lsdali.errors import UserError
+from lsdali.metric_names import METRICS
 from lsdali.metrics import measure
 from lsdali.recipe import differences, read_tree
 from lsdali.sweep.cells import Cell, Lookup, places
@@ -33,13 +34,13 @@ def other_recipe(cell: Cell, lookup: Lookup) -> list[str]:
 
 def figure(cell: Cell, of: str) -> float:
     """A figure of a finished run, such as best.nll or test.scaled.top1."""
-    record, _, metric = of.rpartition(".")
-    name, _, scaled = record.partition(".")
+    name, _, rest = of.partition(".")
     if name in cell.evaluations:
+        metric = rest.removeprefix("scaled.")
         found = load(cell.folder / f"{name}.json")
         if metric == "temperature":
             return float(found["fits"][0]["temperature"])
-        return float([row for row in found["rows"] if row["scaled"] == bool(scaled)][-1]["metrics"][metric])
+        return float([row for row in found["rows"] if row["scaled"] == (metric != rest)][-1]["metrics"][metric])
     node = load(cell.folder / "summary.json")
     for part in of.split("."):
         node = node[part]
@@ -115,12 +116,17 @@ def known_axes(axes: Sequence[str], stages: Sequence[Stage], where: str) -> None
 
 def known_figure(of: str, stage: Stage, where: str) -> None:
     """Raises UserError for a figure that runs of the stage do not have."""
-    records = [*RECORDS, *stage.evaluate]
-    scaled = [name for name, part in stage.evaluate.items() if part.temperature is not None]
-    known = {f"{record}.{metric}" for record in [*records, *(f"{n}.scaled" for n in scaled)] for metric in metrics()}
-    known |= {f"{name}.temperature" for name in scaled}
+    known = {f"{record}.{metric}" for record in RECORDS for metric in metrics()}
+    records = list(RECORDS)
+    for name, part in stage.evaluate.items():
+        binned = [f"{metric} {bins}" for bins in part.bins for metric in ("ece", "mce", "ace")]
+        both = [name, *([f"{name}.scaled"] if part.temperature is not None else [])]
+        known |= {f"{record}.{metric}" for record in both for metric in (*METRICS, *binned)}
+        known |= {f"{name}.temperature"} if part.temperature is not None else set()
+        records += both
     if of not in known:
+        further = ", ".join(metric for metric in METRICS if metric not in metrics())
         raise UserError(
-            f"{where}: there is no figure {of}; give one of {', '.join([*records, *(f'{n}.scaled' for n in scaled)])}, "
-            f"a point, and one of {', '.join(metrics())}"
+            f"{where}: there is no figure {of}; give one of {', '.join(records)}, a point, and one of "
+            f"{', '.join(metrics())}; evaluations also have {further}"
         )

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from lsdali.config import Config
+from lsdali.metric_names import METRICS
 
 
 def words(value: Any) -> Any:
@@ -64,15 +65,20 @@ class Rule(Config):
 
 
 class Evaluate(Config):
-    """How `lsdali.evaluate` looks at each finished run; its figures are `<name>.top1` and so on."""
+    """How `lsdali evaluate` looks at each finished run; its figures are `<name>.top1` and so on."""
 
     set: Overrides = {}
     """Overrides of the data part; data.holdout: null is the official test data of a run that held out a part."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint of the run."""
     temperature: Literal["half", "held_out", "same", "ibls"] | None = None
-    """Also fit a temperature, in one of the ways of `lsdali.evaluate --temperature`: the figures with it are
+    """Also fit a temperature, in one of the ways of `lsdali evaluate --temperature`: the figures with it are
     `<name>.scaled.top1` and so on, and `<name>.temperature` is its value."""
+    bins: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^(width|mass|ibls|pskd):[\d.]+$")], ...], Field(strict=False)
+    ] = ()
+    """Also the ECE, MCE and ACE with these bins, as `lsdali evaluate --bins` has them: width:10 gives the figures
+    `<name>.ece width:10`, `<name>.mce width:10` and `<name>.ace width:10`."""
     members: int | None = Field(None, ge=1)
     """Evaluate so many checkpoints of the run, evenly spaced over its steps up to the last, as an ensemble.
     `save.every_epochs` and `save.keep` must have kept them."""
@@ -90,8 +96,8 @@ class Select(Config):
     over: Names
     """The axes that are searched; every seed chooses for itself."""
     by: str
-    """The figure that decides, such as best.nll: greatest for top1 and top5, else least. Runs that hold out a part of
-    the training data (data.holdout) decide on that part."""
+    """The figure that decides, such as best.nll: the greatest of top1 and top5, else the least. Runs that hold out
+    a part of the training data (data.holdout) decide on that part."""
 
 
 class Stage(Config):
@@ -137,7 +143,8 @@ class Figure(Config):
 
 def rises(figure: str) -> bool:
     """Whether more is better of `best.top1` and the like."""
-    return figure.rsplit(".", 1)[-1] in ("top1", "top5")
+    metric = figure.rsplit(".", 1)[-1]
+    return metric in METRICS and METRICS[metric].higher
 
 
 class Published(Config):

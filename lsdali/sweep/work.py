@@ -44,6 +44,7 @@ def evaluation(cell: Cell, name: str, launcher: Sequence[str]) -> Command:
     arguments = [*files, *(f"{key}={as_text(value)}" for key, value in config.set.items())]
     arguments += ["--checkpoint", config.checkpoint] if config.members is None else []
     arguments += ["--ensemble"] if len(files) > 1 else []
+    arguments += [f"--bins={bins}" for bins in config.bins]
     arguments += ["--temperature", config.temperature] if config.temperature else []
     return Command([*launcher, "-m", "lsdali.evaluate", *arguments, "--json", str(part)], lambda: part.replace(target))
 

@@ -76,7 +76,7 @@ def sweep_file(folder: Path) -> Path:
             "recipe": "base.yaml",
             "set": holdout,
             "axes": {"data": {"points": {"kept": {}, "lost": {"data.root": "nowhere"}}}},
-            "evaluate": {"test": {"set": {"data.holdout": None}, "temperature": "held_out"}},
+            "evaluate": {"test": {"set": {"data.holdout": None}, "temperature": "held_out", "bins": ["width:10"]}},
         },
         "students": {
             "recipe": "base.yaml",
@@ -117,7 +117,9 @@ def test_a_failure_stops_nothing_else_and_a_stopped_sweep_goes_on(
     out = capsys.readouterr().out
     assert re.search(r"resumes +students/kept_seed0", out)
     assert "2 finished, 0 failed, 0 left of 2 cells" in out
-    (fit,) = json.loads((tmp_path / "runs/mine/teachers/kept_seed0/test.json").read_text())["fits"]
+    found = json.loads((tmp_path / "runs/mine/teachers/kept_seed0/test.json").read_text())
+    assert all("ece width:10" in row["metrics"] for row in found["rows"])
+    (fit,) = found["fits"]
     recipe = yaml.safe_load((student / "recipe.yaml").read_text())
     assert recipe["method"]["teacher"]["temperature"] == fit["temperature"]
     assert len(events(student, "begun")) == 2
