@@ -9,6 +9,7 @@ import pytest
 
 from tests.harness import make_images
 from tests.methods.trainers import trainer_for
+from tests.ranks import OnRanks, Ranks
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +40,11 @@ def place(folder: Path, tmp_path: Path) -> Iterator[Path]:
     """A folder of one test inside the shared one; checkpoints of all tests would be gigabytes."""
     yield folder / tmp_path.name
     shutil.rmtree(folder / tmp_path.name, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def on_ranks() -> Iterator[OnRanks]:
+    """Run a check on every rank of a process group whose processes stay for the next check."""
+    ranks = Ranks()
+    yield ranks.run
+    ranks.stop()

@@ -44,7 +44,7 @@ def tiny(method: str, root: Path, run_dir: Path, **others: Any) -> dict[str, Any
             "eval": {"resize": 16, "size": 16},
             "threads": 1,
         },
-        "model": {"name": "preact_resnet18", "width": 16},
+        "model": {"name": "preact_resnet10", "width": 16},
         "method": method,
         "optimizer": {"name": "nesterov", "lr": 0.05, "weight_decay": 0.001},
         "schedule": {"name": "cosine"},

@@ -14,8 +14,6 @@ from lsdali.data.pipeline import dali_ops as effects
 from lsdali.data.pipeline.loader import TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.augment import (
-    PCA_VALUES,
-    PCA_VECTORS,
     AutoAugment,
     ColorJitter,
     Grayscale,
@@ -26,6 +24,7 @@ from lsdali.data.sampling.augment import (
     TrivialAugment,
     draw_choices,
 )
+from lsdali.data.sampling.augment.photometric import PCA_VALUES, PCA_VECTORS
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 
 SIDE = 64

@@ -1,19 +1,15 @@
 """What every method promises, for each entry of METHODS: nothing here names one."""
 
 import copy
-import os
-import socket
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
@@ -21,9 +17,7 @@ from lsdali.models.digest import weights_digest
 from lsdali.trainer import Trainer
 from tests.harness import equal
 from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher
-
-Check = Callable[[Any, Path, int], None]
-"""Config, an own folder and the number of processes -> AssertionError where something is wrong."""
+from tests.ranks import OnRanks
 
 
 def test_every_method_is_tested() -> None:
@@ -86,7 +80,7 @@ def final_state(trainer: Trainer) -> dict[str, Any]:
     return parts
 
 
-def check_resume(config: Any, base: Path, ranks: int) -> None:
+def check_resume(config: Any, base: Path) -> None:
     """A run to the end; one stopped in mid-epoch; one from its checkpoint to the end: equal on each rank."""
     ema = {"decay": 0.5}
     whole = trainer_for(config, base / "whole", ema=ema)
@@ -104,48 +98,16 @@ def check_resume(config: Any, base: Path, ranks: int) -> None:
     first, second = final_state(whole), final_state(resumed)
     for name in first:
         told = f"\n{first[name]}\n{second[name]}" if name == "trainer" else ""
-        assert equal(first[name], second[name]), f"{name} differs after a resume on {ranks} ranks{told}"
+        assert equal(first[name], second[name]), f"{name} differs after a resume{told}"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_resume_is_exact_on_one_rank(config: Any, folder: Path, place: Path) -> None:
-    check_resume(with_teacher(config, folder), place, 1)
-
-
-def worker(rank: int, ranks: int, port: int, base: Path, place: Path, start: int, check: Check) -> None:
-    """One of several processes: the check of each configuration of a chunk."""
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    with dist.session():
-        for number, config in enumerate((CONFIGS + BATCHWIDE)[start : start + CHUNK], start):
-            check(with_teacher(config, base), place / str(number), ranks)
-
-
-CHUNK = 6  # configs for one start of the processes
-
-
-@pytest.mark.ranks
-@pytest.mark.parametrize("start", range(0, len(CONFIGS), CHUNK))
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_resume_is_exact_on_several_ranks(ranks: int, start: int, folder: Path, place: Path) -> None:
-    mp.spawn(worker, (ranks, free_port(), folder, place, start, check_resume), nprocs=ranks)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    check_resume(with_teacher(config, folder), place)
 
 
 def weights_after(config: Any, folder: Path) -> Tensor:
-    """Of a run whose BatchNorm keeps the statistics it has, since those of a batch are those of its process's share."""
+    """Return the final weights of a run with BatchNorm frozen, since each rank would normalise over its own samples."""
     trainer = trainer_in_float64(config, folder)
     for module in trainer.student.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -158,10 +120,10 @@ def weights_after(config: Any, folder: Path) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.student.parameters()])
 
 
-def check_weights(config: Any, place: Path, ranks: int) -> None:
-    """Against those that one process left in the folder."""
+def check_weights(config: Any, place: Path) -> None:
+    """Compare this rank's weights with those that one process left in the folder."""
     one = torch.load(place / "one.pt")
-    away = torch.dist(weights_after(config, place / str(ranks)), one) / one.norm()
+    away = torch.dist(weights_after(config, place), one) / one.norm()
     assert away < 1e-9, f"{named(config)}: {away:.1e} away"
 
 
@@ -174,13 +136,21 @@ BATCHWIDE = [
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("start", range(0, len(CONFIGS + BATCHWIDE), CHUNK))
-def test_several_ranks_train_as_one_does(start: int, folder: Path, place: Path) -> None:
-    for number, config in enumerate((CONFIGS + BATCHWIDE)[start : start + CHUNK], start):
-        (place / str(number)).mkdir(parents=True)
-        weights = weights_after(with_teacher(config, folder), place / str(number) / "1")
-        torch.save(weights, place / str(number) / "one.pt")
-    mp.spawn(worker, (2, free_port(), folder, place, start, check_weights), nprocs=2)
+@pytest.mark.parametrize("config", CONFIGS + BATCHWIDE, ids=named)
+def test_two_ranks_train_as_one_does(config: Any, folder: Path, place: Path, on_ranks: OnRanks) -> None:
+    config = with_teacher(config, folder)
+    place.mkdir()
+    torch.save(weights_after(config, place), place / "one.pt")
+    on_ranks(2, check_weights, config, place)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_resume_is_exact_on_several_ranks(
+    ranks: int, config: Any, folder: Path, place: Path, on_ranks: OnRanks
+) -> None:
+    on_ranks(ranks, check_resume, with_teacher(config, folder), place)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(place: Path) -> None:

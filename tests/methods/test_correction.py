@@ -1,12 +1,10 @@
 """The noise matrix of forward and backward correction: given, estimated, or refused."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from lsdali import dist
 from lsdali.clock import Clock, PerEpoch
@@ -15,7 +13,6 @@ from lsdali.label_noise import MatrixNoise
 from lsdali.methods.base import MethodContext
 from lsdali.methods.correction import ForwardCorrection
 from tests.harness import equal
-from tests.methods.test_contract import free_port
 from tests.methods.test_noisy import batch_of, make
 from tests.methods.trainers import trainer_for
 
@@ -89,17 +86,13 @@ def test_state_of_another_method_is_refused():
         make(name="forward").load_state_dict({"matrix": torch.eye(4)})
 
 
-def on_a_rank(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with dist.session():
-        method = make(classes=3, name="forward", noise={"name": "estimated", "epochs": 1})
-        method.observe(batch_of([0] * 4), logits_of(rank))
-        state = method.state_dict()
-        method.load_state_dict(state)
-        method.end_epoch(None, Clock(10, PerEpoch(10), 3))
-        torch.save({"inside": state, "after": method.state_dict()}, folder / f"{rank}.pt")
+def estimate_on_a_rank(folder):
+    method = make(classes=3, name="forward", noise={"name": "estimated", "epochs": 1})
+    method.observe(batch_of([0] * 4), logits_of(dist.rank()))
+    state = method.state_dict()
+    method.load_state_dict(state)
+    method.end_epoch(None, Clock(10, PerEpoch(10), 3))
+    torch.save({"inside": state, "after": method.state_dict()}, folder / f"{dist.rank()}.pt")
 
 
 def logits_of(rank):
@@ -107,8 +100,8 @@ def logits_of(rank):
 
 
 @pytest.mark.ranks
-def test_the_surest_samples_are_those_of_all_ranks(tmp_path):
-    mp.spawn(on_a_rank, (free_port(), tmp_path), nprocs=2)
+def test_the_surest_samples_are_those_of_all_ranks(tmp_path, on_ranks):
+    on_ranks(2, estimate_on_a_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert equal(first, second)
     p = torch.cat([logits_of(0), logits_of(1)]).softmax(1)

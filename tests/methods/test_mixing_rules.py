@@ -69,7 +69,7 @@ def test_a_mixed_run_resumes_exactly(mix: Any, folder: Path, tmp_path: Path, mon
     monkeypatch.setattr(
         "tests.methods.test_contract.trainer_for", lambda *a, **others: trainer_for(*a, **{**others, "mix": mix})
     )
-    check_resume({"name": "ce"}, folder / tmp_path.name, 1)
+    check_resume({"name": "ce"}, folder / tmp_path.name)
 
 
 def test_mixing_needs_even_shares(folder: Path, tmp_path: Path) -> None:

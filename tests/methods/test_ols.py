@@ -2,12 +2,10 @@
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,7 +19,6 @@ from lsdali.methods.base import MethodContext
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Outputs, Student
 from tests.harness import equal
-from tests.methods.test_contract import free_port
 
 VECTORS = json.loads((Path(__file__).parents[1] / "reference" / "online_vectors.json").read_text())
 FIRST, LATER = Clock(0, PerEpoch(10), 2), Clock(10, PerEpoch(10), 2)
@@ -232,28 +229,23 @@ def test_state_of_another_method_or_other_classes_is_refused():
         make().load_state_dict(make(classes=5).state_dict())
 
 
-def on_a_rank(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    inputs = VECTORS["O17"]["inputs"]
-    with dist.session():
-        method = make()
-        for b in inputs[f"worker{rank}"]:
-            method.observe(batch_of(b["labels"]), real(b["logits"]))
-        state = method.state_dict()
-        again = make()
-        again.load_state_dict(state)
-        assert torch.equal(again.sums, method.sums)
-        assert torch.equal(again.counts, method.counts)
-        again.end_epoch(None, LATER)
-        torch.save({"inside": state, "after": again.state_dict()}, folder / f"{rank}.pt")
+def collect_on_a_rank(folder):
+    method = make()
+    for b in VECTORS["O17"]["inputs"][f"worker{dist.rank()}"]:
+        method.observe(batch_of(b["labels"]), real(b["logits"]))
+    state = method.state_dict()
+    again = make()
+    again.load_state_dict(state)
+    assert torch.equal(again.sums, method.sums)
+    assert torch.equal(again.counts, method.counts)
+    again.end_epoch(None, LATER)
+    torch.save({"inside": state, "after": again.state_dict()}, folder / f"{dist.rank()}.pt")
 
 
 @pytest.mark.ranks
-def test_O17_two_ranks_add_before_they_divide(tmp_path):
+def test_O17_two_ranks_add_before_they_divide(tmp_path, on_ranks):
     v = VECTORS["O17"]
-    mp.spawn(on_a_rank, (free_port(), tmp_path), nprocs=2)
+    on_ranks(2, collect_on_a_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert equal(first, second)
     expected = torch.tensor(v["expected"]["matrix_after_reduce"])

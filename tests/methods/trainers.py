@@ -81,4 +81,6 @@ def with_teacher(config: Any, base: Path) -> Any:
 
 
 def named(config: Any) -> str:
-    return "-".join(str(v) for v in config.values() if not isinstance(v, dict))
+    """Return the method's name and the values of its keys, without its teacher's."""
+    values = (named(v) if isinstance(v, dict) else str(v) for k, v in config.items() if k != "teacher")
+    return "-".join(values)

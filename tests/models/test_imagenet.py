@@ -4,13 +4,12 @@ import warnings
 
 import pytest
 import torch
-import torch.distributed as td
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lsdali import dist
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes
 from lsdali.models.families.torchvision import TORCHVISION, PlusBlur
@@ -142,29 +141,23 @@ def images_and_labels():
     return torch.randn(4, 3, 32, 32, generator=generator), torch.randint(5, (4,), generator=generator)
 
 
-def gradients_on_a_rank(rank, rendezvous, results):
-    torch.set_num_threads(1)
-    td.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        found = []
-        for network in NETWORKS:
-            model = small(*network)
-            warnings.simplefilter("ignore", FutureWarning)  # of torch 2.15, about the name of broadcast_buffers
-            wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-            images, labels = images_and_labels()
-            part = slice(2 * rank, 2 * rank + 2)
-            F.cross_entropy(wrapped(images[part]).logits, labels[part]).backward()
-            found.append([p.grad for p in model.parameters()])
-            del wrapped
-        torch.save(found, results[rank])
-    finally:
-        td.destroy_process_group()
+def gradients_on_a_rank(results):
+    found = []
+    for network in NETWORKS:
+        model = small(*network)
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.15, about the name of broadcast_buffers
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        images, labels = images_and_labels()
+        part = slice(2 * dist.rank(), 2 * dist.rank() + 2)
+        F.cross_entropy(wrapped(images[part]).logits, labels[part]).backward()
+        found.append([p.grad for p in model.parameters()])
+    torch.save(found, results[dist.rank()])
 
 
 @pytest.mark.ranks
-def test_two_ranks_have_the_gradients_of_one(tmp_path):
+def test_two_ranks_have_the_gradients_of_one(tmp_path, on_ranks):
     results = [tmp_path / f"gradients{r}.pt" for r in range(2)]
-    mp.spawn(gradients_on_a_rank, (tmp_path / "rendezvous", results), nprocs=2)
+    on_ranks(2, gradients_on_a_rank, results)
     ranks = [torch.load(file) for file in results]
     for network, first, second in zip(NETWORKS, *ranks, strict=True):
         model = small(*network)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as td
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lsdali import dist
 from lsdali.models import aux_heads as aux_heads
 from lsdali.models.aux_heads import DenseVotes, StageHead
 from lsdali.models.families.dense import densenet
@@ -174,31 +173,25 @@ def test_outputs():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def gradients_on_a_rank(rank, rendezvous, results, static):
-    torch.set_num_threads(1)
-    td.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        model = student()
-        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.15, about the name of broadcast_buffers
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, static_graph=static)
-        images, labels = images_and_labels()
-        part = slice(4 * rank, 4 * rank + 4)
-        for _ in range(2):  # DDP arranges its buckets anew after the first step
-            model.zero_grad()
-            out = wrapped(images[part])
-            objective(out, labels[part]).backward()
-        assert out.aux_heads["votes"].shape == (4, 25)
-        torch.save([p.grad for p in model.parameters()], results[rank])
-        del wrapped
-    finally:
-        td.destroy_process_group()
+def gradients_on_a_rank(results, static):
+    model = student()
+    warnings.simplefilter("ignore", FutureWarning)  # of torch 2.15, about the name of broadcast_buffers
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False, static_graph=static)
+    images, labels = images_and_labels()
+    part = slice(4 * dist.rank(), 4 * dist.rank() + 4)
+    for _ in range(2):  # DDP arranges its buckets anew after the first step
+        model.zero_grad()
+        out = wrapped(images[part])
+        objective(out, labels[part]).backward()
+    assert out.aux_heads["votes"].shape == (4, 25)
+    torch.save([p.grad for p in model.parameters()], results[dist.rank()])
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("static", [False, True])
-def test_ddp_sees_every_parameter(tmp_path, static):
+def test_ddp_sees_every_parameter(tmp_path, static, on_ranks):
     results = [tmp_path / f"gradients{r}.pt" for r in range(2)]
-    mp.spawn(gradients_on_a_rank, (tmp_path / "rendezvous", results, static), nprocs=2)
+    on_ranks(2, gradients_on_a_rank, results, static)
     model = student()
     images, labels = images_and_labels()
     objective(model(images), labels).backward()

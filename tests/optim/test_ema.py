@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as td
 from torch import Tensor, nn
 
+from lsdali import dist
 from lsdali.clock import Clock, PerEpoch
 from lsdali.errors import UserError
 from lsdali.optim import EMA, Average
+from tests.ranks import OnRanks
 
 
 def net(width: int = 3) -> nn.Sequential:
@@ -95,25 +96,21 @@ def test_the_student_still_learns() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-def in_group(rank: int, world: int, folder: str) -> None:
-    td.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
-    try:
-        model = net()
-        average = Average(EMA(decay=0.5), model)
-        model(torch.randn(8, 4, generator=torch.Generator().manual_seed(rank)))  # buffers part ways
-        average.after_step(model, Clock(0, PerEpoch(1), 1))
-        mine = model[1].running_mean.clone()
-        with average.swapped(model):
-            inside = model[1].running_mean.clone()
-        assert torch.equal(model[1].running_mean, mine)
-        torch.save([mine, inside, average.state_dict()["weights"]["1.running_mean"]], f"{folder}/{rank}.pt")
-    finally:
-        td.destroy_process_group()
+def average_on_a_rank(folder: Path) -> None:
+    model = net()
+    average = Average(EMA(decay=0.5), model)
+    model(torch.randn(8, 4, generator=torch.Generator().manual_seed(dist.rank())))  # buffers part ways
+    average.after_step(model, Clock(0, PerEpoch(1), 1))
+    mine = model[1].running_mean.clone()
+    with average.swapped(model):
+        inside = model[1].running_mean.clone()
+    assert torch.equal(model[1].running_mean, mine)
+    torch.save([mine, inside, average.state_dict()["weights"]["1.running_mean"]], folder / f"{dist.rank()}.pt")
 
 
 @pytest.mark.ranks
-def test_ranks_agree_on_the_averaged_statistics(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_group, (2, str(tmp_path)), nprocs=2)
+def test_ranks_agree_on_the_averaged_statistics(tmp_path: Path, on_ranks: OnRanks) -> None:
+    on_ranks(2, average_on_a_rank, tmp_path)
     (mine, inside, state), (mine1, inside1, state1) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert not torch.equal(mine, mine1)
     assert torch.equal(inside, inside1)

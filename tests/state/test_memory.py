@@ -2,15 +2,14 @@
 
 import os
 import resource
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from lsdali import dist
 from lsdali.errors import UserError
+from lsdali.state import memory as memory_module
 from lsdali.state import shared
 from lsdali.state.memory import Layout, SampleMemory
 
@@ -148,16 +147,9 @@ def train(memory, rank, ranks, epochs, stop=None, after=0):
             memory.sync()
 
 
-def environment(rank, ranks, per_node, port):
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank % per_node),
-        LOCAL_WORLD_SIZE=str(per_node),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(1)
+def set_nodes(per_node):
+    """Let this rank believe that each node has so many."""
+    os.environ.update(LOCAL_RANK=str(dist.rank() % per_node), LOCAL_WORLD_SIZE=str(per_node))
 
 
 def mapped_files():
@@ -166,76 +158,66 @@ def mapped_files():
     return {tuple(line.split()[3:5]) for line in lines if "memfd:lsdali" in line}
 
 
-def worker(rank, ranks, per_node, port, folder):
-    environment(rank, ranks, per_node, port)
-    with dist.session():
-        for layout in FORMS:
-            memory = opened(layout)
-            train(memory, rank, ranks, range(EPOCHS))
-            state = memory.state_dict()
-            for other in dist.gather_objects(state):
-                assert all(torch.equal(state[name], other[name]) for name in state), "nodes differ"
-            # one copy per node, and no more
-            copies = dist.gather_objects(mapped_files())
-            for number, copy in enumerate(copies):
-                assert len(copy) == 1
-                assert (copy == copies[rank]) == (number // per_node == rank // per_node)
-            # saved in mid-epoch, before the nodes have met
-            memory = opened(layout)
-            train(memory, rank, ranks, range(2), stop=1)
-            saved = memory.state_dict()
-            if rank == 0:
-                torch.save(saved, folder / f"{layout.form}.pt")
-            dist.barrier()
-            del memory, state, saved
+def train_and_save(per_node, folder):
+    set_nodes(per_node)
+    rank, ranks = dist.rank(), dist.world()
+    for layout in FORMS:
+        memory = opened(layout)
+        train(memory, rank, ranks, range(EPOCHS))
+        state = memory.state_dict()
+        for other in dist.gather_objects(state):
+            assert all(torch.equal(state[name], other[name]) for name in state), "nodes differ"
+        # one copy per node, and no more
+        copies = dist.gather_objects(mapped_files())
+        for number, copy in enumerate(copies):
+            assert len(copy) == 1
+            assert (copy == copies[rank]) == (number // per_node == rank // per_node)
+        # saved in mid-epoch, before the nodes have met
+        memory = opened(layout)
+        train(memory, rank, ranks, range(2), stop=1)
+        saved = memory.state_dict()
+        if rank == 0:
+            torch.save(saved, folder / f"{layout.form}.pt")
+        dist.barrier()
+        del memory, state, saved
 
 
-def resume(rank, ranks, per_node, port, folder):
-    environment(rank, ranks, per_node, port)
-    with dist.session():
-        for layout in FORMS:
-            memory = opened(layout)
-            memory.load_state_dict(torch.load(folder / f"{layout.form}.pt", weights_only=True, mmap=True))
-            train(memory, rank, ranks, range(1, EPOCHS), after=1)
-            torch.save(memory.state_dict(), folder / f"{layout.form}-{ranks}.pt")
-            dist.barrier()
-
-
-def spawn(work, ranks, per_node, folder):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, (ranks, per_node, port, folder), nprocs=ranks)
+def resume(per_node, folder):
+    if dist.active():
+        set_nodes(per_node)
+    for layout in FORMS:
+        memory = opened(layout)
+        memory.load_state_dict(torch.load(folder / f"{layout.form}.pt", weights_only=True, mmap=True))
+        train(memory, dist.rank(), dist.world(), range(1, EPOCHS), after=1)
+        torch.save(memory.state_dict(), folder / f"{layout.form}-{dist.world()}.pt")
+        dist.barrier()
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("ranks", "per_node"), [(2, 2), (4, 2), (2, 1)])
-def test_ranks_and_nodes_agree(ranks, per_node, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("ranks", "per_node"), [(2, 2), (2, 1), (4, 2)])
+def test_ranks_and_nodes_agree(ranks, per_node, tmp_path, on_ranks):
     """Each epoch other ranks read a sample; every row read is that of the epoch in which it was last seen.
 
     The run is then saved in mid-epoch and goes on, on one rank and on four of two nodes, to the same rows.
     """
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    spawn(worker, ranks, per_node, tmp_path)
-    ends = []
-    for others, nodes in ((1, 1), (4, 2)):
-        spawn(resume, others, nodes, tmp_path)
-        ends.append([torch.load(tmp_path / f"{layout.form}-{others}.pt") for layout in FORMS])
-    for one, four in zip(*ends):
+    on_ranks(ranks, train_and_save, per_node, tmp_path)
+    resume(1, tmp_path)
+    on_ranks(4, resume, 2, tmp_path)
+    for layout in FORMS:
+        one, four = (torch.load(tmp_path / f"{layout.form}-{others}.pt") for others in (1, 4))
         assert all(torch.equal(one[name], four[name]) for name in one)
 
 
-def test_rows_go_between_nodes_in_pieces(monkeypatch, tmp_path):
+@pytest.mark.ranks
+def test_rows_go_between_nodes_in_pieces(tmp_path, on_ranks):
     """With pieces of a few rows the nodes still end with the same memory."""
-    monkeypatch.setenv("LSDALI_TEST_CHUNK", "200")
-    spawn(pieces, 2, 1, tmp_path)
+    on_ranks(2, train_in_pieces, tmp_path)
 
 
-def pieces(rank, ranks, per_node, port, folder):
-    from lsdali.state import memory as module
-
-    module.EXCHANGE_BYTES = int(os.environ["LSDALI_TEST_CHUNK"])
-    worker(rank, ranks, per_node, port, folder)
+def train_in_pieces(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_module, "EXCHANGE_BYTES", 200)
+        train_and_save(1, folder)
 
 
 @pytest.mark.gpu

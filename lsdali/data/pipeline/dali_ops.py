@@ -13,8 +13,9 @@ from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
 from nvidia.dali.auto_aug.augmentations import identity
 from nvidia.dali.auto_aug.core import augmentation, select, signed_bin
 
-from lsdali.data.sampling import augment as choose
-from lsdali.data.sampling.augment import BINS, STAGES, SUB_POLICIES, SUITE, Augmentation
+from lsdali.data.sampling.augment import erasing, photometric, policies
+from lsdali.data.sampling.augment.base import Augmentation
+from lsdali.data.sampling.augment.policies import BINS, STAGES, SUB_POLICIES, SUITE
 
 # The longest shift: RandAugment's and AutoAugment's pixels, on images of 331 pixels; TrivialAugment's are absolute.
 RAND_SHIFT, AUTO_SHIFT = 150 / 331, 150 / 331
@@ -45,7 +46,7 @@ def current(effect: Any) -> Any:
 
 
 def add_ops(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: int) -> Any:
-    """The augmentations one after the other; `inputs` are the arrays of augment.draw, side in pixels."""
+    """The augmentations one after the other; `inputs` are the arrays of draw_choices, side in pixels."""
     first = 0
     for a in augment:
         x = EFFECTS[a.name](x, a, inputs[first : first + a.outputs], side)
@@ -53,7 +54,7 @@ def add_ops(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side
     return x
 
 
-def _color_jitter(x: Any, config: choose.ColorJitter, inputs: Sequence[Any], side: int) -> Any:
+def _color_jitter(x: Any, config: photometric.ColorJitter, inputs: Sequence[Any], side: int) -> Any:
     brightness, contrast, saturation, hue = inputs
     if config.brightness > 0:
         x = fn.brightness(x, brightness=brightness)
@@ -66,23 +67,23 @@ def _color_jitter(x: Any, config: choose.ColorJitter, inputs: Sequence[Any], sid
     return x
 
 
-def _lighting(x: Any, config: choose.Lighting, inputs: Sequence[Any], side: int) -> Any:
+def _lighting(x: Any, config: photometric.Lighting, inputs: Sequence[Any], side: int) -> Any:
     return fn.cast_like(x + _beside(inputs[0], x), x)
 
 
-def _grayscale(x: Any, config: choose.Grayscale, inputs: Sequence[Any], side: int) -> Any:
+def _grayscale(x: Any, config: photometric.Grayscale, inputs: Sequence[Any], side: int) -> Any:
     if inputs[0] < 0.5:
         x = fn.hsv(x, saturation=0.0)
     return x
 
 
-def _rotation(x: Any, config: choose.Rotation, inputs: Sequence[Any], side: int) -> Any:
+def _rotation(x: Any, config: photometric.Rotation, inputs: Sequence[Any], side: int) -> Any:
     if inputs[0] != 0.0:
         x = fn.rotate(x, angle=inputs[0], keep_size=True, fill_value=config.fill)
     return x
 
 
-def _rand_augment(x: Any, config: choose.RandAugment, inputs: Sequence[Any], side: int) -> Any:
+def _rand_augment(x: Any, config: policies.RandAugment, inputs: Sequence[Any], side: int) -> Any:
     suite = [current(e) for e in rand_augment.get_rand_augment_suite(max_translate_abs=RAND_SHIFT * side)]
     assert len(suite) == SUITE
     operation, sign = inputs
@@ -99,7 +100,7 @@ def _rand_augment(x: Any, config: choose.RandAugment, inputs: Sequence[Any], sid
     return x
 
 
-def _trivial_augment(x: Any, config: choose.TrivialAugment, inputs: Sequence[Any], side: int) -> Any:
+def _trivial_augment(x: Any, config: policies.TrivialAugment, inputs: Sequence[Any], side: int) -> Any:
     suite = [current(e) for e in trivial_augment.get_trivial_augment_wide_suite(max_translate_abs=TRIVIAL_SHIFT)]
     assert len(suite) == SUITE
     operation, magnitude, sign = inputs
@@ -113,9 +114,9 @@ def _trivial_augment(x: Any, config: choose.TrivialAugment, inputs: Sequence[Any
     )
 
 
-def _auto_augment(x: Any, config: choose.AutoAugment, inputs: Sequence[Any], side: int) -> Any:
-    policies = {"imagenet": auto_augment.get_image_net_policy, "cifar10": auto_augment.get_reduced_cifar10_policy}
-    policy = policies[config.policy](max_translate_abs=AUTO_SHIFT * side)
+def _auto_augment(x: Any, config: policies.AutoAugment, inputs: Sequence[Any], side: int) -> Any:
+    published = {"imagenet": auto_augment.get_image_net_policy, "cifar10": auto_augment.get_reduced_cifar10_policy}
+    policy = published[config.policy](max_translate_abs=AUTO_SHIFT * side)
     suite, operations, chances, magnitudes = tables(policy.sub_policies)
     pair, drawn, sign = inputs
     for k in range(STAGES):
@@ -145,7 +146,7 @@ def tables(pairs: Sequence[Any]) -> tuple[list[Any], np.ndarray, np.ndarray, np.
     return [current(e) for e in suite], operation, chance, magnitude
 
 
-def _random_erasing(x: Any, config: choose.RandomErasing, inputs: Sequence[Any], side: int) -> Any:
+def _random_erasing(x: Any, config: erasing.RandomErasing, inputs: Sequence[Any], side: int) -> Any:
     anchor, shape = inputs
     return fn.erase(x, anchor=anchor, shape=shape, axis_names="HW", fill_value=config.value)
 

@@ -14,7 +14,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from lsdali.data.index.index import SampleForm
 from lsdali.data.pipeline import dali_ops as effects
-from lsdali.data.sampling.augment import Augmentation
+from lsdali.data.sampling.augment.base import Augmentation
 
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512

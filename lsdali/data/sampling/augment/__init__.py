@@ -1,0 +1,86 @@
+"""Augmentations that a recipe can list, and their choices as functions of random numbers.
+
+`data.train.augment` is a list, applied in its order to the cropped uint8 image of size x size pixels; random
+erasing comes last, after normalisation. What is drawn depends on (seed, epoch, sample, place in the list)
+alone: the same on any number of ranks and after any seek. pipeline/dali_ops.py has the DALI side of each.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lsdali.config import Config
+from lsdali.data.sampling.augment.base import Augmentation, Choices, Fraction
+from lsdali.data.sampling.augment.erasing import RandomErasing
+from lsdali.data.sampling.augment.photometric import ColorJitter, Grayscale, Lighting, Rotation
+from lsdali.data.sampling.augment.policies import AutoAugment, RandAugment, TrivialAugment
+from lsdali.data.sampling.resize_schedule import Ramp
+from lsdali.data.sampling.sampler import Ints, uniforms
+
+_STREAM = 10  # of the first augmentation in the list; crops.py uses the numbers below
+MAX_STREAM = 90  # streams up to 100 are free
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "color_jitter": ColorJitter,
+    "lighting": Lighting,
+    "grayscale": Grayscale,
+    "rotation": Rotation,
+    "rand_augment": RandAugment,
+    "trivial_augment_wide": TrivialAugment,
+    "auto_augment": AutoAugment,
+    "random_erasing": RandomErasing,
+}
+
+if TYPE_CHECKING:
+    Augment = Augmentation
+else:
+    Augment = Annotated[reduce(or_, AUGMENTATIONS.values()), Field(discriminator="name")]
+
+
+class TrainImages(Config):
+    """What every kind of training crop has."""
+
+    size: Annotated[int, Field(ge=1)]
+    """Side of the square that the network sees, in pixels."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    augment: Annotated[tuple[Augment, ...], Field(strict=False, max_length=MAX_STREAM)] = ()
+    """Augmentations after crop and flip, applied in this order."""
+    repeats: int = Field(1, ge=1)
+    """Repeated augmentation (Hoffer et al., 2020): how often a batch holds each of its samples, differently augmented.
+
+    An epoch then sees 1 / repeats of the samples.
+    """
+    ramp: Ramp | None = None
+    """Progressive resizing: smaller images in the first epochs; null: `size` in every epoch."""
+
+    def size_at(self, epoch: int) -> int:
+        """Pixels a side in one epoch."""
+        return self.size if self.ramp is None else self.ramp.size_at(epoch, self.size)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "TrainImages":
+        if self.ramp is not None and self.ramp.first > self.size:
+            raise ValueError(f"ramp.first {self.ramp.first} must not be above size {self.size}, which the ramp ends at")
+        return self
+
+    @model_validator(mode="after")
+    def _erasing_last(self) -> "TrainImages":
+        places = [a.after for a in self.augment]
+        if places != sorted(places):
+            late = next(a.name for a in self.augment if a.after == "normalisation")
+            raise ValueError(f"{late} works on the normalised image: put it at the end of augment")
+        return self
+
+
+def draw_choices(augment: Sequence[Augmentation], seed: int, epoch: int, key: Ints, side: int) -> Choices:
+    """[n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other."""
+    out: list[NDArray[Any]] = []
+    for k, a in enumerate(augment):
+        out += a.choices(uniforms(seed, epoch, key, a.columns, _STREAM + k), side)
+    return tuple(np.ascontiguousarray(rows) for rows in out)  # DALI reads no strides

@@ -1,0 +1,33 @@
+"""What every augmentation is: a config, and its random choices as a function of uniform numbers."""
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lsdali.config import Config
+from lsdali.data.sampling.crops import Floats
+
+Choices = tuple[NDArray[Any], ...]  # [n, ...] each, as the graph reads them
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[tuple[float, float], Field(strict=False)]
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class Augmentation(Config):
+    """What every augmentation has."""
+
+    name: str
+    outputs: ClassVar[int] = 1  # arrays in choices()
+    after: ClassVar[Literal["crop", "normalisation"]] = "crop"
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """Random numbers that a sample takes."""
+
+    @abstractmethod
+    def choices(self, u: Floats, side: int) -> Choices:
+        """[n, columns] in [0, 1), pixels a side -> what the DALI side needs, [n, ...] each."""
