@@ -148,7 +148,7 @@ def test_graphs_of_dali(graph: Graph, images: SampleForm) -> None:
         size=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
-        largest=(500, 500),
+        largest=250_000,
         augment=tuple(a for several in EVERY[:-1] for a in several) if everything else (),
         images=images,
     )
