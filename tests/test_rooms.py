@@ -16,7 +16,7 @@ LEVELS = [
     {"dist"},
     {"functional", "label_noise", "faults"},
     {"state"},
-    {"data", "models", "optim", "metrics", "posthoc", "events"},
+    {"data", "models", "optim", "metrics", "posthoc", "events", "meter"},
     {"methods"},
     {"selection"},
     {"recipe"},
