@@ -51,6 +51,9 @@ setup(
             *REMOTE,
             *PLOTS,
         ],
+        # By the CUDA of PyTorch; the GPU decodes windows of JPEGs with subsampled colours since nvJPEG 13.2.
+        "cuda12": ["nvidia-dali-cuda120"],
+        "cuda13": ["nvidia-dali-cuda130", "nvidia-nvjpeg>=13.2"],
         "onnx": ONNX,
         "plots": PLOTS,
         "remote": REMOTE,

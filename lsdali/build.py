@@ -57,10 +57,10 @@ def build(
         trainer.method.begin(trainer.student)
     if dist.active():
         wrapped = wrap(trainer.student, device)
-        fix_bucket_order(wrapped, trainer.student, recipe.data.train.size)
+        fix_bucket_order(wrapped, trainer, recipe)
         trainer.forward, trainer.unsynced = wrapped, wrapped.no_sync
     if recipe.compile is not None:
-        trainer.student.compile(mode=recipe.compile)
+        trainer.student.compile(mode=recipe.compile, dynamic=False)  # each size of image or batch its own kernels
     seed_all(recipe.seed)
     return trainer
 
@@ -239,19 +239,22 @@ def wrap(student: Student, device: torch.device) -> DistributedDataParallel:
     return DistributedDataParallel(student, device_ids=ids, gradient_as_bucket_view=True, **quiet)
 
 
-def fix_bucket_order(wrapped: DistributedDataParallel, student: Student, size: int) -> None:
+def fix_bucket_order(wrapped: DistributedDataParallel, trainer: Trainer, recipe: Recipe) -> None:
     """Let DDP lay out its gradient buckets now, with a pass that leaves no other trace.
 
     DDP rearranges its buckets after the first backward pass, and the place of a gradient in them decides the order in
     which three or more ranks add it up. A resumed run would add its first step in another order than the run that
-    never stopped.
+    never stopped. Images have the shape, type and layout of training, because cuDNN looks for the fastest kernels here.
     """
-    parameter = next(student.parameters())
+    student, size = trainer.student, recipe.data.train.size
     buffers = [b.clone() for b in student.buffers()]
-    images = torch.zeros(2, 3, size, size, device=parameter.device)
-    out = wrapped(images)
+    share = recipe.batch // dist.world()
+    dtype = torch.float16 if trainer.precision.half else torch.float32
+    images = torch.zeros(min(recipe.micro_batch or share, share), 3, size, size, device=trainer.device, dtype=dtype)
+    with trainer.precision.autocast():
+        out = wrapped(images.contiguous(memory_format=torch.channels_last))
     outputs = [out.logits, out.features, *out.aux_heads.values()]
-    torch.stack([x.sum() for x in outputs if x.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([x.float().sum() for x in outputs if x.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for buffer, before in zip(student.buffers(), buffers, strict=True):
             buffer.copy_(before)

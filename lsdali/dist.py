@@ -69,14 +69,9 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
     After an exception the group is left as it is: with NCCL its end would wait for collectives that the other ranks
     are in, and the exception would not be told before the timeout.
     """
-    cuda = torch.cuda.is_available()
-    if cuda and local_rank() >= torch.cuda.device_count():
-        raise UserError(
-            f"{local_world()} processes on this node but {torch.cuda.device_count()} GPUs: "
-            f"start torchrun with --nproc_per_node {torch.cuda.device_count()}"
-        )
     refuse_bare_srun()
-    device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
+    device = own_device()
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # batches have one shape
@@ -85,6 +80,24 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
     yield device
     if active():
         td.destroy_process_group()
+
+
+def own_device() -> torch.device:
+    """Return this process's GPU, or the CPU.
+
+    Raises UserError if the node has fewer GPUs than processes. Where a launcher other than torchrun gives each process
+    one GPU of its own (`srun --gpus-per-task=1`), that is number 0 in all of them.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 1 and not td.is_torchelastic_launched():
+        return torch.device("cuda", 0)
+    if local_rank() >= count:
+        raise UserError(
+            f"{local_world()} processes on this node but {count} GPUs: start torchrun with --nproc_per_node {count}"
+        )
+    return torch.device("cuda", local_rank())
 
 
 def refuse_bare_srun() -> None:

@@ -43,7 +43,7 @@ class Trained:
     loss: float
     lr: float
     images_per_second: float
-    data_wait: float  # share of the time that the step waited for data, 0 to 1
+    data_wait: float  # share of the time that the device waited for data, 0 to 1
     terms: Metrics = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ from lsdali.clock import Clock
 from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.faults.pulse import Pulse
+from lsdali.meter import Meter, mark
 from lsdali.methods.base import Loss, Method
 from lsdali.metrics import MetricAccumulator, predictions
 from lsdali.models.digest import weights_digest
@@ -50,23 +51,6 @@ class WeightAverage(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Meter:
-    """Loss terms since the last report, kept on the device, and where the time went."""
-
-    terms: list[dict[str, Tensor]] = field(default_factory=list)
-    since: float = field(default_factory=time.perf_counter)
-    images: int = 0  # of all ranks
-    waited: float = 0.0  # for data
-    aside: float = 0.0  # evaluating and saving
-
-    def means(self) -> dict[str, float]:
-        """The mean of every term over steps and ranks; the one place where training waits for the device."""
-        names = sorted(self.terms[0])
-        values = torch.stack([torch.stack([t[n].float() for n in names]) for t in self.terms]).mean(0)
-        return dict(zip(names, dist.all_mean(values).tolist(), strict=True))
 
 
 @dataclass
@@ -181,9 +165,11 @@ class Trainer:
 
     def next(self, batches: Iterator[Batch], meter: Meter) -> Batch | None:
         self.pulse.beat("waiting for data")
-        asked = time.perf_counter()
+        asked, before = time.perf_counter(), mark(self.device)
         batch = next(batches, None)
         meter.waited += time.perf_counter() - asked
+        if before is not None:
+            meter.marks.append((before, mark(self.device)))
         return batch
 
     def end_epoch(self) -> bool:
@@ -231,7 +217,7 @@ class Trainer:
         lr = self.schedule(self.clock.step - 1)
         epoch = self.clock.steps_per_epoch.locate(self.clock.step - 1)[0] + 1
         rate = meter.images / spent
-        self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.waited / spent, means))
+        self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.data_seconds() / spent, means))
         if not math.isfinite(loss):
             raise SharedError(
                 f"the loss is {loss} at step {self.clock.step}: training has diverged; "

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_g
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
+from lsdali.meter import Meter
 from lsdali.metrics import MetricAccumulator
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.recipe import Recipe
+from lsdali.trainer import Trainer
 from tests.data.test_augment import EVERY
 from tests.harness import tiny
 from tests.made_up_cuda import CUDA, half_precision, made_up_cuda
@@ -148,10 +151,35 @@ def test_graphs_of_dali(graph: Graph, images: SampleForm) -> None:
         size=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
-        largest=(500, 500),
+        largest=250_000,
         augment=tuple(a for several in EVERY[:-1] for a in several) if everything else (),
         images=images,
     )
     assert {a.name for a in spec.augment} == (set(EFFECTS) if everything else set())
     pixels, index = graph(lambda info: (), spec)._graph_out
     assert (pixels.device, index.device) == ("gpu", "cpu")
+
+
+def test_the_wait_for_data_is_the_devices_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU gets to each batch 20 ms after it was asked for, though the host goes on at once."""
+    clock = iter(range(0, 1000, 20))
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(clock)
+
+        def elapsed_time(self, other: "Event") -> float:
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for device, seconds in ((CUDA, 0.06), (torch.device("cpu"), None)):
+        meter, trainer = Meter(), object.__new__(Trainer)
+        trainer.device, trainer.pulse = device, MagicMock()
+        batches: Any = iter(range(3))
+        while trainer.next(batches, meter) is not None:
+            pass
+        del meter.marks[3:]  # the end of the epoch
+        assert meter.data_seconds() == (meter.waited if seconds is None else pytest.approx(seconds))

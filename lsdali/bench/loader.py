@@ -59,7 +59,8 @@ def dali(run: LoaderRun) -> Iterator[int]:
     config = ImageNet(root=run.root, train=RandomResizedCrop(size=run.size), threads=run.workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = open_index(config, "train")
-    loader = TrainLoader(index, config, LoaderOptions(PerEpoch(run.batch), 0, device, log=lambda line: None))
+    half = device.type == "cuda"  # as GPUs train in 16 bit
+    loader = TrainLoader(index, config, LoaderOptions(PerEpoch(run.batch), 0, device, half, log=lambda line: None))
     step = 0
     while True:
         for batch in loader.epoch(step):
@@ -189,6 +190,8 @@ def _consume(sizes: Iterator[int], images: int) -> int:
     seen = 0
     while seen < images:
         seen += next(sizes)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # a GPU has been told of the batches; now it has made them
     return seen
 
 

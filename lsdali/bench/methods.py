@@ -161,7 +161,9 @@ def forward(shape: Shape, size: int, device: torch.device, precision_name: Any) 
 
 
 def synthetic(shape: Shape, size: int, device: torch.device) -> Batch:
-    images = torch.randn(size, 3, shape.size, shape.size, device=device).to(memory_format=torch.channels_last)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32  # as the loader delivers them
+    images = torch.randn(size, 3, shape.size, shape.size, device=device, dtype=dtype)
+    images = images.to(memory_format=torch.channels_last)
     labels: Tensor = torch.randint(shape.classes, (size // 2,), device=device).repeat_interleave(2)  # in pairs
     valid = torch.ones(size, dtype=torch.bool, device=device)
     return Batch(images, labels, torch.randperm(SAMPLES)[:size], valid)

@@ -19,8 +19,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     """What both have. A `torch.amp.GradScaler` sets `grad_scale` and `found_inf` during `step`, as for fused ones."""
 
     _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
     moments: ClassVar[tuple[str, ...]]
 
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, **options: Any) -> None:
@@ -30,7 +28,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient. There is no closure."""
         assert closure is None
-        found = self.found_inf
+        found = getattr(self, "found_inf", None)
         keep = 1.0 if found is None else 1 - found
         for group in self.param_groups:
             if params := [p for p in group["params"] if p.grad is not None]:
@@ -43,10 +41,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def _gradients(self, params: list[Tensor]) -> list[Tensor]:
         """Unscaled copies; zeros where one of the model's overflowed."""
         grads = [p.grad for p in params if p.grad is not None]
-        if self.grad_scale is not None:
-            grads = list(torch._foreach_mul(grads, self.grad_scale.double().reciprocal().float()))
-        if self.found_inf is not None:
-            return [torch.where(self.found_inf > 0, 0, g) for g in grads]
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if scale is not None:
+            grads = list(torch._foreach_mul(grads, scale.double().reciprocal().float()))
+        if found is not None:
+            return [torch.where(found > 0, 0, g) for g in grads]
         return list(torch._foreach_mul(grads, 1.0))
 
     def _moments(self, params: list[Tensor]) -> list[list[Tensor]]:

@@ -175,6 +175,7 @@ OPERATIONAL = (
     "data.root",
     "data.threads",
     "data.prefetch",
+    "data.hw_decoder_load",
     "data.max_bad_files",
     "data.resident",
     "data.resident_bytes",

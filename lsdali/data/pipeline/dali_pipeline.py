@@ -2,9 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable
+from ctypes import c_void_p
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -26,6 +28,7 @@ class DaliPipeline:
         self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
         self._pipe: Any = None
         self._ahead: deque[tuple[int, BatchArrays]] = deque()  # positions in a row; their images are on their way
+        self._held: deque[tuple[Any, Any]] = deque()  # DALI's images, and the event after their copy
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -56,11 +59,31 @@ class DaliPipeline:
             first = self.position
             self._pipe = self._graph(lambda info: self._ready(first + info.iteration), self._spec)
         device = self._spec.device_id
-        # On a GPU the outputs belong to torch's stream: no wait here, and no reuse of what torch still reads.
+        # On a GPU torch's stream waits for the outputs; the host does not.
         stream = () if device is None else (torch.cuda.current_stream(device),)
         images, index = self._pipe.run(*stream)
         self.position += 1
-        return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), from_dlpack(index.as_tensor()).flatten()
+        pixels = (
+            from_dlpack(images.as_tensor()) if device is None else self._copied(images, torch.device("cuda", device))
+        )
+        return pixels.permute(0, 3, 1, 2), torch.from_numpy(np.array(index.as_array())).flatten()
+
+    def _copied(self, images: Any, device: torch.device) -> Tensor:
+        """[B, H, W, 3] in torch's own memory, without waiting.
+
+        A buffer handed over by DLPack is freed by a thread of DALI that synchronises the whole device, which also
+        breaks a CUDA graph under capture. DALI frees its own buffers in the order of its own streams, which do not
+        wait for torch's: each is held until the copy is done.
+        """
+        stream, done = torch.cuda.current_stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        tensor = images.as_tensor()
+        out = torch.empty(tensor.shape(), dtype=torch.float16 if self._spec.half else torch.float32, device=device)
+        tensor.copy_to_external(c_void_p(out.data_ptr()), c_void_p(stream.cuda_stream), non_blocking=True)
+        done.record(stream)
+        while self._held and self._held[0][1].query():
+            self._held.popleft()
+        self._held.append((images, done))
+        return out
 
     def _ready(self, position: int) -> BatchArrays:
         """What the graph reads for one batch; images from a store are fetched ahead, in the order of use."""

@@ -14,6 +14,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from lsdali.data.index.index import SampleForm
 from lsdali.data.pipeline import dali_ops as effects
+from lsdali.data.pipeline.decoder import Way
 from lsdali.data.sampling.augment.base import Augmentation
 
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
@@ -36,9 +37,11 @@ class GraphSpec:
     size: int
     mean: tuple[float, float, float]  # of values in 0..1, as std
     std: tuple[float, float, float]
-    largest: tuple[int, int]  # width and height that no image exceeds
+    largest: int  # pixels that no image exceeds
     augment: tuple[Augmentation, ...] = ()
     images: SampleForm = "paths"
+    way: Way = "window"  # how a part of an image is decoded
+    hw_decoder_load: float | None = None  # share of images for the GPU's own JPEG engines; None: DALI's
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -46,12 +49,16 @@ class GraphSpec:
         base = {"jpeg_fancy_upsampling": True, "adjust_orientation": False}
         if self.device_id is None:
             return base | {"device": "cpu"}
-        width, height = self.largest
-        return base | {
-            "device": "mixed",
-            "device_memory_padding": min(3 * width * height, LARGEST_DEVICE),
-            "host_memory_padding": min(2 * width * height, LARGEST_HOST),
-        }
+        load = {} if self.hw_decoder_load is None else {"hw_decoder_load": self.hw_decoder_load}
+        return (
+            base
+            | load
+            | {
+                "device": "mixed",
+                "device_memory_padding": min(3 * self.largest, LARGEST_DEVICE),
+                "host_memory_padding": min(2 * self.largest, LARGEST_HOST),
+            }
+        )
 
     @property
     def pipeline(self) -> dict[str, Any]:
@@ -97,6 +104,8 @@ def _resized(source: ArraySource, spec: GraphSpec) -> Any:
     window = {"start": start, "shape": shape, "axis_names": "HW"}
     if spec.images == "pixels":
         x = fn.slice(_placed(image, spec), **window)
+    elif spec.way == "whole":
+        x = fn.slice(fn.decoders.image(_bytes(image, spec), **spec.decoder), **window)
     else:
         x = fn.decoders.image_slice(_bytes(image, spec), **window, **spec.decoder)
     x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
@@ -134,19 +143,21 @@ def _placed(pixels: Any, spec: GraphSpec) -> Any:
 
 
 def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) -> Any:
-    """Augmented and normalised."""
+    """Augmented and normalised. What follows normalisation works in float32: DALI's GPU Erase knows no float16."""
     early, late = spec.augmented("crop"), spec.augmented("normalisation")
     split = sum(a.outputs for a in early)
     x = effects.add_ops(x, early, choices[:split], spec.size)
-    x = _normalised(x, spec, **mirror)
-    return effects.add_ops(x, late, choices[split:], spec.size)
+    if not late:
+        return _normalised(x, spec, types.FLOAT16 if spec.half else types.FLOAT, **mirror)
+    x = effects.add_ops(_normalised(x, spec, types.FLOAT, **mirror), late, choices[split:], spec.size)
+    return fn.cast(x, dtype=types.FLOAT16) if spec.half else x
 
 
-def _normalised(x: Any, spec: GraphSpec, **mirror: Any) -> Any:
+def _normalised(x: Any, spec: GraphSpec, dtype: Any, **mirror: Any) -> Any:
     return fn.crop_mirror_normalize(
         x,
         **mirror,
-        dtype=types.FLOAT16 if spec.half else types.FLOAT,
+        dtype=dtype,
         output_layout="HWC",
         mean=[255 * m for m in spec.mean],
         std=[255 * s for s in spec.std],

@@ -19,6 +19,7 @@ from lsdali.clock import PerEpoch
 from lsdali.data.index.index import Index
 from lsdali.data.io.header import FAULTS, GOOD
 from lsdali.data.pipeline.dali_pipeline import BatchArrays, DaliPipeline
+from lsdali.data.pipeline.decoder import decoder_report
 from lsdali.data.pipeline.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.augment import draw_choices
@@ -69,6 +70,8 @@ class TrainLoader:
         spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = DaliPipeline(index, graph, spec, self._arrays)
+        if options.device.type == "cuda" and index.form != "pixels" and dist.is_main():
+            options.log(decoder_report().describe())
         self._valid = torch.ones(most, dtype=torch.bool, device=options.device)
 
     @property
@@ -90,8 +93,10 @@ class TrainLoader:
             except RuntimeError as error:
                 self._recover(error)
                 continue
-            stand_in = torch.from_numpy(self._stand_ins.pop(self._runner.position - 1))
-            yield replace(_batch(self.index, images, index, self._valid[: len(index)]), stand_in=stand_in)
+            batch = _batch(self.index, images, index, self._valid[: len(index)])
+            stand_in = self._stand_ins.pop(self._runner.position - 1)
+            # None where there is none: a memory of samples then writes whole rows, without a mask and its copy.
+            yield replace(batch, stand_in=torch.from_numpy(stand_in)) if stand_in.any() else batch
         self._sync_bad_files()
 
     def close(self) -> None:
@@ -214,18 +219,20 @@ def _batch(index: Index, images: Tensor, i: Tensor, valid: Tensor) -> Batch:
 def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch.device, half: bool) -> GraphSpec:
     threads = config.threads or min(cpu_cores(dist.local_world()), 8)
     device_id = None if device.type == "cpu" else (device.index or 0)
-    largest = tuple(int(n) for n in index.size.max(0))
+    largest = int(index.size.astype(np.int64).prod(1).max())
     return GraphSpec(
         batch,
         threads,
-        config.prefetch,
+        config.prefetch or (2 if device_id is None else 3),
         device_id,
         half,
         size,
         config.mean,
         config.std,
-        (largest[0], largest[1]),
+        largest,
         images=index.form,
+        way="window" if device_id is None else decoder_report().way,
+        hw_decoder_load=config.hw_decoder_load,
     )
 
 

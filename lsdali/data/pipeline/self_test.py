@@ -33,7 +33,7 @@ def decoded_difference(device_id: int | None) -> float:
         size=side,
         mean=(0, 0, 0),
         std=(1 / 255, 1 / 255, 1 / 255),
-        largest=(SIDE, SIDE),
+        largest=SIDE * SIDE,
         images="encoded",
     )
     (images, _) = resized_graph(lambda _: arrays, spec).run()

@@ -125,8 +125,10 @@ class DataSet(Config):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of DALI in each process; null for an equal part of the cores that affinity and
     CPU quota leave this node's processes, 1 to 8."""
-    prefetch: int = Field(default=2, ge=1)
-    """Batches that DALI prepares ahead."""
+    prefetch: Annotated[int, Field(ge=1)] | None = None
+    """Batches that DALI prepares ahead; null: 3 on a GPU, 2 elsewhere."""
+    hw_decoder_load: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of JPEGs for the JPEG engines of GPUs that have some; null: DALI's own, 0.65. More where cores are few."""
     max_bad_files: int = Field(default=100, ge=0)
     """Unreadable training files to replace by stand-ins before the run is refused."""
 
