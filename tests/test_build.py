@@ -9,6 +9,7 @@ import torch
 from lsdali.build import build
 from lsdali.errors import UserError
 from lsdali.events import Events
+from lsdali.faults.pulse import Pulse
 from lsdali.models import ModelConfig, build_network
 from lsdali.recipe import Recipe, load
 from lsdali.state.checkpoint import Checkpoints
@@ -80,16 +81,16 @@ def test_a_resumed_run_needs_no_pretrained_weights(base: Path, tmp_path: Path) -
     torch.save(build_network(ModelConfig(name="preact_resnet18", width=16), 5).state_dict(), weights)
     model = {"name": "preact_resnet18", "width": 16, "weights": {"source": "file", "path": str(weights)}}
     tree = tiny({"name": "ce"}, base / "images", tmp_path / "run", model=model, epochs=1, save={"every_steps": 3})
-    run(Recipe.model_validate(tree), cpu)
+    run(Recipe.model_validate(tree), cpu, Pulse())
     whole = summary(tmp_path / "run")["digest"]
     weights.unlink()
     (tmp_path / "run/summary.json").unlink()
     (tmp_path / "run/checkpoints/step-0000000005.pt").unlink()
-    run(Recipe.model_validate(tree), cpu)
+    run(Recipe.model_validate(tree), cpu, Pulse())
     assert [b["step"] for b in events(tmp_path / "run", "begun")] == [0, 3]
     assert summary(tmp_path / "run")["digest"] == whole
     with pytest.raises(UserError, match=r"model.weights: the file '.*pretrained.pt' does not exist"):
-        run(Recipe.model_validate({**tree, "run_dir": str(tmp_path / "fresh")}), cpu)
+        run(Recipe.model_validate({**tree, "run_dir": str(tmp_path / "fresh")}), cpu, Pulse())
 
 
 def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path) -> None:

@@ -291,3 +291,11 @@ def test_another_kind_of_a_part_drops_the_files_keys_of_the_old_one(tmp_path: Pa
     assert errors(tmp_path, path.read_text(), "data.train_dir=x", "data.name=list") == [
         "data.train_dir: unknown key; did you mean 'train'?"
     ]
+
+
+def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    recipe = load(path, ["method=ls", "optimizer.lr=5e-4"])
+    assert (recipe.method.name, recipe.optimizer.lr, recipe.data.name) == ("ls", 0.0005, "digits")

@@ -7,6 +7,7 @@ import torch
 
 from lsdali.build import build
 from lsdali.events import Events
+from lsdali.faults.pulse import Pulse
 from lsdali.recipe import Recipe
 from lsdali.selection import Select, Stop, note, stopped, watch
 from lsdali.state.checkpoint import Checkpoints
@@ -66,9 +67,9 @@ def test_a_run_that_stops_early_is_exact_on_resume(tmp_path: Path, monkeypatch: 
         folder = tmp_path / name
         return build(recipe(name), folder, CPU, Checkpoints(folder / "checkpoints", 2, print), Events([]))
 
-    run(recipe("whole"), CPU)
+    run(recipe("whole"), CPU, Pulse())
     live("broken").epoch(0.0)
-    run(recipe("broken"), CPU)
+    run(recipe("broken"), CPU, Pulse())
     whole, broken = summary(tmp_path / "whole"), summary(tmp_path / "broken")
     assert (whole["stopped"], whole["last"]["epoch"], whole["selected_by"]) == (3, 3, "nll")
     assert whole["best"]["nll"] == min(e["metrics"]["nll"] for e in events(tmp_path / "whole", "evaluated"))
@@ -76,7 +77,7 @@ def test_a_run_that_stops_early_is_exact_on_resume(tmp_path: Path, monkeypatch: 
         assert broken[key] == whole[key]
     assert (tmp_path / "whole/checkpoints/step-0000000015.pt").is_file()
     assert [line["epoch"] for line in events(tmp_path / "whole", "trained")] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    run(recipe("whole"), CPU)
+    run(recipe("whole"), CPU, Pulse())
     said = events(tmp_path / "whole", "message")[-1]["text"]
     assert said == f"this run stopped early; its figures are in {tmp_path}/whole/summary.json"
     assert len(events(tmp_path / "whole", "begun")) == 1
