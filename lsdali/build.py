@@ -249,7 +249,7 @@ def fix_bucket_order(wrapped: DistributedDataParallel, trainer: Trainer, recipe:
     student, size = trainer.student, recipe.data.train.size
     buffers = [b.clone() for b in student.buffers()]
     share = recipe.batch // dist.world()
-    dtype = torch.float16 if trainer.precision.half else torch.float32
+    dtype = torch.float16 if trainer.precision.half else next(student.parameters()).dtype
     images = torch.zeros(min(recipe.micro_batch or share, share), 3, size, size, device=trainer.device, dtype=dtype)
     with trainer.precision.autocast():
         out = wrapped(images.contiguous(memory_format=torch.channels_last))

@@ -11,6 +11,27 @@ from tests.harness import make_images
 from tests.methods.trainers import trainer_for
 from tests.ranks import OnRanks, Ranks
 
+FAST = (
+    "tests/data/test_pixels.py",
+    "tests/data/test_sampler.py",
+    "tests/methods/test_bad_values.py",
+    "tests/methods/test_contract.py::test_one_loss",
+    "tests/methods/test_contract.py::test_resume_is_exact_on_one_rank[ce]",
+    "tests/methods/test_contract.py::test_two_ranks_train_as_one_does[zls-0.1-bilinear]",
+    "tests/methods/test_published_numbers.py",
+    "tests/test_functional.py",
+    "tests/test_metrics.py",
+    "tests/test_recipe.py::test_every_recipe",
+    "tests/test_recipe.py::test_the_sentence_of_each_error",
+)
+"""How the names of the tests of `pytest -m fast` begin: losses, recipes, pixels, metrics, one resume, two ranks."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(FAST):
+            item.add_marker(pytest.mark.fast)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
