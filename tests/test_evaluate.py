@@ -80,7 +80,7 @@ def test_the_figures_are_those_of_the_run(base, tmp_path, capsys, options, weigh
     assert sum(b["count"] for b in row["reliability"]) == 25
     assert found["runs"][0]["weights"] == weights
     assert (found["runs"][0]["epoch"], found["runs"][0]["step"]) == (2, 10)
-    assert f"{expected['nll']:.3f}" in capsys.readouterr().out
+    assert f"{expected['nll']:.4f}" in capsys.readouterr().out
     if weights == "model":
         assert found["runs"][0]["digest"] == summary(base / "a")["digest"]
 

@@ -4,15 +4,19 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from lsdali.evaluate.__main__ import parse
+from lsdali.evaluate.binning import check_bins
 from lsdali.events import Begun, Evaluated, JsonLines, Trained
 from lsdali.recipe import load
 from lsdali.report import main
+from lsdali.report.command import arguments
 from lsdali.report.groups import mean_std
 from lsdali.report.runs import read_run
 from lsdali.report.tables import Cell, Table, as_latex, as_markdown
@@ -180,6 +184,20 @@ def test_the_page_stands_alone(page: Path) -> None:
     assert "ce1/evaluation.json is not a file that lsdali evaluate --json has written" in text
     assert f"lsdali report {page.parent}/runs --html {page}" in text
     assert re.search(r"<th>optimizer.lr</th>", text)
+
+
+COMMANDS = re.findall(
+    r"^lsdali (report|evaluate) ([^#\n]*)",
+    "".join((ROOT / "docs" / name).read_text() for name in ("reports.md", "evaluate.md")),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("verb", "line"), COMMANDS)
+def test_documented_commands_are_understood(verb: str, line: str) -> None:
+    args = arguments().parse_args(shlex.split(line)) if verb == "report" else parse(shlex.split(line))
+    for text in getattr(args, "bins", []):
+        check_bins(text)
 
 
 @pytest.mark.cluster
