@@ -16,10 +16,22 @@ BLOCK = re.compile(
 )
 
 TESTS = {
-    "method": ["tests/methods/test_contract.py", "-k", "tested or poly1", "-m", "not ranks"],
-    "data_set": ["tests/test_pets.py", "tests/data/test_catalog.py", "-k", "pets or agree or table"],
-    "augmentation": ["tests/data/test_augment.py", "tests/test_recipe.py", "-k", "gaussian_blur or bad or described"],
-    "network": ["tests/models", "-k", "regnet"],
+    "method": ["tests/methods/test_contract.py", "tests/test_rooms.py", "-k", "tested or poly1", "-m", "not ranks"],
+    "data_set": [
+        "tests/test_pets.py",
+        "tests/data/test_catalog.py",
+        "tests/test_rooms.py",
+        "-k",
+        "pets or agree or table",
+    ],
+    "augmentation": [
+        "tests/data/test_augment.py",
+        "tests/test_recipe.py",
+        "tests/test_rooms.py",
+        "-k",
+        "blur or described",
+    ],
+    "network": ["tests/models", "tests/test_rooms.py", "-k", "regnet"],
     "optimizer": ["tests/optim/test_optimizer.py", "-k", "adagrad or strict"],
 }
 
