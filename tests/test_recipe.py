@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from lsdali.data.sampling.augment import AUGMENTATIONS
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.recipe import Recipe, differences, load, to_yaml
@@ -95,8 +96,7 @@ def test_the_schema_for_editors_accepts_every_recipe() -> None:
         ),
         (
             "data.train.augment=[{degrees: 3}]",
-            "data.train.augment.0.name: missing; one of auto_augment, color_jitter, grayscale, lighting, "
-            "rand_augment, random_erasing, rotation, trivial_augment_wide",
+            f"data.train.augment.0.name: missing; one of {', '.join(sorted(AUGMENTATIONS))}",
         ),
         (
             "data.train.ramp={first: 16, end: 2}",

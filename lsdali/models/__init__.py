@@ -40,7 +40,11 @@ CIFAR: dict[str, Callable[..., Network]] = {
 }
 """For small images."""
 
-MODELS: dict[str, Callable[..., Network]] = {**TORCHVISION, **SAN, **CIFAR}
+MODELS: dict[str, Callable[..., Network]] = {
+    **TORCHVISION,
+    **SAN,
+    **CIFAR,
+}
 """Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter."""
 
 OPTIONS = ("width", "dropout", "drop_path")

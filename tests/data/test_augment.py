@@ -14,6 +14,7 @@ from lsdali.data.pipeline import dali_ops as effects
 from lsdali.data.pipeline.loader import TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.augment import (
+    AUGMENTATIONS,
     AutoAugment,
     ColorJitter,
     Grayscale,
@@ -38,15 +39,13 @@ def pixels(batches) -> dict[int, torch.Tensor]:
     return {i: x.clone() for b in batches for i, x in zip(b.index.tolist(), b.images)}
 
 
+def often(kind):
+    """The augmentation as it is by default, but on most of the images."""
+    return kind(probability=0.7) if "probability" in kind.model_fields else kind()
+
+
 EVERY = [
-    [ColorJitter(probability=0.7)],
-    [Lighting()],
-    [Grayscale(probability=0.5)],
-    [Rotation(probability=0.7)],
-    [RandAugment(n=1)],
-    [TrivialAugment()],
-    [AutoAugment()],
-    [RandomErasing(probability=0.7)],
+    *([often(kind)] for kind in AUGMENTATIONS.values()),
     [RandAugment(n=1, m=20), ColorJitter(), Lighting(), Grayscale(), Rotation(), RandomErasing()],
 ]
 

@@ -53,11 +53,18 @@ def test_published_size_in_millions(name, classes):
         assert count(build(name, classes)) / 1e6 == pytest.approx(MILLIONS[name, classes], rel=0.02)
 
 
+def on_meta(name, classes):
+    """A network on the meta device, where the largest one costs nothing; one that reads numbers is built on the CPU."""
+    try:
+        with torch.device("meta"):
+            return build(name, classes)
+    except NotImplementedError:  # torch's "Cannot copy out of meta tensor"
+        return build(name, classes).to("meta")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_and_dense_votes(name):
-    """On the meta device, where the largest network costs nothing."""
-    with torch.device("meta"):
-        network = build(name, 7).eval()
+    network = on_meta(name, 7).eval()
     for pixels in (28, 32, 64) if name in CIFAR else (128, 224):
         maps = network.maps(torch.empty(2, 3, pixels, pixels, device="meta"))
         features = network.features(maps)

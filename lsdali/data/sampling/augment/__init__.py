@@ -17,7 +17,12 @@ from pydantic import Field, model_validator
 from lsdali.config import Config
 from lsdali.data.sampling.augment.base import Augmentation, Choices, Fraction
 from lsdali.data.sampling.augment.erasing import RandomErasing
-from lsdali.data.sampling.augment.photometric import ColorJitter, Grayscale, Lighting, Rotation
+from lsdali.data.sampling.augment.photometric import (
+    ColorJitter,
+    Grayscale,
+    Lighting,
+    Rotation,
+)
 from lsdali.data.sampling.augment.policies import AutoAugment, RandAugment, TrivialAugment
 from lsdali.data.sampling.resize_schedule import Ramp
 from lsdali.data.sampling.sampler import Ints, uniforms
