@@ -1,13 +1,15 @@
-"""What a run measures of itself between two reports."""
+"""What a run measures of itself between two reports, and what a step that is skipped must leave alone."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsdali import dist
+
+SKIPPED = "skipped"  # beside the terms of a step: [] float, 1 where it has updated nothing, the same on every rank
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Meter:
     aside: float = 0.0  # evaluating and saving
 
     def data_seconds(self) -> float:
-        """Return the time spent waiting for data; call it after `means`, when the device has passed every mark.
+        """Return the time spent waiting for data; call it after `read`, when the device has passed every mark.
 
         A GPU waits for DALI's in its stream, of which the host knows nothing: its own time counts there.
         """
@@ -30,11 +32,42 @@ class Meter:
             return float(sum(before.elapsed_time(after) for before, after in self.marks)) / 1000
         return self.waited
 
-    def means(self) -> dict[str, float]:
-        """The mean of every term over steps and ranks; the one place where training waits for the device."""
-        names = sorted(self.terms[0])
-        values = torch.stack([torch.stack([t[n].float() for n in names]) for t in self.terms]).mean(0)
-        return dict(zip(names, dist.all_mean(values).tolist(), strict=True))
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.terms[0].keys() - {SKIPPED})
+
+    def values(self) -> Tensor:
+        """[steps, terms] of this rank."""
+        return torch.stack([torch.stack([t[n].float() for n in self.names]) for t in self.terms])
+
+    def read(self) -> tuple[dict[str, float], list[int]]:
+        """The mean of every term over ranks and the steps that were not skipped, and which were, from 0.
+
+        The one place where training waits for the device.
+        """
+        values = self.values()
+        skipped = torch.stack([t.get(SKIPPED, values.new_zeros(())).to(values) for t in self.terms])
+        kept = (1 - skipped).sum()
+        means = torch.where(skipped[:, None] > 0, 0, values).sum(0) / kept
+        read = dist.all_mean(torch.cat([means, skipped])).tolist()
+        count = len(self.names)
+        return dict(zip(self.names, read[:count], strict=True)), [n for n, x in enumerate(read[count:]) if x > 0]
+
+    def causes(self, skipped: list[int], step: int) -> list[str]:
+        """A sentence for each skipped step: its number, and which terms were not finite where; a collective.
+
+        `step` is the number of steps done when the last of these was.
+        """
+        values = self.values()[skipped].tolist()
+        wrong = [[f"{n} is {x}" for n, x in zip(self.names, row, strict=True) if x - x != 0] for row in values]
+        ranks = dist.gather_objects(wrong)
+        first = step - len(self.terms)
+        sentences = []
+        for place, number in enumerate(skipped):
+            found = [f"{', '.join(rank[place])} on rank {n}" for n, rank in enumerate(ranks) if rank[place]]
+            what = "; ".join(found) or "the gradient is not finite"
+            sentences.append(f"step {first + number + 1} was skipped: {what}")
+        return sentences
 
 
 def mark(device: torch.device) -> Any:
@@ -44,3 +77,31 @@ def mark(device: torch.device) -> Any:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
+
+
+class Buffers:
+    """The student's floating-point buffers (BatchNorm's running statistics), as they were before a step.
+
+    The forward pass of a step that is skipped has already written them.
+    """
+
+    def __init__(self) -> None:
+        self._live: list[Tensor] = []
+        self._before = torch.empty(0)
+
+    def keep(self, student: nn.Module) -> None:
+        if not self._live:
+            self._live = [b for b in student.buffers() if b.is_floating_point()]
+        if self._live:
+            self._before = self._flat()
+
+    @torch.no_grad()
+    def undo(self, skipped: Tensor) -> None:
+        """Put them back where `skipped` ([] float) is 1, without waiting for the device."""
+        if self._live:
+            flat = torch.where(skipped > 0, self._before, self._flat())
+            parts = torch.split(flat, [b.numel() for b in self._live])
+            torch._foreach_copy_(self._live, [x.view_as(b) for x, b in zip(parts, self._live, strict=True)])
+
+    def _flat(self) -> Tensor:
+        return torch.cat([b.detach().reshape(-1) for b in self._live])

@@ -75,7 +75,7 @@ def start(recipe: "Recipe") -> int:
     return attended(partial(run, recipe), seconds=60 * recipe.faults.stall_minutes)
 
 
-def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse") -> None:
+def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) -> None:
     """Train into the recipe's run folder; continue from its newest whole checkpoint."""
     from lsdali import dist
     from lsdali.build import build
@@ -99,7 +99,7 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse") -> None:
                 events.log(f"this run {how}; its figures are in {folder / 'summary.json'}")
                 return
         trainer = build(recipe, folder, device, checkpoints, events, resumes=content is not None)
-        trainer.pulse = pulse
+        trainer.pulse = pulse or trainer.pulse
         if content is not None:
             same_inputs(trainer.header, content, folder)
             trainer.restore(content["parts"])

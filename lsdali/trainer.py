@@ -19,7 +19,7 @@ from lsdali.clock import Clock
 from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.faults.pulse import Pulse
-from lsdali.meter import Meter, mark
+from lsdali.meter import SKIPPED, Buffers, Meter, mark
 from lsdali.methods.base import Loss, Method
 from lsdali.metrics import MetricAccumulator, predictions
 from lsdali.models.digest import weights_digest
@@ -80,20 +80,26 @@ class Trainer:
     record: dict[str, Any] = field(default_factory=dict)  # last and best evaluation, by weights
     seconds: dict[str, float] = field(default_factory=lambda: {"wall": 0.0, "training": 0.0})
     pulse: Pulse = field(default_factory=Pulse)
+    buffers: Buffers = field(default_factory=Buffers)
+    skipped: int = 0  # steps so far whose loss or gradient was not finite
 
     # ---- the step
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step on this rank's share of the global batch; the loss and its terms, [] each."""
         self.optimizer.set_lr(self.schedule(self.clock.step))
+        self.buffers.keep(self.student)
         parts = self.micro_batches(batch)
         losses = [self.backward(part, len(part) / len(batch), last=part is parts[-1]) for part in parts]
-        self.precision.step(self.optimizer)
+        skipped = self.precision.step(self.optimizer)
+        if skipped is not None:
+            self.buffers.undo(skipped)
         for part, loss in zip(parts, losses, strict=True):
-            self.method.observe(part, loss.observed)
+            self.method.observe(part, loss.observed.nan_to_num(0, 0, 0))
         for average in self.averages.values():
             average.after_step(self.student, self.clock)
-        return total_terms(losses, [len(part) / len(batch) for part in parts])
+        terms = total_terms(losses, [len(part) / len(batch) for part in parts])
+        return terms if skipped is None else {**terms, SKIPPED: skipped}
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         size = self.recipe.micro_batch or len(batch)
@@ -104,7 +110,7 @@ class Trainer:
         with nullcontext() if last else self.unsynced():
             with self.precision.autocast():
                 loss = self.method.loss(self.forward, part, self.clock)
-            self.precision.backward(loss.total * share)
+            self.precision.backward(loss.total, share)
         return loss
 
     # ---- the run
@@ -207,21 +213,28 @@ class Trainer:
         """Read the losses back and tell them; a fresh meter.
 
         Raises:
-            SharedError: the loss is not finite. Every rank sees the same mean, so all stop together.
+            SharedError: too many steps were skipped. Every rank counts the same, so all stop together.
         """
-        means = meter.means()
+        means, skipped = meter.read()
         now = time.perf_counter()
         spent = now - meter.since - meter.aside
         self.seconds["training"] += spent
-        loss = means.pop("loss")
         lr = self.schedule(self.clock.step - 1)
-        epoch = self.clock.steps_per_epoch.locate(self.clock.step - 1)[0] + 1
-        rate = meter.images / spent
-        self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.data_seconds() / spent, means))
-        if not math.isfinite(loss):
+        causes = meter.causes(skipped, self.clock.step) if skipped else []
+        for cause in causes:
+            self.events.log(cause)
+        if len(skipped) < len(meter.terms):
+            loss = means.pop("loss")
+            epoch = self.clock.steps_per_epoch.locate(self.clock.step - 1)[0] + 1
+            rate = meter.images / spent
+            self.events.write(Trained(self.clock.step, epoch, loss, lr, rate, meter.data_seconds() / spent, means))
+            if not math.isfinite(loss):  # in fp16
+                causes.append(f"the loss is {loss} at step {self.clock.step}")
+        self.skipped += len(skipped)
+        if len(causes) > len(skipped) or self.skipped > self.recipe.faults.max_skipped_steps:
             raise SharedError(
-                f"the loss is {loss} at step {self.clock.step}: training has diverged; "
-                f"lower optimizer.lr (now {lr:.3g}), add schedule.warmup_epochs, or use precision: fp32"
+                f"{causes[-1]}, {self.skipped} skipped in all: training has diverged; lower optimizer.lr "
+                f"(now {lr:.3g}), add schedule.warmup_epochs, or use precision: fp32"
             )
         return Meter(since=now)
 
@@ -255,14 +268,14 @@ class Trainer:
     # ---- its own state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.clock.step, "record": self.record, "seconds": self.seconds}
+        return {"step": self.clock.step, "record": self.record, "seconds": self.seconds, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.clock = Clock(state["step"], self.clock.steps_per_epoch, self.clock.epochs)
         record = state["record"]
         if "student" in record:  # the name of version 0.1
             record = {"model": record["student"], **{k: v for k, v in record.items() if k != "student"}}
-        self.record, self.seconds = record, state["seconds"]
+        self.record, self.seconds, self.skipped = record, state["seconds"], state.get("skipped", 0)
 
     def restore(self, states: Mapping[str, Any]) -> None:
         restore(self.parts, states)

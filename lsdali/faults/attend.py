@@ -70,7 +70,7 @@ def listen(pulse: Pulse) -> None:
             except OSError as error:
                 raise UserError(f"cannot reach rank 0 at {address[0]}:{address[1]}: {error.strerror}") from None
     if line is not None:
-        pulse.begin(line)
+        pulse.begin(line, farewell=line.close)
     else:
         pulse.begin(table, table.tick, lambda: wait_for_others(table, server))
 

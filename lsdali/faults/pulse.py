@@ -22,6 +22,7 @@ from lsdali.errors import BROKEN, STOPPED
 from lsdali.faults.table import Beat, Verdict
 
 TICK = 1.0  # seconds
+LATER = 10.0  # seconds after which a process shows its stack itself: the sentence of the others comes first
 GRACE = 3.0  # seconds that a process has to end by itself once the run is over
 COUNTS = ("/sys/fs/cgroup{}/memory.events", "/sys/fs/cgroup/memory{}/memory.oom_control")  # control groups v2, v1
 
@@ -153,7 +154,7 @@ class Pulse:
     def _loop(self, table: Hears, tick: Callable[[], None]) -> None:
         while not self._closed:
             if sys.__stderr__ is not None:  # for a main thread that holds the interpreter's lock
-                faulthandler.dump_traceback_later(self.limit, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(self.limit + LATER, file=sys.__stderr__)
             try:
                 speaks = self.carry_out(table.hear(self.now()))
             except OSError as error:

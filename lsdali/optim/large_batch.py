@@ -29,7 +29,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient. There is no closure."""
         assert closure is None
         found = getattr(self, "found_inf", None)
-        keep = 1.0 if found is None else 1 - found
+        keep = 1.0 if found is None else 1 - found.double()
         for group in self.param_groups:
             if params := [p for p in group["params"] if p.grad is not None]:
                 self.update(group, params, self._gradients(params), keep, *self._moments(params))

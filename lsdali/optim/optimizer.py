@@ -49,18 +49,29 @@ class Optimizer:
         for group in self.inner.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
-    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Clip by the global norm where the recipe asks for it, then update. With a scaler, gradients are
-        unscaled before the clipping, and nothing is updated if one of them is not finite.
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> Tensor | None:
+        """Clip by the global norm where the recipe asks for it, then update, unless a gradient is not finite.
+
+        Return [] float on the device, 1 where nothing was updated; None with a scaler, which keeps its own count.
+        Gradients are then unscaled before the clipping. Only fused optimizers update without waiting for the device,
+        as with torch's own scaler.
         """
-        if self._clip is not None:
-            if scaler is not None:
+        if scaler is not None:
+            if self._clip is not None:
                 scaler.unscale_(self.inner)
-            nn.utils.clip_grad_norm_(self.parameters(), self._clip)
-        if scaler is None:
-            self.inner.step()
-        else:
+                nn.utils.clip_grad_norm_(self.parameters(), self._clip)
             scaler.step(self.inner)
+            return None
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        if self._clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters(), self._clip, norm)
+        skipped = (~norm.isfinite()).float()
+        if getattr(self.inner, "_step_supports_amp_scaling", False):
+            self.inner.found_inf = skipped  # type: ignore[attr-defined]
+            self.inner.step()
+        elif not skipped:
+            self.inner.step()
+        return skipped
 
     def zero(self) -> None:
         """Forget the gradients. Done by hand because apex's `zero_grad` takes no argument."""

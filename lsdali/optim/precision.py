@@ -1,5 +1,6 @@
 """The arithmetic of a run: number formats of forward and backward, and the loss scaling that fp16 needs."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -49,22 +50,28 @@ class Precision:
         """The context of forward and loss."""
         return torch.autocast(self._device.type, dtype=AUTOCAST.get(self.name), enabled=self.name in AUTOCAST)
 
-    def backward(self, loss: Tensor) -> None:
-        """[] -> add this loss's gradients. Call once for each micro-batch, outside `autocast`."""
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+    def backward(self, loss: Tensor, share: float = 1.0) -> None:
+        """[] -> add the gradients of this share of a loss. Call once for each micro-batch, outside `autocast`.
+
+        Where the loss is not finite every gradient is NaN. So the reduction tells all ranks, and none of them updates.
+        """
+        weight = torch.where(loss.isfinite(), torch.full_like(loss, share), math.nan).detach()
+        scaled = loss * weight if self.scaler is None else self.scaler.scale(loss * weight)
         scaled.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: Optimizer) -> None:
+    def step(self, optimizer: Optimizer) -> Tensor | None:
         """Unscale, clip, update, adapt the scale, forget the gradients.
 
+        Return [] float on the device, 1 where a gradient was not finite and so nothing was updated; None in fp16.
         A step whose fp16 gradients overflowed changes no weight and halves the scale. It still is a step:
         clock and learning rate go on, so that what a step does stays a function of its number.
         """
-        optimizer.step(self.scaler)
+        skipped = optimizer.step(self.scaler)
         if self.scaler is not None:
             self.scaler.count(optimizer.inner)
             self.scaler.update()
         optimizer.zero()
+        return skipped
 
     @property
     def skipped(self) -> int:

@@ -69,6 +69,9 @@ class FaultsConfig(Config):
     stall_minutes: float = Field(5.0, gt=0)
     """From the first step on, a process that stands still for so long, or of which nothing is heard, ends the run. It
     is named with its host, step and Python stack. Longer than any step, batch of the validation and save takes."""
+    max_skipped_steps: int = Field(10, ge=0)
+    """A step whose loss or gradient is not finite on any process updates nothing. More of them than this end the run.
+    In fp16, steps that overflow are the loss scale's business and do not count."""
 
 
 class BatchChange(Config):

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lsdali import dist
-from lsdali.errors import UserError
+from lsdali.errors import SharedError, UserError
 from lsdali.state.foreign import read_torch, refusal
 from lsdali.state.upgrade import upgraded
 
 FORMAT = 1
+ROWS = ("method",)  # not looked through before a save: a memory may have gigabytes, and only finite rows enter it
 KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
 
 
@@ -92,6 +95,7 @@ class Checkpoints:
     def save(self, parts: Mapping[str, Stateful], header: Mapping[str, Any], *, best: bool) -> None:
         """Write step-<n>.pt on rank 0, also as best.pt where it is the best so far. Every rank must call this."""
         states = {name: part.state_dict() for name, part in parts.items()}
+        refuse_infinite({name: state for name, state in states.items() if name not in ROWS}, header["step"])
         if dist.is_main():
             self._write({"format": FORMAT, **header, "parts": states}, best=best)
 
@@ -119,6 +123,17 @@ class Checkpoints:
             raise UserError(f"cannot write checkpoint {path}: {error}; {kept}") from error
         for old in self.files()[: -self.keep]:
             old.unlink()
+
+
+def refuse_infinite(states: Mapping[str, Any], step: int) -> None:
+    """Raises SharedError where a number is not finite; states are the same on every rank."""
+    for name, state in states.items():
+        numbers = [x for x in tree_leaves(state) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+        if not all(bool(x.isfinite().all()) for x in numbers):
+            raise SharedError(
+                f"the state of the {name} is not finite at step {step}, so no checkpoint of it is written: "
+                "training has diverged; lower optimizer.lr or add schedule.warmup_epochs"
+            )
 
 
 def link(source: Path, target: Path) -> None:

@@ -84,7 +84,15 @@ def begin(ranks: int, recipe: Path, folder: Path, *changes: str, step: int = 25,
         "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
     }
     with log.open("w") as out:
-        agent = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, text=True)
+        agent = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=variables,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
     deadline = time.monotonic() + 120
     while steps_done(folder) < step:
         assert agent.poll() is None, log.read_text()
