@@ -31,7 +31,7 @@ class Config(BaseModel):
             field.description = field.description or described
 
 
-def expand(path: str) -> str:
+def expand_path(path: str) -> str:
     """Return a path with the home folder for `~` and the environment's values for `${NAME}`."""
 
     def value(found: re.Match[str]) -> str:
@@ -44,5 +44,5 @@ def expand(path: str) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))
 
 
-PathText = Annotated[str, AfterValidator(expand)]
+PathText = Annotated[str, AfterValidator(expand_path)]
 """A path of a recipe."""

@@ -116,13 +116,13 @@ def join_group(*, cuda: bool, timeout: timedelta) -> None:
     torchrun keeps its key-value store over a restart of the workers (--max-restarts); under a prefix of its own, each
     start finds nothing of the addresses that the dead processes left there.
     """
-    store, rank, world = open_store(timeout)
+    store, rank, world = rendezvous_store(timeout)
     start = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     td.init_process_group(backend, store=start, rank=rank, world_size=world, timeout=timeout)
 
 
-def open_store(timeout: timedelta) -> tuple[Store, int, int]:
+def rendezvous_store(timeout: timedelta) -> tuple[Store, int, int]:
     """The key-value store of the group, this rank's number and the number of ranks, from torchrun's environment.
 
     Where rank 0 serves the store and MASTER_ADDR is a loopback address, it listens on that address alone; torch would

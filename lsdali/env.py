@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-PACKAGES = ("lsdali", "torch", "torchvision", "numpy", "pillow", "pydantic", "timm", "fsspec")
+REPORTED_PACKAGES = ("lsdali", "torch", "torchvision", "numpy", "pillow", "pydantic", "timm", "fsspec")
 DRIVER = Path("/proc/driver/nvidia/version")
 GB = 1e9
 
@@ -55,7 +55,7 @@ def look(run_dir: Path) -> Iterator[Finding]:
     from lsdali.errors import first_line
 
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        *(versions, devices, dali, decoding, communication, apex, processor, memory, handles),
+        *(versions, devices, dali_rows, decoding, communication, apex, processor, memory, handles),
         lambda: disk("run folder", run_dir, "give another run_dir"),
         cache,
         clock,
@@ -78,7 +78,7 @@ def version(name: str) -> str | None:
 def versions() -> Iterator[Finding]:
     import lsdali
 
-    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}}
     found["lsdali"] = lsdali.__version__
     yield Finding("system", f"{platform.platform()}, {platform.machine()}")
     yield Finding("versions", ", ".join(f"{name} {number}" for name, number in found.items() if number))
@@ -101,7 +101,7 @@ def devices() -> Iterator[Finding]:
         yield Finding("devices", f"torch (CUDA {torch.version.cuda}) sees no GPU; driver {driver}", "wrong", remedy)
 
 
-def dali() -> Iterator[Finding]:
+def dali_rows() -> Iterator[Finding]:
     found = sorted(
         f"{d.name} {d.version}" for d in metadata.distributions() if (d.name or "").startswith("nvidia-dali-cuda")
     )
@@ -150,10 +150,10 @@ def apex() -> Iterator[Finding]:
 def processor() -> Iterator[Finding]:
     import torch
 
-    from lsdali.limits import GROUPS, OWN, cpu_cores, cpu_quotas
+    from lsdali.limits import CGROUP_FILES, OWN, cpu_cores, cpu_quotas
 
     ranks = max(torch.cuda.device_count(), 1)
-    quota = min(cpu_quotas(GROUPS, OWN.read_text()), default=None)
+    quota = min(cpu_quotas(CGROUP_FILES, OWN.read_text()), default=None)
     limit = "no CPU quota" if quota is None else f"a CPU quota of {quota:g}"
     cores = len(os.sched_getaffinity(0))
     found = f"{cores} of {os.cpu_count()} cores by affinity, {limit}: {cpu_cores(ranks)} for each of {ranks} processes"

@@ -15,7 +15,7 @@ def first_sentence(thing: Any) -> str:
     return (thing.__doc__ or "").strip().split("\n")[0]
 
 
-def models() -> Iterator[tuple[str, str]]:
+def list_models() -> Iterator[tuple[str, str]]:
     from lsdali.models import MODELS
 
     for name, build in MODELS.items():
@@ -23,13 +23,13 @@ def models() -> Iterator[tuple[str, str]]:
     yield "timm/<name>", "Any network of timm, with pip install lsdali[timm]."
 
 
-def methods() -> Iterator[tuple[str, str]]:
+def list_methods() -> Iterator[tuple[str, str]]:
     from lsdali.methods import METHODS
 
     return ((name, first_sentence(kind)) for name, kind in METHODS.items())
 
 
-def data() -> Iterator[tuple[str, str]]:
+def list_data() -> Iterator[tuple[str, str]]:
     from lsdali.data import DATASETS
 
     return ((name, first_sentence(kind)) for name, kind in DATASETS.items())
@@ -44,10 +44,10 @@ def kinds_of(path: str) -> Iterator[tuple[str, str]]:
         yield from ((name, first_sentence(kind)) for name in tags(kind, "name"))
 
 
-LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
-    "models": models,
-    "methods": methods,
-    "data": data,
+LISTINGS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "models": list_models,
+    "methods": list_methods,
+    "data": list_data,
     "augmentations": lambda: iter(sorted({*kinds_of("data.train.augment")})),
     "optimizers": lambda: kinds_of("optimizer"),
     "schedules": lambda: kinds_of("schedule"),
@@ -57,10 +57,10 @@ LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lsdali list", description=__doc__)
-    parser.add_argument("what", choices=LISTS, metavar="|".join(LISTS))
+    parser.add_argument("what", choices=LISTINGS, metavar="|".join(LISTINGS))
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="only names that hold this text")
     options = parser.parse_args(argv)
-    rows = [row for row in LISTS[options.what]() if options.text in row[0]]
+    rows = [row for row in LISTINGS[options.what]() if options.text in row[0]]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"{name:{width}}  {text}".rstrip())

@@ -7,7 +7,7 @@ import pytest
 
 from lsdali import __version__
 from lsdali.cli import VERBS, main
-from lsdali.list import LISTS
+from lsdali.list import LISTINGS
 from lsdali.models import MODELS
 from lsdali.optim import OPTIMIZERS
 from lsdali.recipe import Recipe
@@ -54,7 +54,7 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, capsys: 
 
 
 def test_lists_are_complete_and_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    for what in LISTS:
+    for what in LISTINGS:
         rows = [line.split(None, 1) for line in said(capsys, "list", what).splitlines()]
         assert all(len(row) == 2 for row in rows), what
     assert {row.split()[0] for row in said(capsys, "list", "models").splitlines()} >= set(MODELS)

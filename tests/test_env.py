@@ -69,7 +69,7 @@ def test_two_packages_of_dali_overwrite_each_other(monkeypatch: pytest.MonkeyPat
     both = [SimpleNamespace(name=f"nvidia-dali-cuda1{n}0", version="2.4.0") for n in (2, 3)]
     for packages, verdict in ((both, "wrong"), (both[:1], "ok"), ([], "ok")):
         monkeypatch.setattr(env.metadata, "distributions", lambda packages=packages: packages)
-        assert verdicts(env.dali()) == {"DALI": verdict}
+        assert verdicts(env.dali_rows()) == {"DALI": verdict}
 
 
 def test_an_apex_without_kernels_and_a_clock_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:

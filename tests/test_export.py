@@ -82,7 +82,7 @@ def test_onnx_with_a_fixed_batch_is_refused(tmp_path, capsys, monkeypatch):
 def test_other_outputs_are_refused(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run")
     wrong = (lambda network, config, images, path: lambda x: network(x) + 1, ".x")
-    monkeypatch.setitem(room.WRITERS, "safetensors", wrong)
+    monkeypatch.setitem(room.EXPORTERS, "safetensors", wrong)
     assert main([str(tmp_path / "run")]) == 2
     assert "gives other outputs than the network" in capsys.readouterr().err
 
@@ -108,4 +108,4 @@ def test_sentences(tmp_path, capsys, monkeypatch):
 
 
 def test_every_format_has_a_writer() -> None:
-    assert sorted(room.WRITERS) == sorted(FORMATS)
+    assert sorted(room.EXPORTERS) == sorted(FORMATS)

@@ -19,7 +19,7 @@ from lsdali.report import main
 from lsdali.report.command import arguments
 from lsdali.report.groups import mean_std
 from lsdali.report.runs import read_run
-from lsdali.report.tables import Cell, Table, as_latex, as_markdown
+from lsdali.report.tables import ReportCell, ReportTable, as_latex, as_markdown
 from tests.harness import ROOT
 
 CHROMIUM = shutil.which("chromium")
@@ -132,7 +132,7 @@ def test_what_is_no_run_is_said(runs: Path, capsys: pytest.CaptureFixture[str], 
 
 
 def test_markup_in_names_is_escaped() -> None:
-    table = Table(["run", "top-1 (%)"], [[Cell("a|b_c"), Cell("1 ± 2", 1.0, best=True)]])
+    table = ReportTable(["run", "top-1 (%)"], [[ReportCell("a|b_c"), ReportCell("1 ± 2", 1.0, best=True)]])
     assert as_markdown(table).splitlines()[2] == r"| a\|b_c | **1 ± 2** |"
     assert r"a|b\_c & \textbf{1 $\pm$ 2} \\" in as_latex(table)
     assert r"run & top-1 (\%) \\" in as_latex(table)

@@ -55,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
         "--ensemble",
         nargs="?",
         const=0,
-        type=members,
+        type=ensemble_members,
         metavar="last:N",
         help="also evaluate the mean of the runs' softmax outputs; last:N: of the newest 1, 2, ... N checkpoints of "
         "each run",
@@ -83,7 +83,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def members(text: str) -> int:
+def ensemble_members(text: str) -> int:
     """The number in last:N."""
     count = text.removeprefix("last:")
     if count == text or not count.isdigit() or int(count) < 2:
@@ -108,7 +108,7 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     """Let every run predict on all ranks; rank 0 makes the figures of it."""
     from lsdali import dist
     from lsdali.evaluate.figures import calibrate, rows
-    from lsdali.evaluate.output import check, tell
+    from lsdali.evaluate.output import check, print_results
     from lsdali.evaluate.runs import open_held_out, open_run, open_samples, predict, same_samples, with_views
 
     overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
@@ -133,7 +133,7 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     curves = last_ensembles(args, runs, samples, device) if args.ensemble else []
     with dist.raise_together():
         if dist.is_main():
-            tell(args, runs, samples, parts, calibrations, lines, curves)
+            print_results(args, runs, samples, parts, calibrations, lines, curves)
 
 
 def last_ensembles(

@@ -48,7 +48,7 @@ def check(args: argparse.Namespace, names: Sequence[str]) -> None:
             raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
-def tell(
+def print_results(
     args: argparse.Namespace,
     runs: Sequence[Run],
     samples: Sequence[Samples],

@@ -17,7 +17,7 @@ from lsdali import dist
 from lsdali.data.index.index import subset
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.splits import of_classes, whole
-from lsdali.evaluate.runs import Run, Samples, open_samples, read
+from lsdali.evaluate.runs import Run, Samples, open_samples, read_outputs
 from lsdali.page.figures import scatter_figure
 from lsdali.posthoc import centroids, principal_plane, projected, template_basis
 
@@ -35,7 +35,7 @@ def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torc
     points, labels = {}, {}
     for split in MOST:
         samples, numbers = open_part(run, overrides, names, split)
-        x, labels[split], _ = read(features, classifier.in_features, samples, device)
+        x, labels[split], _ = read_outputs(features, classifier.in_features, samples, device)
         rows = classifier.weight.detach().cpu()[numbers], classifier.bias.detach().cpu()[numbers]
         points[split] = projected(x, template_basis(*rows))
     middles = {split: centroids(points[split], labels[split], len(names)) for split in MOST}

@@ -155,7 +155,7 @@ def predict(run: Run, samples: Samples, device: torch.device) -> Predicted:
     """What a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
     network = run.network.to(device).to(memory_format=torch.channels_last)
     seen = network if samples.views is None else averaged(network, samples.views)
-    return Predicted(run.name, *read(seen, network.classes, samples, device))
+    return Predicted(run.name, *read_outputs(seen, network.classes, samples, device))
 
 
 def newest_checkpoints(run: Path, count: int) -> list[Path]:
@@ -169,7 +169,7 @@ def newest_checkpoints(run: Path, count: int) -> list[Path]:
     return found[:count]
 
 
-def read(
+def read_outputs(
     network: Callable[[Tensor], Tensor], width: int, samples: Samples, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a network on the device, [B, 3, H, W] -> [B, width], gives for all samples: [N, width] fp32, in their order.

@@ -14,7 +14,7 @@ from lsdali import dist
 from lsdali.errors import CRASHED, FINISHED, STOPPED, Stopped, UserError, first_line, report_error
 from lsdali.faults.pulse import GRACE, TICK, Pulse
 from lsdali.faults.signals import caught, end_with_parent
-from lsdali.faults.table import Table
+from lsdali.faults.table import ProcessTable
 from lsdali.faults.wire import Line, Server
 
 
@@ -57,7 +57,7 @@ def listen(pulse: Pulse) -> None:
     Raises:
         SharedError: a rank cannot reach rank 0.
     """
-    table = Table(dist.world(), round(pulse.limit / TICK))
+    table = ProcessTable(dist.world(), round(pulse.limit / TICK))
     server = None
     if dist.is_main() and dist.world() > 1:
         server = Server(table, None if dist.local_world() == dist.world() else os.environ["MASTER_ADDR"])
@@ -75,7 +75,7 @@ def listen(pulse: Pulse) -> None:
         pulse.begin(table, table.tick, lambda: wait_for_others(table, server))
 
 
-def wait_for_others(table: Table, server: Server | None) -> None:
+def wait_for_others(table: ProcessTable, server: Server | None) -> None:
     """Let the other ranks leave first: they hear from this one how the run ends."""
     deadline = time.monotonic() + 2 * GRACE
     while not table.empty and time.monotonic() < deadline:

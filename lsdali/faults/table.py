@@ -35,7 +35,7 @@ class Verdict:
 
 
 @dataclass
-class Table:
+class ProcessTable:
     """Kept by rank 0; safe to use from several threads.
 
     Time is counted in ticks, because a suspended process (SIGSTOP, scontrol suspend) does not tick: a run that is

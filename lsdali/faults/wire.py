@@ -7,7 +7,7 @@ import socketserver
 import threading
 from dataclasses import asdict
 
-from lsdali.faults.table import Beat, Table, Verdict
+from lsdali.faults.table import Beat, ProcessTable, Verdict
 
 Address = tuple[str, int, str]  # host, port, and the word that opens the connection
 LOCAL = "127.0.0.1"
@@ -19,7 +19,7 @@ class Server:
     `host` is the address under which other nodes reach this one; None where there are no others.
     """
 
-    def __init__(self, table: Table, host: str | None) -> None:
+    def __init__(self, table: ProcessTable, host: str | None) -> None:
         word = secrets.token_hex(16)
 
         class Handler(socketserver.StreamRequestHandler):

@@ -17,7 +17,7 @@ from lsdali.state import checkpoint
 Reader = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] -> logits [B, K], by what was written."""
 
-TOLERANCE = 1e-4
+EXPORT_TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit; compilers may add in another order."""
 
 
@@ -69,7 +69,7 @@ def as_onnx(network: Network, config: ModelConfig, images: Tensor, path: Path) -
     return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
 
-WRITERS: dict[str, tuple[Callable[[Network, ModelConfig, Tensor, Path], Reader], str]] = {
+EXPORTERS: dict[str, tuple[Callable[[Network, ModelConfig, Tensor, Path], Reader], str]] = {
     "safetensors": (as_safetensors, ".safetensors"),
     "torchscript": (as_torchscript, ".torchscript.pt"),
     "onnx": (as_onnx, ".onnx"),
@@ -87,13 +87,13 @@ def export(run: Path, kind: str, out: Path | None) -> str:
     content = checkpoint.read(path)
     network = open_network(content, f"the checkpoint {path}").eval()
     config = ModelConfig.model_validate(content["recipe"]["model"])
-    write, ending = WRITERS[kind]
+    write, ending = EXPORTERS[kind]
     out = out or path.with_name(path.stem + ending)
     size = content["recipe"]["data"]["eval"]["size"]
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     back = write(network, config, images[:2], out)
     expected, found = network(images), back(images)
     apart = ((expected - found).abs().max() / expected.abs().max()).item()
-    if not apart <= TOLERANCE:
+    if not apart <= EXPORT_TOLERANCE:
         raise UserError(f"{out} gives other outputs than the network: they differ by {apart:.1e} of the largest logit")
     return f"{config.name} with {network.classes} classes from {path} to {out}; outputs agree to {apart:.1e}"

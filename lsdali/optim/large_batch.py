@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-Group = dict[str, Any]
+ParameterGroup = dict[str, Any]
 Keep = Tensor | float  # 1 for a step, 0 for one that is skipped; [] on the device
 
 
@@ -34,7 +34,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             if params := [p for p in group["params"] if p.grad is not None]:
                 self.update(group, params, self._gradients(params), keep, *self._moments(params))
 
-    def update(self, group: Group, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any) -> None:
+    def update(
+        self, group: ParameterGroup, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any
+    ) -> None:
         """Change parameters and moments; `grads` may be changed too."""
         raise NotImplementedError
 
@@ -65,7 +67,7 @@ def ratio(of: Tensor, to: Tensor) -> list[Tensor]:
     return list(torch.where((of > 0) & (to > 0), of / to, 1.0).unbind())
 
 
-class LARS(LayerwiseOptimizer):
+class LarsOptimizer(LayerwiseOptimizer):
     """v = momentum v + eta |w| / (|g| + decay |w|) (g + decay w), then w = w - lr v.
 
     As in the paper (its algorithm 1), but with the rate outside the momentum, as torch's SGD and timm have it.
@@ -73,7 +75,9 @@ class LARS(LayerwiseOptimizer):
 
     moments = ("momentum_buffer",)
 
-    def update(self, group: Group, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any) -> None:
+    def update(
+        self, group: ParameterGroup, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any
+    ) -> None:
         decay, (buffers,) = group["weight_decay"], moments
         if decay:
             weight = norms(params)
@@ -85,12 +89,14 @@ class LARS(LayerwiseOptimizer):
         torch._foreach_add_(params, torch._foreach_mul(buffers, keep), alpha=-group["lr"])
 
 
-class LAMB(LayerwiseOptimizer):
+class LambOptimizer(LayerwiseOptimizer):
     """u = Adam's step + decay w, then w = w - lr |w| / |u| u (algorithm 2 of the paper; phi is the identity)."""
 
     moments = ("exp_avg", "exp_avg_sq")
 
-    def update(self, group: Group, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any) -> None:
+    def update(
+        self, group: ParameterGroup, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any
+    ) -> None:
         (beta1, beta2), decay, (first, second) = group["betas"], group["weight_decay"], moments
         torch._foreach_mul_(first, 1 - (1 - beta1) * keep)
         torch._foreach_add_(first, grads, alpha=1 - beta1)
@@ -108,7 +114,7 @@ class LAMB(LayerwiseOptimizer):
         torch._foreach_mul_(update, keep)
         torch._foreach_add_(params, update, alpha=-group["lr"])
 
-    def _count(self, group: Group, keep: Keep) -> Tensor:
+    def _count(self, group: ParameterGroup, keep: Keep) -> Tensor:
         """[] steps of the group that were not skipped, at least 1; kept with its first parameter."""
         first = group["params"][0]
         state = self.state[first]

@@ -14,7 +14,7 @@ from lsdali.optim.configs import LAMB, LARS, TORCH, OptimizerConfig, Timm
 from lsdali.optim.groups import parameter_groups
 from lsdali.optim.large_batch import LayerwiseOptimizer
 
-LAYERWISE: dict[str, type[LayerwiseOptimizer]] = {"lars": large_batch.LARS, "lamb": large_batch.LAMB}
+LAYERWISE: dict[str, type[LayerwiseOptimizer]] = {"lars": large_batch.LarsOptimizer, "lamb": large_batch.LambOptimizer}
 # Those that need apex or bitsandbytes, or a second backward pass.
 UNUSABLE = ("fused", "bnb", "adahessian", "kron")  # kron draws from a generator that no checkpoint holds
 FLAGS: dict[str, dict[str, bool]] = {
@@ -145,7 +145,7 @@ def build_optimizer(
     reason = f"{config.name} by {implementation}, as the recipe asks"
     if isinstance(config, Timm):
         name = f"timm {config.algorithm}"
-        return Optimizer(build_timm(groups, config), name, config.clip, f"{config.algorithm} by timm")
+        return Optimizer(build_timm_optimizer(groups, config), name, config.clip, f"{config.algorithm} by timm")
     if implementation == "apex":
         return Optimizer(build_apex(groups, config, device), f"apex {config.name}", config.clip, reason)
     arguments = {"lr": config.lr, **config.arguments()}
@@ -159,7 +159,7 @@ def build_optimizer(
     return Optimizer(inner, f"torch {config.name}", config.clip, reason)
 
 
-def build_timm(groups: list[dict[str, Any]], config: Timm) -> torch.optim.Optimizer:
+def build_timm_optimizer(groups: list[dict[str, Any]], config: Timm) -> torch.optim.Optimizer:
     """Return timm's optimizer. Raises UserError if timm is missing, or knows no such algorithm or option."""
     try:
         from timm.optim import create_optimizer_v2, list_optimizers

@@ -8,7 +8,7 @@ from typing import Any
 
 from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
-from lsdali.page.figures import Line, Panel, curve_figure, gains_figure, reliability_figure
+from lsdali.page.figures import Panel, PlotLine, curve_figure, gains_figure, reliability_figure
 
 LARGEST = 8  # classes with the largest gains and losses in a table
 
@@ -82,7 +82,9 @@ def risk_panel(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     have = [row for row in compared(rows) if row.get("risk")]
     if not have:
         return []
-    curves = [Line([x for x, _ in row["risk"]], [y for _, y in row["risk"]], style) for style, row in enumerate(have)]
+    curves = [
+        PlotLine([x for x, _ in row["risk"]], [y for _, y in row["risk"]], style) for style, row in enumerate(have)
+    ]
     svg = curve_figure("Risk and coverage", "samples covered, most confident first (%)", "error of those (%)", curves)
     return [Panel([row["name"] for row in have], [svg])]
 
@@ -94,7 +96,7 @@ def ensemble_panel(ensembles: Sequence[Mapping[str, Any]]) -> list[Panel]:
     svgs = []
     for name in ("error1", "nll", "ece"):
         curves = [
-            Line([m["members"] for m in one["curve"]], [m["metrics"][name] for m in one["curve"]], style)
+            PlotLine([m["members"] for m in one["curve"]], [m["metrics"][name] for m in one["curve"]], style)
             for style, one in enumerate(ensembles)
         ]
         svgs.append(curve_figure("Ensembles of the newest checkpoints", "checkpoints", METRICS[name].title, curves))

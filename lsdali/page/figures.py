@@ -17,7 +17,7 @@ INK = "#010203"  # stands for the page's own text colour
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """A curve with an optional band; `style` numbers its colour and dashes, and its name in the Panel."""
 
     x: Sequence[float]
@@ -96,7 +96,7 @@ def inline(svg: str) -> str:
     return body.replace(INK, "currentColor")
 
 
-def curve_figure(title: str, x: str, y: str, curves: Sequence[Line]) -> str:
+def curve_figure(title: str, x: str, y: str, curves: Sequence[PlotLine]) -> str:
     """Curves over one axis; a curve of one point is a dot."""
     with drawing((4.1, 2.8)) as (figure, svg):
         axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)

@@ -18,7 +18,7 @@ from lsdali.errors import UserError
 from lsdali.recipe.kinds import Kinds, kinds_at, narrowed, tags, under
 from lsdali.recipe.messages import explain
 from lsdali.recipe.schema import OPERATIONAL, Recipe
-from lsdali.recipe.yaml12 import parse
+from lsdali.recipe.yaml12 import parse_yaml
 
 Root = TypeVar("Root", bound=BaseModel)
 
@@ -72,11 +72,11 @@ def check_tree(kind: type[Root], tree: Mapping[str, Any], path: str | Path) -> R
         return kind.model_validate(full)
     except ValidationError as error:
         found = {explain(kind, detail, full) for detail in error.errors(include_url=False)}
-        lines = sorted((*source(tree, path, place), text) for place, text in found)
+        lines = sorted((*source_of(tree, path, place), text) for place, text in found)
         raise UserError("\n  ".join(f"{where}: {text}" for _, where, text in lines)) from None
 
 
-def source(tree: Mapping[str, Any], path: str | Path, place: tuple[str | int, ...]) -> tuple[float, str]:
+def source_of(tree: Mapping[str, Any], path: str | Path, place: tuple[str | int, ...]) -> tuple[float, str]:
     """Return the line of a key and `file:line`, or infinity and `command line` for what an override said."""
     if not isinstance(tree, Tree):
         return 0, str(path)
@@ -94,7 +94,7 @@ def read_tree(path: Path, what: str = "recipe", keys: str = "epochs, batch, data
             f"no {what} {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ": give a YAML file")
         )
     try:
-        values, lines = parse(path.read_text(encoding="utf-8"))
+        values, lines = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -140,7 +140,7 @@ def split_override(override: str) -> tuple[str, Any]:
     if not sign or not all(key.strip().split(".")):
         raise UserError(f"override {override!r}: write key=value, for example data.root=/data/imagenet")
     try:
-        return key.strip(), parse(text)[0]
+        return key.strip(), parse_yaml(text)[0]
     except yaml.YAMLError as error:
         if "nested" in str(error) or "digits" in str(error):
             raise UserError(f"override {key}: {error}") from None

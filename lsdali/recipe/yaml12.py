@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
-PLAIN = (  # tag, pattern, first characters
+PLAIN_SCALARS = (  # tag, pattern, first characters
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
@@ -18,7 +18,7 @@ PLAIN = (  # tag, pattern, first characters
 )
 
 
-class Loader(yaml.SafeLoader):
+class RecipeLoader(yaml.SafeLoader):
     """Safe loading that refuses a key given twice, which YAML would answer with the last one."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
@@ -41,17 +41,17 @@ class Loader(yaml.SafeLoader):
         return int(text)
 
 
-for tag, pattern, first in PLAIN:
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
-Loader.add_constructor("tag:yaml.org,2002:int", Loader.decimal)
+for tag, pattern, first in PLAIN_SCALARS:
+    RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
+RecipeLoader.add_constructor("tag:yaml.org,2002:int", RecipeLoader.decimal)
 
 
-def parse(text: str) -> tuple[Any, dict[Path, int]]:
+def parse_yaml(text: str) -> tuple[Any, dict[Path, int]]:
     """Return the value of a YAML text, and the line of every key and list item, counted from 1.
 
     Raises yaml.YAMLError for text that is no YAML, nested too deeply, or holds a number of over 100 digits.
     """
-    loader = Loader(text)
+    loader = RecipeLoader(text)
     try:
         node = loader.get_single_node()
         lines: dict[Path, int] = {}

@@ -14,7 +14,7 @@ from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
 from lsdali.report.groups import RunGroup, grouped
 from lsdali.report.runs import RunRecord, find_runs
-from lsdali.report.tables import METRIC_COLUMNS, WRITERS, Table, comparison, recipe_differences, surroundings
+from lsdali.report.tables import METRIC_COLUMNS, WRITERS, ReportTable, comparison, recipe_differences, surroundings
 
 NARROW = ("runs", "epochs", "figures of", "of epoch")  # columns of the terminal, beside the metrics
 
@@ -57,7 +57,7 @@ def faults(runs: Sequence[RunRecord]) -> list[str]:
     return [fault for run in runs for fault in run.faults]
 
 
-def print_table(table: Table) -> None:
+def print_table(table: ReportTable) -> None:
     """Print the table without the errors, which the accuracies say already, and the speed."""
     from rich.console import Console
     from rich.table import Table as Drawn
@@ -72,7 +72,7 @@ def print_table(table: Table) -> None:
 
 
 def write_page(
-    args: argparse.Namespace, runs: Sequence[RunRecord], groups: Sequence[RunGroup], table: Table, command: str
+    args: argparse.Namespace, runs: Sequence[RunRecord], groups: Sequence[RunGroup], table: ReportTable, command: str
 ) -> None:
     """One page that stands alone. Raises UserError if it cannot be written, or matplotlib is missing."""
     from lsdali.page.evaluation import Evaluation, read_evaluation

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
-from lsdali.page.figures import Line, Panel, curve_figure
+from lsdali.page.figures import Panel, PlotLine, curve_figure
 from lsdali.report.groups import RunGroup, mean_std
 from lsdali.report.runs import MODEL, RunRecord
 
@@ -51,7 +51,7 @@ FIGURES: dict[str, tuple[str, Callable[[RunRecord], Curve]]] = {
 }
 
 
-def line_of(group: RunGroup, style: int, read: Callable[[RunRecord], Curve]) -> Line | None:
+def line_of(group: RunGroup, style: int, read: Callable[[RunRecord], Curve]) -> PlotLine | None:
     """The mean of a group's runs at the epochs that all of them have, and one standard deviation to each side."""
     curves = [read(run) for run in group.runs]
     epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -61,7 +61,7 @@ def line_of(group: RunGroup, style: int, read: Callable[[RunRecord], Curve]) -> 
     points = [mean_std(curve[epoch] for curve in curves) for epoch in epochs]
     low = [mean - std for mean, std in points if std is not None]
     high = [mean + std for mean, std in points if std is not None]
-    return Line(epochs, [mean for mean, _ in points], style, low, high)
+    return PlotLine(epochs, [mean for mean, _ in points], style, low, high)
 
 
 def curves(groups: Sequence[RunGroup]) -> Panel:

@@ -89,7 +89,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
 def run_folders(path: Path) -> Iterator[Path]:
     """The run folders in and below a folder; what lies inside a run is not searched."""
     for folder, below, files in os.walk(path):
-        if any(mark in files for mark in MARKS):
+        if any(mark_best in files for mark_best in MARKS):
             below.clear()
             yield Path(folder)
 

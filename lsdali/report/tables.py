@@ -14,7 +14,7 @@ CHECKPOINTS = ("last", "best", "ema last", "ema best")
 
 
 @dataclass
-class Cell:
+class ReportCell:
     text: str
     value: float | None = None  # sorts a column of numbers
     best: bool = False
@@ -22,16 +22,16 @@ class Cell:
 
 
 @dataclass
-class Table:
+class ReportTable:
     columns: list[str]
-    rows: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[ReportCell]] = field(default_factory=list)
 
 
-def comparison(groups: Sequence[RunGroup]) -> Table:
+def comparison(groups: Sequence[RunGroup]) -> ReportTable:
     """One row a group and checkpoint: mean and standard deviation over its runs, the best value of a column marked."""
     titles = [METRICS[name].title for name in METRIC_COLUMNS]
     left = ["runs", "method", "epochs", "figures of", "of epoch"]
-    out = Table([*left, *titles, "images/s", "hours", "network", "seeds"])
+    out = ReportTable([*left, *titles, "images/s", "hours", "network", "seeds"])
     for group in groups:
         entries = [run.entries() for run in group.runs]
         for kind in CHECKPOINTS:
@@ -39,14 +39,14 @@ def comparison(groups: Sequence[RunGroup]) -> Table:
             if have:
                 out.rows.append([*first_cells(group, kind, have), *metric_cells(have), *last_cells(group)])
         if not any(entries):
-            gaps = [Cell("-") for _ in METRIC_COLUMNS]
+            gaps = [ReportCell("-") for _ in METRIC_COLUMNS]
             out.rows.append([*first_cells(group, "-", []), *gaps, *last_cells(group)])
     for name, column in zip(METRIC_COLUMNS, range(len(left), len(left) + len(METRIC_COLUMNS))):
-        mark(out, column, higher=METRICS[name].higher)
+        mark_best(out, column, higher=METRICS[name].higher)
     return out
 
 
-def mark(table: Table, column: int, *, higher: bool) -> None:
+def mark_best(table: ReportTable, column: int, *, higher: bool) -> None:
     """Mark the best value of a column where at least two rows have one."""
     values = [row[column].value for row in table.rows]
     known = [value for value in values if value is not None]
@@ -57,20 +57,20 @@ def mark(table: Table, column: int, *, higher: bool) -> None:
         row[column].best = row[column].value == best
 
 
-def first_cells(group: RunGroup, kind: str, have: Sequence[Mapping[str, float]]) -> list[Cell]:
+def first_cells(group: RunGroup, kind: str, have: Sequence[Mapping[str, float]]) -> list[ReportCell]:
     states = list(dict.fromkeys(run.state for run in group.runs))
     of = f"{kind} (by {group.runs[0].selected_by})" if kind.endswith("best") else kind
     epochs = sorted({int(entry["epoch"]) for entry in have})
     return [
-        Cell(group.name),
-        Cell(str(group.settings.get("method.name", "-"))),
-        Cell("; ".join(states)),
-        Cell(of if len(have) in (0, len(group.runs)) else f"{of}, {len(have)} of {len(group.runs)} runs"),
-        Cell(", ".join(map(str, epochs)), float(epochs[0]) if epochs else None),
+        ReportCell(group.name),
+        ReportCell(str(group.settings.get("method.name", "-"))),
+        ReportCell("; ".join(states)),
+        ReportCell(of if len(have) in (0, len(group.runs)) else f"{of}, {len(have)} of {len(group.runs)} runs"),
+        ReportCell(", ".join(map(str, epochs)), float(epochs[0]) if epochs else None),
     ]
 
 
-def metric_cells(have: Sequence[Mapping[str, float]]) -> list[Cell]:
+def metric_cells(have: Sequence[Mapping[str, float]]) -> list[ReportCell]:
     full = [with_errors(dict(entry)) for entry in have]
     return [
         mean_cell([entry[name] for entry in full if name in entry], METRICS[name].digits, complete=len(full))
@@ -78,31 +78,31 @@ def metric_cells(have: Sequence[Mapping[str, float]]) -> list[Cell]:
     ]
 
 
-def last_cells(group: RunGroup) -> list[Cell]:
+def last_cells(group: RunGroup) -> list[ReportCell]:
     summaries = [run.summary for run in group.runs if run.summary is not None]
     rates = [s["images_per_second"] for s in summaries if "images_per_second" in s]
     hours = [s["wall_seconds"] / 3600 for s in summaries if "wall_seconds" in s]
     speed = [mean_cell(rates, 0, complete=len(rates)), mean_cell(hours, 2, complete=len(hours))]
-    return [*speed, Cell(str(group.settings.get("model.name", "-"))), Cell(group.seeds)]
+    return [*speed, ReportCell(str(group.settings.get("model.name", "-"))), ReportCell(group.seeds)]
 
 
-def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> Cell:
+def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> ReportCell:
     """The mean of the values, with the standard deviation if there are several; a dash unless all are there."""
     if not values or len(values) < complete:
-        return Cell("-")
+        return ReportCell("-")
     mean, std = mean_std(values)
-    return Cell(f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}"), mean)
+    return ReportCell(f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}"), mean)
 
 
-def recipe_differences(groups: Sequence[RunGroup]) -> Table:
+def recipe_differences(groups: Sequence[RunGroup]) -> ReportTable:
     """One row a group, one column a key that differs; marked where the value is not that of the first row."""
     keys = different_keys(groups)
-    out = Table(["runs", *keys])
+    out = ReportTable(["runs", *keys])
     for group in groups:
-        cells = [Cell(shown(group.settings.get(key, "-"))) for key in keys]
+        cells = [ReportCell(shown(group.settings.get(key, "-"))) for key in keys]
         for cell, first in zip(cells, out.rows[0][1:] if out.rows else cells):
             cell.changed = cell.text != first.text
-        out.rows.append([Cell(group.name), *cells])
+        out.rows.append([ReportCell(group.name), *cells])
     return out
 
 
@@ -110,22 +110,24 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def surroundings(groups: Sequence[RunGroup]) -> Table:
+def surroundings(groups: Sequence[RunGroup]) -> ReportTable:
     """Where each run was carried out, as its last start told it."""
     packages = list(dict.fromkeys(name for g in groups for run in g.runs for name in run.begun.get("versions", {})))
-    out = Table(["run", "processes", "device", "parameters", "train images", "validation images", *packages])
+    out = ReportTable(["run", "processes", "device", "parameters", "train images", "validation images", *packages])
     for run in (run for group in groups for run in group.runs):
         told, data = run.begun, run.begun.get("data", {})
         values = (told.get("world"), told.get("device"), told.get("parameters"), data.get("train"), data.get("val"))
         versions = [told.get("versions", {}).get(name) for name in packages]
-        out.rows.append([Cell(run.name), *(Cell("-" if v is None else str(v)) for v in (*values, *versions))])
+        out.rows.append(
+            [ReportCell(run.name), *(ReportCell("-" if v is None else str(v)) for v in (*values, *versions))]
+        )
     return out
 
 
 # ---- how a table is written
 
 
-def as_csv(table: Table) -> str:
+def as_csv(table: ReportTable) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(table.columns)
@@ -133,7 +135,7 @@ def as_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown(table: ReportTable) -> str:
     def line(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("\\", "\\\\").replace("|", "\\|") for text in texts) + " |"
 
@@ -145,7 +147,7 @@ TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^"
 TEX |= {sign: "\\" + sign for sign in "&%$#_{}"}
 
 
-def as_latex(table: Table) -> str:
+def as_latex(table: ReportTable) -> str:
     """A tabular for the package booktabs."""
 
     def line(texts: Sequence[str]) -> str:
@@ -160,4 +162,4 @@ def as_latex(table: Table) -> str:
     return "\n".join([begin, r"\toprule", head, r"\midrule", *map(line, rows), r"\bottomrule", r"\end{tabular}", ""])
 
 
-WRITERS: dict[str, Callable[[Table], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}
+WRITERS: dict[str, Callable[[ReportTable], str]] = {"csv": as_csv, "markdown": as_markdown, "latex": as_latex}

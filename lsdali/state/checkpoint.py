@@ -23,7 +23,7 @@ from lsdali.state.upgrade import upgraded
 
 FORMAT = 1
 ROWS = ("method",)  # not looked through before a save: a memory may have gigabytes, and only finite rows enter it
-KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
+CHECKPOINT_KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
 
 
 class Stateful(Protocol):
@@ -46,7 +46,7 @@ def fault(path: Path) -> str | None:
         return "not whole: cut off or overwritten"
     except Exception as error:
         return f"unreadable: {refusal(error)}"
-    if not isinstance(content, dict) or not content.keys() >= KEYS:
+    if not isinstance(content, dict) or not content.keys() >= CHECKPOINT_KEYS:
         return "not a checkpoint of lsdali"
     if content["format"] != FORMAT:
         return f"of format {content['format']}, and this version reads {FORMAT}"

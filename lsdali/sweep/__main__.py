@@ -49,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", metavar="PATTERN", help="cells such as 'students/*alpha=0.1*', and what they need"
     )
-    parser.add_argument("--seeds", type=numbers, default=[], metavar="N,N,...", help="instead of those of the file")
+    parser.add_argument("--seeds", type=seeds_of, default=[], metavar="N,N,...", help="instead of those of the file")
     parser.add_argument("--rate", type=float, metavar="X", help="training images a second, for --dry-run")
     return parser
 
@@ -60,13 +60,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def numbers(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
 def start(args: argparse.Namespace) -> int:
     """Do what the arguments ask for. Raises UserError for bad input."""
-    from lsdali.sweep.cells import expand, load
+    from lsdali.sweep.cells import expand, load_sweep
     from lsdali.sweep.figures import check_figures
     from lsdali.sweep.schema import Sweep
 
@@ -76,14 +76,14 @@ def start(args: argparse.Namespace) -> int:
     if args.file is None:
         raise UserError("which sweep? Give a YAML file, for example sweeps/digits.yaml")
     path = Path(args.file)
-    sweep = load(path)
+    sweep = load_sweep(path)
     cells = expand(sweep, path, args.overrides, args.seeds)
     check_figures(sweep, cells)
     wanted = chosen(cells, args.only)
     for cell in wanted:
         cell.recipe()
     if args.list or args.dry_run:
-        return show(args, wanted)
+        return show_cells(args, wanted)
     if args.slurm:
         from lsdali.sweep.slurm import submit
 
@@ -104,7 +104,7 @@ def chosen(cells: Sequence["Cell"], patterns: Sequence[str] | None) -> list["Cel
     return [cell for cell in cells if cell in wanted]
 
 
-def show(args: argparse.Namespace, cells: Sequence["Cell"]) -> int:
+def show_cells(args: argparse.Namespace, cells: Sequence["Cell"]) -> int:
     from rich.console import Console
 
     from lsdali.sweep.plan import dry_run, listing

@@ -67,7 +67,7 @@ class Cell:
     def arguments(self, lookup: Lookup | None = None) -> list[str]:
         """What to give to lsdali.train."""
         values = self.filled(lookup or self.first)
-        return [str(self.base), *(f"{key}={as_text(value)}" for key, value in values.items())]
+        return [str(self.base), *(f"{key}={label_text(value)}" for key, value in values.items())]
 
 
 @cache
@@ -75,13 +75,13 @@ def base_tree(path: Path) -> dict[str, Any]:
     return read_tree(path)
 
 
-def as_text(value: Any) -> str:
+def label_text(value: Any) -> str:
     """A value as YAML in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def load(path: Path) -> Sweep:
+def load_sweep(path: Path) -> Sweep:
     """The sweep in a YAML file. Raises UserError with every key that is wrong."""
     return check_tree(Sweep, read_tree(path, "sweep", "stages and tables"), path)
 

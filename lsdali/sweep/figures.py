@@ -37,17 +37,17 @@ def figure(cell: Cell, of: str) -> float:
     name, _, rest = of.partition(".")
     if name in cell.evaluations:
         metric = rest.removeprefix("scaled.")
-        found = load(cell.folder / f"{name}.json")
+        found = load_json(cell.folder / f"{name}.json")
         if metric == "temperature":
             return float(found["fits"][0]["temperature"])
         return float([row for row in found["rows"] if row["scaled"] == (metric != rest)][-1]["metrics"][metric])
-    node = load(cell.folder / "summary.json")
+    node = load_json(cell.folder / "summary.json")
     for part in of.split("."):
         node = node[part]
     return float(node)  # type: ignore[arg-type]
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 

@@ -30,14 +30,14 @@ def listing(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Size:
+class RunSize:
     """The length of a run."""
 
     steps: int
     images: int
 
 
-def size(recipe: Recipe) -> Size:
+def size(recipe: Recipe) -> RunSize:
     """Optimizer steps and training images of a run on one process.
 
     Raises UserError where the training data is not there.
@@ -47,7 +47,7 @@ def size(recipe: Recipe) -> Size:
     plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, method.sampler, repeats)
     lengths = plan.steps_per_epoch
     images = sum(recipe.batches.at(epoch) * lengths.at(epoch) for epoch in range(recipe.epochs))
-    return Size(lengths.before(recipe.epochs), images)
+    return RunSize(lengths.before(recipe.epochs), images)
 
 
 def labels_of(recipe: Recipe) -> Ints:
@@ -65,7 +65,7 @@ def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> tuple[Table
     The last row adds up what is not finished.
     """
     out = Table("cell", "state", "epochs", "steps", "images", *(["hours"] if rate else []))
-    total, unknown = Size(0, 0), dict[str, None]()
+    total, unknown = RunSize(0, 0), dict[str, None]()
     for cell in cells:
         recipe, where = cell.recipe(), state(cell)
         try:
@@ -76,13 +76,13 @@ def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> tuple[Table
             continue
         out.add_row(cell.name, where, str(recipe.epochs), *numbers(found, rate))
         if where != "finished":
-            total = Size(total.steps + found.steps, total.images + found.images)
+            total = RunSize(total.steps + found.steps, total.images + found.images)
     out.add_section()
     together = [f"{total.images / rate / jobs / 3600:.2f}"] if rate else []
     out.add_row(f"left, {jobs} at a time", "", "", *numbers(total, None), *together)
     return out, list(unknown)
 
 
-def numbers(found: Size, rate: float | None) -> list[str]:
+def numbers(found: RunSize, rate: float | None) -> list[str]:
     hours = [f"{found.images / rate / 3600:.2f}"] if rate else []
     return [f"{found.steps:,}", f"{found.images:,}", *hours]

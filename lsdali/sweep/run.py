@@ -13,7 +13,7 @@ import torch
 from lsdali.errors import UserError
 from lsdali.sweep.cells import Cell
 from lsdali.sweep.figures import finished, lookup_of, other_recipe
-from lsdali.sweep.work import Process, claim, holder, launch
+from lsdali.sweep.work import Process, claim_cell, holder, launch
 
 POLL = 0.05  # seconds between looks at our own processes
 LOOK = 2.0  # seconds between looks at the disk for what others have done
@@ -75,7 +75,7 @@ class Runner:
             self._begin(cell, free[0])
 
     def _begin(self, cell: Cell, place: int) -> None:
-        lock = claim(cell)
+        lock = claim_cell(cell)
         if lock is None:
             if cell not in self._told:
                 self._told.add(cell)

@@ -10,7 +10,7 @@ from lsdali.config import Config
 from lsdali.metric_names import METRICS
 
 
-def words(value: Any) -> Any:
+def texts(value: Any) -> Any:
     """One label or a list of them, numbers too -> a tuple of texts."""
     many = value if isinstance(value, (list, tuple)) else [value]
     return tuple(str(one) if isinstance(one, (int, float)) else one for one in many)
@@ -22,7 +22,7 @@ def text_keys(value: Any) -> Any:
 
 
 Overrides = dict[str, Any]
-Labels = Annotated[tuple[str, ...], BeforeValidator(words)]
+Labels = Annotated[tuple[str, ...], BeforeValidator(texts)]
 When = dict[str, Labels]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
@@ -55,7 +55,7 @@ class Axis(Config):
         return {str(value): {str(self.key): value} for value in self.values or ()}
 
 
-class Rule(Config):
+class SweepRule(Config):
     """Further overrides of some cells."""
 
     when: When
@@ -90,7 +90,7 @@ class Evaluate(Config):
         return self
 
 
-class Select(Config):
+class SweepSelect(Config):
     """One run out of several: the best by a figure."""
 
     over: Names
@@ -111,7 +111,7 @@ class Stage(Config):
     {teacher:test.temperature} a figure of that run. An axis on which that stage has one point needs no equal label."""
     axes: dict[str, Axis] = {}
     """What varies. The labels name run folders and the table's rows and columns."""
-    rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
+    rules: Annotated[tuple[SweepRule, ...], Field(strict=False)] = ()
     """Exceptions, in order."""
     skip: Annotated[tuple[When, ...], Field(strict=False)] = ()
     """Cells to leave out, each given by labels of some axes."""
@@ -119,7 +119,7 @@ class Stage(Config):
     """Seeds of this stage; null: those of the sweep."""
     evaluate: dict[str, Evaluate] = {}
     """What is evaluated when a run is finished, by names of your own."""
-    select: Select | None = None
+    select: SweepSelect | None = None
     """Choose among the runs of some axes; tables and later stages see the chosen ones."""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from lsdali.errors import UserError
-from lsdali.sweep.cells import Cell, as_text
-from lsdali.sweep.figures import load, lookup_of
+from lsdali.sweep.cells import Cell, label_text
+from lsdali.sweep.figures import load_json, lookup_of
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ def commands(cell: Cell, launcher: Sequence[str]) -> list[Callable[[], Command]]
     if not (cell.folder / "summary.json").is_file():
         out.append(lambda: Command([*launcher, "-m", "lsdali.train", *cell.arguments(lookup_of(cell))]))
     names = [name for name in cell.evaluations if not (cell.folder / f"{name}.json").is_file()]
-    return out + [lambda name=name: evaluation(cell, name, launcher) for name in names]
+    return out + [lambda name=name: evaluation_command(cell, name, launcher) for name in names]
 
 
-def evaluation(cell: Cell, name: str, launcher: Sequence[str]) -> Command:
+def evaluation_command(cell: Cell, name: str, launcher: Sequence[str]) -> Command:
     """The command of one evaluation; its file appears when it is whole."""
     config, target = cell.evaluations[name], cell.folder / f"{name}.json"
     part = cell.folder / f".{name}.json"
     files = [str(cell.folder)] if config.members is None else members(cell, config.members)
-    arguments = [*files, *(f"{key}={as_text(value)}" for key, value in config.set.items())]
+    arguments = [*files, *(f"{key}={label_text(value)}" for key, value in config.set.items())]
     arguments += ["--checkpoint", config.checkpoint] if config.members is None else []
     arguments += ["--ensemble"] if len(files) > 1 else []
     arguments += [f"--bins={bins}" for bins in config.bins]
@@ -51,7 +51,7 @@ def evaluation(cell: Cell, name: str, launcher: Sequence[str]) -> Command:
 
 def members(cell: Cell, count: int) -> list[str]:
     """So many checkpoints of a finished run, evenly spaced over its steps. Raises UserError where one is not there."""
-    steps = load(cell.folder / "summary.json")["steps"]
+    steps = load_json(cell.folder / "summary.json")["steps"]
     files = [cell.folder / "checkpoints" / f"step-{steps * k // count:010d}.pt" for k in range(1, count + 1)]
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(
@@ -64,7 +64,7 @@ def members(cell: Cell, count: int) -> list[str]:
 # ---- claims
 
 
-def claim(cell: Cell) -> IO[str] | None:
+def claim_cell(cell: Cell) -> IO[str] | None:
     """Hold the cell for this process, on every host that sees the folder; None: another process holds it.
 
     The lock goes with the process, however it ends. A run that has outlived the sweep that started it holds its own

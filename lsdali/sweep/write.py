@@ -27,7 +27,7 @@ def headings(grid: Grid) -> list[str]:
     return out
 
 
-def lines(grid: Grid, show: Show, plain: Callable[[str], str] = str) -> list[list[str]]:
+def text_rows(grid: Grid, show: Show, plain: Callable[[str], str] = str) -> list[list[str]]:
     """The text of each cell, row by row; `plain` is done to labels and published numbers."""
     out = []
     for row in grid.rows:
@@ -49,7 +49,7 @@ def ends_group(grid: Grid, number: int) -> bool:
 
 def to_terminal(grid: Grid, console: Console) -> None:
     out = RichTable(*headings(grid), title=grid.caption)
-    for number, line in enumerate(lines(grid, lambda e: f"[bold]{e.text()}[/bold]" if e.best else e.text())):
+    for number, line in enumerate(text_rows(grid, lambda e: f"[bold]{e.text()}[/bold]" if e.best else e.text())):
         out.add_row(*line, end_section=ends_group(grid, number))
     console.print(out)
     for note in grid.notes:
@@ -57,7 +57,7 @@ def to_terminal(grid: Grid, console: Console) -> None:
 
 
 def to_markdown(grid: Grid) -> str:
-    rows = [headings(grid), *lines(grid, lambda e: f"**{e.text()}**" if e.best else e.text())]
+    rows = [headings(grid), *text_rows(grid, lambda e: f"**{e.text()}**" if e.best else e.text())]
     texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     rule = "|" + " --- |" * len(rows[0])
     return "\n".join([f"**{grid.caption}**", "", texts[0], rule, *texts[1:], "", "  \n".join(grid.notes), ""])
@@ -72,7 +72,7 @@ def to_latex(grid: Grid) -> str:
     own = len(grid.axes[0])
     out = [f"% {grid.caption}", rf"\begin{{tabular}}{{{'l' * own}{'r' * (len(headings(grid)) - own)}}}", r"\toprule"]
     out += [" & ".join(map(escaped, headings(grid))) + r" \\", r"\midrule"]
-    for number, line in enumerate(lines(grid, bold, escaped)):
+    for number, line in enumerate(text_rows(grid, bold, escaped)):
         out.append(" & ".join(line) + r" \\")
         out += [r"\midrule"] if ends_group(grid, number) else []
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in grid.notes), ""])

@@ -15,20 +15,20 @@ from lsdali.errors import BROKEN, STOPPED
 from lsdali.faults import pulse, signals
 from lsdali.faults.pulse import Pulse
 from lsdali.faults.signals import caught
-from lsdali.faults.table import Beat, Table, Verdict
+from lsdali.faults.table import Beat, ProcessTable, Verdict
 from lsdali.faults.wire import Line, Server
 from lsdali.train import main
 from tests.harness import events, make_images, tiny
 
 
-def table_of(*beats: Beat, limit: int = 5) -> Table:
-    table = Table(len(beats), limit)
+def table_of(*beats: Beat, limit: int = 5) -> ProcessTable:
+    table = ProcessTable(len(beats), limit)
     for beat in beats:
         table.hear(beat)
     return table
 
 
-def after(table: Table, ticks: int) -> Verdict:
+def after(table: ProcessTable, ticks: int) -> Verdict:
     for _ in range(ticks):
         table.tick()
     return table.verdict
@@ -82,7 +82,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("asked", [0, 2])
 def test_ranks_in_different_steps_stop_at_the_same_one(asked: int) -> None:
     """Three ranks of which none waits for another, as hosts run ahead of GPUs; rank `asked` gets the signal."""
-    table = Table(3, 1000)
+    table = ProcessTable(3, 1000)
     server = Server(table, None)
     pulses = [Pulse(rank) for rank in range(3)]
     found: dict[int, int] = {}
@@ -118,7 +118,7 @@ def test_ranks_in_different_steps_stop_at_the_same_one(asked: int) -> None:
 def test_a_rank_that_stands_still_shows_its_stack_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
     ended: list[int] = []
     one = Pulse(end=ended.append)
-    table = Table(1, 3)
+    table = ProcessTable(1, 3)
     assert not one.stops(4)
     one.beat("waiting for data")
     one.begin(table, table.tick)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lsdali.sweep.cells import Cell, expand, load
+from lsdali.sweep.cells import Cell, expand, load_sweep
 from lsdali.sweep.figures import check_figures
 from lsdali.sweep.schema import Sweep
 from tests.harness import ROOT
@@ -21,7 +21,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     def write(text: str, *overrides: str) -> tuple[Sweep, list[Cell]]:
         path = tmp_path / "mine.yaml"
         path.write_text(text.replace("RECIPES", str(ROOT / "recipes/digits")))
-        sweep = load(path)
+        sweep = load_sweep(path)
         cells = expand(sweep, path, overrides)
         check_figures(sweep, cells)
         for cell in cells:

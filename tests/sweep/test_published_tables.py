@@ -10,7 +10,7 @@ import yaml
 
 from lsdali.models import ModelConfig, build_network
 from lsdali.recipe import Recipe
-from lsdali.sweep.cells import Cell, expand, load
+from lsdali.sweep.cells import Cell, expand, load_sweep
 from lsdali.sweep.figures import check_figures
 from tests.harness import ROOT, tiny
 from tests.methods.trainers import trainer_for
@@ -35,7 +35,7 @@ CELLS: dict[str, int] = {  # without seeds: what the tables have
 
 @pytest.fixture(scope="module")
 def cells() -> dict[str, list[Cell]]:
-    return {path.stem: expand(load(path), path) for path in SWEEPS}
+    return {path.stem: expand(load_sweep(path), path) for path in SWEEPS}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_table_is_whole(cells: dict[str, list[Cell]], recipes: list[Recipe
     assert {name: len({(c.stage, *c.labels.items()) for c in own}) for name, own in cells.items()} == CELLS
     assert len(recipes) == sum(CELLS.values())
     for path in SWEEPS:
-        check_figures(load(path), cells[path.stem])
+        check_figures(load_sweep(path), cells[path.stem])
 
 
 def test_every_file_says_where_its_numbers_come_from() -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from lsdali.errors import UserError
 from lsdali.recipe import load as load_recipe
-from lsdali.sweep.cells import as_text
+from lsdali.sweep.cells import label_text
 from lsdali.sweep.figures import figure, lookup_of, winner
-from lsdali.sweep.plan import Size, dry_run, size
+from lsdali.sweep.plan import RunSize, dry_run, size
 from lsdali.sweep.schema import Sweep
 from lsdali.sweep.work import members
 from tests.sweep.conftest import Open
@@ -72,7 +72,7 @@ def test_a_cell_is_the_command_that_it_shows(opened: Open) -> None:
         base, *overrides = cell.arguments()
         assert load_recipe(base, overrides) == cell.recipe()
         assert cell.recipe().data.max_samples == 96
-    assert [as_text(v) for v in (1e-5, None, "null", "a: b", [1, {"b": 0.5}])] == [
+    assert [label_text(v) for v in (1e-5, None, "null", "a: b", [1, {"b": 0.5}])] == [
         "1.0e-05",
         "null",
         "'null'",
@@ -156,7 +156,7 @@ def test_the_sentence_of_each_mistake(opened: Open, old: str, new: str, sentence
 
 def test_a_dry_run_counts_what_a_run_reads(opened: Open) -> None:
     _, cells = opened(GOOD, "batch=48", "batch_schedule=[{epoch: 2, batch: 96}]", "data.max_samples=500")
-    assert size(cells[0].recipe()) == Size(steps=10 + 10 + 5, images=3 * 480)
+    assert size(cells[0].recipe()) == RunSize(steps=10 + 10 + 5, images=3 * 480)
     table, unknown = dry_run(cells, rate=480.0, jobs=1)
     assert list(table.columns[4].cells)[:2] == ["1,440", "1,440"]
     assert not unknown

@@ -85,7 +85,7 @@ def _resolved(base: Path | Store, name: str) -> Path | str:
 
 def find(base: Path | Store, pattern: str) -> list[str]:
     """The shards that match, relative to base, sorted. Raises UserError where there is none, or a compressed one."""
-    names = expand(pattern)
+    names = expand_braces(pattern)
     if names != [pattern]:
         if has_magic(pattern):
             raise UserError(f"'{pattern}' has both braces and one of *?[; use either")
@@ -106,7 +106,7 @@ def find(base: Path | Store, pattern: str) -> list[str]:
     return found
 
 
-def expand(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """WebDataset's braces: a{08..10} -> a08, a09, a10."""
     parts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)  # text, first, last, text, ...
     runs = [[f"{k:0{len(a)}}" for k in range(int(a), int(b) + 1)] for a, b in zip(parts[1::3], parts[2::3])]

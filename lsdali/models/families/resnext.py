@@ -48,7 +48,7 @@ def resnext_stages(groups: int, width: int, outputs: int) -> dict[str, tuple[nn.
     return stages
 
 
-def published(groups: int, width: int, classes: int) -> Network:
+def published_resnext(groups: int, width: int, classes: int) -> Network:
     """The paper's net, as PS-KD trained it: 3x3 stem of 64, stages of 256, 512, 1024 channels; from 4 px.
 
     Convolutions start as N(0, 2 / fan-out), the classifier as N(0, 2 / fan-in) with bias 0.
@@ -70,7 +70,7 @@ def narrow(groups: int, width: int, classes: int) -> Network:
 
 
 RESNEXT: dict[str, Callable[..., Network]] = {
-    "resnext29_8x64d": partial(published, 8, 64),
+    "resnext29_8x64d": partial(published_resnext, 8, 64),
     "resnext29_2x64d": partial(narrow, 2, 64),
     "resnext29_4x64d": partial(narrow, 4, 64),
     "resnext29_32x4d": partial(narrow, 32, 4),
