@@ -70,5 +70,15 @@ def test_example_works(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("page", TESTS)
+def test_page_counts_its_files_and_lines(page: str) -> None:
+    text = (ROOT / f"docs/extend/{page}.md").read_text()
+    blocks = BLOCK.findall(text)
+    files = {file for _, file, *_ in blocks}
+    lines = [line for *_, code in blocks for line in code.splitlines() if line]
+    claims = [(int(f), int(n)) for f, n in re.findall(r"takes\s(\d+)\sfiles?\sand\s(\d+)\slines,", text)]
+    assert claims == [(len(files), len(lines))]
+
+
 def test_every_page_is_tested() -> None:
     assert {path.stem for path in (ROOT / "docs/extend").glob("*.md")} == TESTS.keys()
