@@ -44,15 +44,18 @@ def build(
     checkpoints: Checkpoints,
     events: Events,
     *,
-    resumes: bool = False,
+    begun: str | None = None,
 ) -> Trainer:
-    """A trainer at step 0, on every rank; where it `resumes`, its state is yet to be restored, all weights with it.
+    """A trainer at step 0, on every rank.
+
+    `begun` is the fingerprint of the training set of a run that goes on; its state is yet to be restored, all weights
+    with it.
 
     Raises:
         SharedError: the recipe does not fit the data, the device, the teacher or the number of processes.
     """
     with dist.raise_together():
-        trainer = prepare(recipe, folder, device, checkpoints, events, resumes=resumes)
+        trainer = prepare(recipe, folder, device, checkpoints, events, begun=begun)
     with dist.raise_together():
         trainer.method.begin(trainer.student)
     if dist.active():
@@ -72,14 +75,14 @@ def prepare(
     checkpoints: Checkpoints,
     events: Events,
     *,
-    resumes: bool,
+    begun: str | None,
 ) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
-    train_index, val_index = (open_dataset(recipe.data, split, events.log) for split in ("train", "val"))
+    train_index, val_index = (open_dataset(recipe.data, split, events.log, begun) for split in ("train", "val"))
     classes = count_classes(recipe.model.classes, train_index.classes, train_index.root)
     network = new_network(recipe, classes)
-    if recipe.model.weights is not None and not resumes:
+    if recipe.model.weights is not None and begun is None:
         load_weights(network, recipe.model.name, recipe.model.weights, events.log)
     val = eval_loader(
         val_index, recipe.data, batch=recipe.evaluate.batch_on(device.type), device=device, half=precision.half

@@ -90,12 +90,14 @@ def dataset(args: argparse.Namespace) -> Any:
 
 def guess(root: Path, train_dir: str) -> str:
     """tinyimagenet by its wnids.txt, shards by their ending, imagenet by its class names, else folder."""
+    from lsdali.data.sets.listing import class_names
+
     if (root / "wnids.txt").is_file():
         return "tinyimagenet"
     train = root / train_dir
     if any(train.glob("*.tar")):
         return "shards"
-    names = [p.name for p in train.iterdir() if p.is_dir()] if train.is_dir() else []
+    names = class_names(root, train_dir) if train.is_dir() else []
     return "imagenet" if names and all(WNID.fullmatch(name) for name in names) else "folder"
 
 

@@ -98,7 +98,8 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
                 how = "stopped early" if early else f"is finished: {recipe.epochs} epochs"
                 events.log(f"this run {how}; its figures are in {folder / 'summary.json'}")
                 return
-        trainer = build(recipe, folder, device, checkpoints, events, resumes=content is not None)
+        fingerprint = None if content is None else content["data"]
+        trainer = build(recipe, folder, device, checkpoints, events, begun=fingerprint)
         trainer.pulse = pulse or trainer.pulse
         if content is not None:
             same_inputs(trainer.header, content, folder)

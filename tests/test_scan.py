@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsdali.data.index import index as index_module
+from lsdali.data.index import stored
 from lsdali.data.index.index import open_index
-from lsdali.data.index.scan_split import examine, orientation
+from lsdali.data.index.scan_split import SIZE, examine
+from lsdali.data.io.byte_range import Memory
 from lsdali.data.io.header import HEAD
+from lsdali.data.io.quirks import traits
 from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.scan import main
 
@@ -107,7 +109,7 @@ def test_copies_are_told_apart_by_where_they_are(clean):
     assert len(data) > HEAD + 2000
     data[-500] ^= 1
     (clean / "train/ant/5.jpg").write_bytes(data)
-    assert examine(bytes(clean / "train/ant/4.jpg")) == examine(bytes(clean / "train/ant/5.jpg"))
+    assert examine(bytes(clean / "train/ant/4.jpg"))[:SIZE] == examine(bytes(clean / "train/ant/5.jpg"))[:SIZE]
     status, found = scan(clean)
     assert status == 1
     groups = {
@@ -163,7 +165,7 @@ def test_training_reads_the_index_that_the_scan_wrote(clean, monkeypatch):
     (clean / "train/ant/0.jpg").write_bytes(b"")  # changes no folder, so the cached index would stay
     assert clean.joinpath("train/ant").stat().st_mtime_ns == before
     assert scan(clean)[0] == 1
-    monkeypatch.setattr(index_module, "each_file", lambda *a: pytest.fail("scanned again"))
+    monkeypatch.setattr(stored, "each_file", lambda *a: pytest.fail("scanned again"))
     new = open_index(config, "train")
     assert new.fingerprint == old.fingerprint
     assert (old.status[0], new.status[0]) == (0, 3)
@@ -190,6 +192,9 @@ def test_layouts_are_guessed_and_bad_input_is_one_sentence(clean, tmp_path, caps
 
 
 def test_orientation_survives_broken_exif():
+    def orientation(data: bytes) -> int:
+        return traits(Memory(data), data)[0]
+
     assert orientation(b"\xff\xd8\xff\xe1\0\x20Exif\0\0II*\0") == 1
     assert orientation(b"") == 1
     big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0"

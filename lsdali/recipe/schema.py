@@ -180,6 +180,7 @@ OPERATIONAL = (
     "data.prefetch",
     "data.hw_decoder_load",
     "data.max_bad_files",
+    "data.wait_seconds",
     "data.resident",
     "data.resident_bytes",
     "evaluate.batch",

@@ -78,6 +78,7 @@ def plain() -> Plain:
             "mean": (0.0, 0.0, 0.0),
             "std": (1.0, 1.0, 1.0),
             "threads": 2,
+            "max_bad_files": 100,
         }
         return Folder(root=str(root), **(values | more))  # type: ignore[arg-type]
 

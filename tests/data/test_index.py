@@ -9,7 +9,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from lsdali.data.index import index as index_module
+from lsdali.data.index import stored
 from lsdali.data.index.index import open_index
 from lsdali.data.io.header import FAULTS, GOOD, read_header
 from lsdali.errors import UserError
@@ -58,8 +58,8 @@ def test_cache_is_used_until_a_folder_changes(tree, plain, texture, monkeypatch)
     root = tree()
     config = plain(root)
     scans = []
-    real = index_module._scan
-    monkeypatch.setattr(index_module, "_scan", lambda *a: (scans.append(1), real(*a)))
+    real = stored._scan
+    monkeypatch.setattr(stored, "_scan", lambda *a: (scans.append(1), real(*a)))
     first, again = open_index(config, "train"), open_index(config, "train")
     assert len(scans) == 1
     assert paths(first) == paths(again)
@@ -76,8 +76,10 @@ def test_cache_is_used_until_a_folder_changes(tree, plain, texture, monkeypatch)
     (root / "train/cow").mkdir()
     texture(30, 30).save(root / "train/cow/1.jpg")
     assert open_index(config, "train").classes == ("ant", "bee", "cow")
+    texture(30, 30).save(root / "train/cow/2.jpg")
+    open_index(config, "train")
     folders = list(Path(os.environ["LSDALI_CACHE"], "index").iterdir())
-    assert len(folders) == 2  # one for each split; stale ones are gone, and no draft is left
+    assert len(folders) == 2 + stored.EARLIER  # older ones are gone, and no draft is left
 
 
 def test_a_new_class_in_train_renumbers_val(tree, plain, texture):
@@ -151,7 +153,10 @@ def test_refuses_an_empty_class(tree, plain):
     root = tree()
     (root / "train/cow").mkdir()
     (root / "train/cow/readme.txt").write_text("soon")
-    assert refusal(plain(root)) == f"class folder {root}/train/cow holds no image; fill or remove it"
+    assert (
+        refusal(plain(root))
+        == f"class folder {root}/train/cow holds no image, but files with other endings (.txt); fill or remove it"
+    )
 
 
 def test_refuses_foreign_classes_in_val(tree, plain):
@@ -191,7 +196,7 @@ def test_refuses_a_cache_that_cannot_be_written(tree, plain, tmp_path, monkeypat
     monkeypatch.setenv("LSDALI_CACHE", str(tmp_path / "file"))
     assert refusal(plain(tree())) == (
         f"the cache folder {tmp_path}/file/index cannot be written (Not a directory); "
-        "set LSDALI_CACHE to a folder that can"
+        "make room, or set LSDALI_CACHE to a folder that can"
     )
 
 
@@ -216,7 +221,7 @@ def test_probe_names_faults(tmp_path, texture):
         (tmp_path / name).write_bytes(data)
         assert FAULTS[read_header(tmp_path / name)[2]] == fault, name
     assert FAULTS[read_header(tmp_path / "absent.jpg")[2]] == "missing"
-    assert FAULTS[read_header(tmp_path)[2]] == "not readable"
+    assert FAULTS[read_header(tmp_path)[2]] == "no regular file"
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_refusals_of_the_train_loader(tree, plain, as_rank):
 SCRIPT = """
 import hashlib, sys, torch
 from lsdali import dist
-from lsdali.data.index import index as index_module
+from lsdali.data.index import stored
 from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.data.index.index import open_index
 from lsdali.clock import PerEpoch
@@ -175,8 +175,8 @@ from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.errors import UserError
 
 scans = []
-real = index_module._scan
-index_module._scan = lambda *a: (scans.append(1), real(*a))
+real = stored._scan
+stored._scan = lambda *a: (scans.append(1), real(*a))
 root = sys.argv[1]
 config = Folder(root=root, train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=1)
 with dist.session() as device:

@@ -23,7 +23,7 @@ from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import open_dataset
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets.catalog import CenterCrop, Folder, PadCrop, RandomResizedCrop
-from lsdali.data.sets.shards import Shards, expand
+from lsdali.data.sets.shards import Shards, expand_braces
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
 
@@ -91,6 +91,7 @@ def config(root, **more):
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
         "threads": 2,
+        "max_bad_files": 100,
     }
     return Shards(root=str(root), **(values | (named if count else {}) | more))
 
@@ -254,7 +255,7 @@ def test_addresses_and_packages_that_do_not_do(site, monkeypatch):
 
 
 def test_braces_name_shards_here_too(site):
-    assert expand("a{08..10}/{0..1}.tar")[:3] == ["a08/0.tar", "a08/1.tar", "a09/0.tar"]
+    assert expand_braces("a{08..10}/{0..1}.tar")[:3] == ["a08/0.tar", "a08/1.tar", "a09/0.tar"]
     named = config(site.folder, like=site.folder)
     assert same(loader(named).epoch(0), loader(config(site.folder)).epoch(0))
     assert "lacks shards that train/{8..9}.tar names: train/8.tar, train/9.tar" in refusal(

@@ -13,13 +13,13 @@ from PIL import Image
 
 from lsdali import dist
 from lsdali.data.index.index import Index
+from lsdali.data.index.stored import Log
 from lsdali.data.io.byte_range import ByteRange, Memory
-from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
+from lsdali.data.io.cache import alone, cache_dir, damage, discard, new_folder, on_each_node, seal
 from lsdali.data.io.remote import RemoteRanges
-from lsdali.data.sampling.sampler import Ints
 from lsdali.errors import UserError
 
-ARRAY_FORMAT = "1"  # of the cached array; raise it when its content changes
+ARRAY_FORMAT = "2"  # of the cached array; raise it when its content changes
 THREADS, CHUNK = 4, 256
 
 
@@ -35,50 +35,57 @@ def one_size(index: Index) -> tuple[int, int] | None:
     return int(first[0]), int(first[1])
 
 
-def decode(index: Index) -> tuple[Index, str]:
+def decode(index: Index, log: Log) -> tuple[Index, str]:
     """A whole split with `pixels` [N, H, W, 3], and an empty text; or as it was, and why it stayed so. Collective.
 
     The images must have one size. Gray and RGB images only: there PIL and DALI agree to the bit.
+    `log` is told of a cached array that is not what was written.
     """
-
-    def work() -> Path:
-        target = cache_dir() / "decoded" / _array_key(index)
-        if not target.is_dir():
-            try:
-                with new_folder(target) as draft:
-                    _write_pixels(index, draft / "pixels.npy")
-            except Unlike as error:
-                with new_folder(target) as draft:
-                    (draft / "why").write_text(str(error))
-        return target
-
-    folder = on_each_node(work)
-    why = (folder / "why").read_text() if (folder / "why").is_file() else ""
+    folder = on_each_node(lambda: _decoded(index, log))
+    why = (folder / "why").read_text(errors="surrogateescape") if (folder / "why").is_file() else ""
     if reasons := [r for r in dist.gather_objects(why) if r]:
         return index, reasons[0]
     return replace(index, pixels=np.load(folder / "pixels.npy", mmap_mode="r")), ""
 
 
+def _decoded(index: Index, log: Log) -> Path:
+    """The folder with the array, or with the reason for none; made by one process at a time, and once."""
+    key = _array_key(index)
+    target = cache_dir() / "decoded" / key
+    with alone(f"decoded-{key}"):
+        if os.path.lexists(target):
+            if not (why := damage(target, key)):
+                return target
+            log(f"the decoded images in {target} are {why}; they are decoded anew")
+            discard(target)
+        try:
+            with new_folder(target) as draft:
+                _write_pixels(index, draft / "pixels.npy")
+                seal(draft, key)
+        except Unlike as error:
+            with new_folder(target) as draft:
+                (draft / "why").write_text(str(error), errors="surrogateescape")
+                seal(draft, key)
+    return target
+
+
 def _array_key(index: Index) -> str:
     """Changes with the paths, and with the size or the time of any file."""
-    digest = hashlib.sha256(f"{ARRAY_FORMAT}\0{index.root}\0{index.fingerprint}".encode(errors="surrogateescape"))
-    with ThreadPoolExecutor(THREADS) as pool:
-        for part in pool.map(lambda start: _stats(index, start), range(0, len(index), CHUNK)):
-            digest.update(part.tobytes())
+    words = (ARRAY_FORMAT, str(index.root), index.fingerprint, index.stamp)
+    digest = hashlib.sha256("\0".join(words).encode(errors="surrogateescape"))
+    if isinstance(index.ranges, RemoteRanges):
+        digest.update(index.ranges.stamps[index.ranges.spans[:, 0]].tobytes())
+    elif index.ranges is not None:
+        digest.update(np.array([_stat(path) for path in index.ranges.paths()], np.int64).tobytes())
     return digest.hexdigest()[:32]
 
 
-def _stats(index: Index, start: int) -> Ints:
-    if isinstance(index.ranges, RemoteRanges):
-        return index.ranges.stamps[index.ranges.spans[start : start + CHUNK, 0]]
-    rows = []
-    for i in range(start, min(start + CHUNK, len(index))):
-        try:
-            found = os.stat(index.byte_range(i).path)
-            rows.append((found.st_size, found.st_mtime_ns))
-        except OSError:
-            rows.append((-1, -1))
-    return np.array(rows, np.int64)
+def _stat(path: bytes) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _write_pixels(index: Index, file: Path) -> None:

@@ -2,10 +2,7 @@
 
 import hashlib
 import os
-import secrets
-import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali import dist
-from lsdali.data.io.byte_range import ByteRange, ByteRanges, PendingBytes, is_url
-from lsdali.data.io.cache import cache_dir, new_folder, on_each_node
-from lsdali.data.io.header import FAULTS, GOOD, Header, read_header
+from lsdali.data.index import stored
+from lsdali.data.index.stored import Log
+from lsdali.data.io.byte_range import ByteRange, ByteRanges, PendingBytes
+from lsdali.data.io.cache import on_each_node
+from lsdali.data.io.header import FAULTS, GOOD, MISSING, TOO_MANY, Header, read_header
+from lsdali.data.io.quirks import read_upright
 from lsdali.data.io.remote import RemoteRanges, load_ranges
-from lsdali.data.io.store import times
 from lsdali.data.sampling.sampler import Ints, stratified
 from lsdali.data.sets.catalog import DataSet
-from lsdali.data.sets.listing import Listing, Split
+from lsdali.data.sets.listing import Split
 from lsdali.data.sets.splits import Chosen, held_out, noisy, of_classes, whole
 from lsdali.errors import UserError
 
 SampleForm = Literal["paths", "encoded", "pixels"]
-INDEX_FORMAT = "2"  # of the cached files; raise it when they, or what read_header() returns, change
-THREADS, CHUNK = 16, 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +42,9 @@ class Index:
     numbers: Ints  # [N] places in the whole set
     pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] where they are at hand; memory-mapped
     ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
+    upright: bool = False  # sizes are those after the EXIF orientation
+    left_out: str = ""  # what lies among the files and is no data, in one line
+    stamp: str = ""  # changes with the bytes or the time of any file; empty where that is not known
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,6 +52,11 @@ class Index:
     def path(self, i: int) -> str:
         """Absolute path of sample i."""
         return os.path.join(self.root, os.fsdecode(self.paths[i].tobytes().rstrip(b"\0")))
+
+    def names(self) -> NDArray[np.bytes_]:
+        """[N] the paths relative to root."""
+        paths = np.ascontiguousarray(self.paths)
+        return paths.view(f"S{paths.shape[1]}").ravel()
 
     def byte_range(self, i: int) -> ByteRange:
         """Where the bytes of sample i lie."""
@@ -76,7 +81,9 @@ class Index:
 
     def read_header(self, i: int) -> Header:
         """What read_header() returns of sample i now. Raises UserError where a store fails or has other files."""
-        return self.ranges.read_header(i) if isinstance(self.ranges, RemoteRanges) else read_header(*self.byte_range(i))
+        if isinstance(self.ranges, RemoteRanges):
+            return self.ranges.read_header(i)
+        return read_upright(*self.byte_range(i))[:3] if self.upright else read_header(*self.byte_range(i))
 
     def bad(self) -> Ints:
         """Numbers of the samples with a fault."""
@@ -95,14 +102,46 @@ def open_index(config: DataSet, split: Split) -> Index:
     return select(config, split, open_whole(config, split))
 
 
-def open_whole(config: DataSet, split: Split) -> Index:
-    """The index of a whole split; scanned by one process of each node, and only where the folders changed.
+def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
+    """The index of a whole split; scanned by one process of each node, and only where files changed, which `log` tells.
 
     Raises UserError for a wrong layout, and where the ranks see different files. Collective.
     """
-    index = _load(on_each_node(lambda: _cached(config, source(config, split))))
+    index = _load(config, on_each_node(lambda: stored.current(config, source(config, split), log)))
     _refuse_different(index, split, dist.gather_objects(index.fingerprint))
     return index
+
+
+def as_begun(config: DataSet, split: Split, index: Index, fingerprint: str) -> Index:
+    """The whole split as it was when a run began whose training set has the fingerprint; what is gone is missing.
+
+    So a run goes on in its own order after a file is gone. The index stays where no such one is cached, or where there
+    are files now that were not there then. Collective.
+    """
+    begun = None
+    if split == "train" or config.holdout:
+        begun = next(_like(config, split, index, fingerprint), None)
+    answers = dist.gather_objects(None if begun is None else begun.fingerprint)
+    return index if begun is None or len(set(answers)) > 1 else begun
+
+
+def _like(config: DataSet, split: Split, index: Index, fingerprint: str) -> Iterator[Index]:
+    if _train_print(config, index) == fingerprint:
+        yield index
+    for folder in stored.folders(config, source(config, split)):
+        if not stored.intact(config, source(config, split), folder):
+            continue
+        before = _load(config, folder)
+        missing = stored.gone(before.names(), index.names())
+        if missing is not None and _train_print(config, before) == fingerprint:
+            yield replace(before, status=np.where(missing, MISSING, before.status).astype(np.uint8))
+
+
+def _train_print(config: DataSet, index: Index) -> str:
+    try:
+        return subset(index, _choose(config, "train", index)).fingerprint
+    except UserError:
+        return ""
 
 
 def source(config: DataSet, split: Split) -> Split:
@@ -148,134 +187,28 @@ def _choose(config: DataSet, split: Split, index: Index) -> Chosen:
     return part
 
 
-def _cached(config: DataSet, split: Split) -> Path:
-    """The cache folder of a valid index; a new one is scanned where there is none."""
-    for folder in _folders(config, split):
-        if _up_to_date(folder):
-            return folder
-    return rescan(config, split, lambda listing: each_file(listing, read_header).astype(np.int32))
-
-
-def rescan(config: DataSet, split: Split, look: Callable[[Listing], NDArray[np.int32]]) -> Path:
-    """Look at every file, now, and cache what comes out; the cache folder.
-
-    `look` answers [N, 3] width, height, status. Raises UserError for a wrong layout.
-    """
-    if is_url(config.root) and not config.stores:
-        raise UserError(
-            f"data.root is a URL, and data set {config.name} needs a folder; only shards are read from stores"
-        )
-    stale = _folders(config, split)
-    # A name that never comes back: other processes may still map the stale one.
-    target = cache_dir() / "index" / f"{_index_key(config, split)}-{secrets.token_hex(4)}"
-    _scan(config.listing(split), look, target)
-    for folder in stale:
-        shutil.rmtree(folder, ignore_errors=True)
-    return target
-
-
-def _index_key(config: DataSet, split: Split) -> str:
-    root = config.root if is_url(config.root) else os.path.realpath(Path(config.root).expanduser())
-    words = (INDEX_FORMAT, config.name, split, root, *config.layout())
-    return hashlib.sha256("\0".join(words).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _folders(config: DataSet, split: Split) -> list[Path]:
-    return sorted((cache_dir() / "index").glob(f"{_index_key(config, split)}-*"))
-
-
-def _up_to_date(folder: Path) -> bool:
-    """Whether the watched folders are as they were, and the bad files still bad in the same way."""
-    try:
-        root = _root(folder)
-        watched = np.load(folder / "watched.npy")
-        if not np.array_equal(times(root, watched.tolist()), np.load(folder / "times.npy")):
-            return False
-        index = _load(folder)
-        if isinstance(index.ranges, RemoteRanges):  # what is watched tells of any change
-            return True
-        return all(read_header(*index.byte_range(int(i)))[2] == index.status[i] for i in index.bad())
-    except (OSError, ValueError, EOFError):
-        return False
-
-
-def _root(folder: Path) -> Path | str:
-    root = str(np.load(folder / "root.npy"))
-    return root if is_url(root) else Path(root)
-
-
-def _scan(listing: Listing, look: Callable[[Listing], NDArray[np.int32]], target: Path) -> None:
-    before = times(listing.root, list(listing.watched))
-    if listing.headers is not None:
-        measured = listing.headers
-    else:
-        measured = look(listing) if listing.pixels is None else _measured(listing.pixels)
-    with new_folder(target) as draft:
-        arrays: dict[str, NDArray[Any]] = {
-            "paths": listing.paths.view(np.uint8).reshape(len(listing.labels), -1),
-            "labels": listing.labels,
-            "size": measured[:, :2],
-            "status": measured[:, 2].astype(np.uint8),
-            "classes": np.array(listing.classes),
-            "root": np.array(str(listing.root)),
-            "watched": np.array(listing.watched),
-            "times": before,
-            "fingerprint": np.array(_fingerprint(listing)),
-        }
-        if listing.pixels is not None:
-            arrays["pixels"] = listing.pixels
-        if listing.ranges is not None:
-            arrays |= listing.ranges.arrays()
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array)
-
-
-def each_file(listing: Listing, look: Callable[..., tuple[int, ...]]) -> Ints:
-    """`look(path, start, length)` at the place of every sample: [N, what it answers].
-
-    Threads hide the latency of disks and networks.
-    """
-
-    def work(start: int) -> Ints:
-        stop = min(start + CHUNK, len(listing.labels))
-        return np.array([look(*byte_range) for byte_range in listing.byte_ranges(start, stop)], np.int64)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
-
-
-def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """[N, H, W, C] -> [N, 3] width, height, status."""
-    return np.tile(np.array([pixels.shape[2], pixels.shape[1], GOOD], np.int32), (len(pixels), 1))
-
-
-def _fingerprint(listing: Listing) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(listing.paths).view(np.uint8).data)
-    digest.update(np.ascontiguousarray(listing.labels).data)
-    if listing.pixels is not None:
-        digest.update(np.ascontiguousarray(listing.pixels).data)
-    if listing.ranges is not None:
-        digest.update(np.ascontiguousarray(listing.ranges.spans[:, 2]).data)
-    return digest.hexdigest()
-
-
-def _load(folder: Path) -> Index:
+def _load(config: DataSet, folder: Path) -> Index:
     def array(name: str) -> Any:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-    root, labels = _root(folder), array("labels")
+    root, labels, size, status = stored.root_of(folder), array("labels"), array("size"), array("status")
+    many = (status == GOOD) & (size[:, 0].astype(np.int64) * size[:, 1] > config.max_pixels)
+    stamps = folder / "changed.npy"
     return Index(
         root=root,
         paths=array("paths"),
         labels=labels,
-        size=array("size"),
-        status=array("status"),
+        size=size,
+        status=np.where(many, TOO_MANY, status).astype(np.uint8) if many.any() else status,
         classes=tuple(np.load(folder / "classes.npy").tolist()),
         fingerprint=str(np.load(folder / "fingerprint.npy")),
         clean=labels,
         numbers=np.arange(len(labels)),
         pixels=array("pixels") if (folder / "pixels.npy").is_file() else None,
         ranges=load_ranges(root, folder),
+        upright=config.exif_orientation,
+        left_out=str(np.load(folder / "left_out.npy")),
+        stamp=hashlib.sha256(stamps.read_bytes()).hexdigest() if stamps.is_file() else "",
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lsdali.data.index.scan_split import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, SplitScan, bad
+from lsdali.data.index.scan_split import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, SplitScan, bad, odd
 from lsdali.data.io.byte_range import ByteRange
 from lsdali.data.io.header import GOOD
 from lsdali.page import render
@@ -32,6 +32,8 @@ def summarize(part: SplitScan) -> dict[str, Any]:
         "formats": {FORMATS[k]: n for k, n in _counted(facts[:, FORMAT])},
         "orientations": {str(k): n for k, n in _counted(facts[:, TURN])},
         "misnamed": [os.fsdecode(part.path(int(i))) for i in part.misnamed()],
+        "odd": odd(part),
+        "left_out": part.listing.left_out.summary(),
         "bad": bad(part),
     }
 
@@ -75,14 +77,28 @@ def _split_lines(split: str, part: dict[str, Any]) -> list[str]:
         f"  width: {spread('width')}   height: {spread('height')}",
         f"  formats: {', '.join(f'{k} {n:,}' for k, n in part['formats'].items()) or '-'}",
         f"  EXIF orientation: {', '.join(f'{k}: {n:,}' for k, n in part['orientations'].items()) or '-'}"
-        " (1 is upright; training ignores the others, as torchvision does)",
+        " (1 is upright; data.exif_orientation turns the others)",
     ]
     empty = [name for name, n in part["classes"].items() if n == 0]
     lines += _rows("classes with no file", empty)
     lines += _rows("files whose ending names another format", part["misnamed"])
+    lines += _rows("files whose pixels Pillow reads differently", [f"{b['path']}: {b['fault']}" for b in part["odd"]])
+    lines += _left_out(part["left_out"])
     lines += _rows("bad files", [f"{b['path']}: {b['fault']}" for b in part["bad"]])
     if "corrupt" in part:
         lines += _rows("files with a damaged body", [f"{b['path']}: {b['fault']}" for b in part["corrupt"]])
+    return lines
+
+
+def _left_out(found: dict[str, Any]) -> list[str]:
+    """What is among the files and is no data: kinds, counts, first names."""
+    lines = []
+    for kind, entry in found.items():
+        if kind == "endings":
+            lines.append(f"  endings left out: {', '.join(f'{ending} {n:,}' for ending, n in entry.items())}")
+        else:
+            more = [f"    and {entry['count'] - len(entry['first'])} more"] if entry["count"] > SHOWN else []
+            lines += [f"  left out, {kind}: {entry['count']:,}", *(f"    {name}" for name in entry["first"]), *more]
     return lines
 
 

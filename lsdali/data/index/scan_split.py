@@ -7,7 +7,6 @@ and in a checksum of their start are read whole, to find copies.
 import hashlib
 import io
 import os
-import struct
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,29 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.index.index import each_file, rescan
+from lsdali.data.index.stored import each_file, rescan
 from lsdali.data.io.byte_range import ByteRange, OpenRange
-from lsdali.data.io.header import FAULTS, GOOD, HEAD, absent, parse_header
+from lsdali.data.io.header import FAULTS, GOOD, HEAD, NO_FILE, READ, TOO_MANY, fault_of, parse_header
+from lsdali.data.io.quirks import ODDITIES, PLAIN, UPRIGHT, traits
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Listing, Split
 from lsdali.errors import UserError
 
 FORMATS = ("unknown", "JPEG", "PNG", "BMP", "WebP", "PNM", "TIFF", "GIF")
-_MAGIC: tuple[tuple[bytes, int], ...] = (
-    (b"\xff\xd8", 1),
-    (b"\x89PNG", 2),
-    (b"BM", 3),
-    (b"RIFF", 4),
-    (b"P5", 5),
-    (b"P6", 5),
-    (b"II*\0", 6),
-    (b"MM\0*", 6),
-    (b"GIF8", 7),
-)
-_ENDINGS = {b"jpg": 1, b"jpeg": 1, b"png": 2, b"bmp": 3, b"webp": 4, b"pgm": 5, b"ppm": 5, b"tif": 6, b"tiff": 6}
+_MAGIC = {b"\xff\xd8": 1, b"\x89P": 2, b"BM": 3, b"RI": 4, b"P5": 5, b"P6": 5, b"II": 6, b"MM": 6, b"GI": 7}
+_ENDINGS = {b"jpg": 1, b"jpeg": 1, b"jfif": 1, b"png": 2, b"bmp": 3, b"webp": 4} | {b"pgm": 5, b"ppm": 5}
+_ENDINGS |= {b"tif": 6, b"tiff": 6}
 
-WIDTH, HEIGHT, STATUS, FORMAT, TURN, LENGTH, CHECK = range(7)  # columns of facts
-Facts = tuple[int, int, int, int, int, int, int]
+WIDTH, HEIGHT, STATUS, FORMAT, TURN, LENGTH, CHECK, ODDITY, SIZE, CHANGED = range(10)  # columns of facts
+Facts = tuple[int, int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +37,9 @@ class SplitScan:
     """One split: a row of facts for each of its N files."""
 
     listing: Listing
-    facts: NDArray[np.int64]  # [N, 7] width, height, place in FAULTS and in FORMATS, EXIF orientation, bytes, checksum
+    # [N, 10] width, height, place in FAULTS and in FORMATS, EXIF orientation, bytes, checksum of the start, place in
+    # ODDITIES; bytes and time of change of the whole file
+    facts: NDArray[np.int64]
 
     def path(self, i: int) -> bytes:
         """Absolute path of file i."""
@@ -64,6 +57,10 @@ class SplitScan:
         ending = np.array([_ENDINGS.get(p.rpartition(b".")[2].lower(), 0) for p in self.listing.paths.tolist()])
         return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, FORMAT] != ending))
 
+    def odd(self) -> NDArray[np.int64]:
+        """Good files whose pixels DALI and Pillow read differently."""
+        return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, ODDITY] != PLAIN))
+
 
 def scan_split(config: DataSet, split: Split) -> SplitScan:
     """Look at the header and the end of every file, and renew the cached index with what is found.
@@ -72,50 +69,48 @@ def scan_split(config: DataSet, split: Split) -> SplitScan:
     """
     found: list[SplitScan] = []
 
-    def look(listing: Listing) -> NDArray[np.int32]:
+    def look(listing: Listing) -> NDArray[np.int64]:
         facts = each_file(listing, examine)
+        measured = facts[:, [WIDTH, HEIGHT, STATUS, SIZE, CHANGED]]
+        large = (facts[:, STATUS] == GOOD) & (facts[:, WIDTH] * facts[:, HEIGHT] > config.max_pixels)
+        facts[large, STATUS] = TOO_MANY  # of this config, so that the index does not hold it
         found.append(SplitScan(listing, facts))
-        return facts[:, : STATUS + 1].astype(np.int32)
+        return measured
 
     rescan(config, split, look)
     return found[0]
 
 
 def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts:
-    """What the first and last bytes of a file, or of a range of it, say. Never raises for a bad file."""
+    """What the first and last bytes of a file, or of a range of it, say. Never raises for a bad file.
+
+    Raises UserError where the system fails.
+    """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, READ)
+        try:
+            found = os.fstat(file)
+            if found.st_mode & 0o170000 != 0o100000:
+                return _unread(NO_FILE)
+            span = OpenRange.of(file, found.st_size, start, size)
+            head = os.pread(file, min(HEAD, span.size), start)
+            turn, oddity = traits(span, head)
+            header = parse_header(span, head)
+            kind = _MAGIC.get(head[:2], 0)
+            return *header, kind, turn, span.size, zlib.crc32(head), oddity, found.st_size, found.st_mtime_ns
+        finally:
+            os.close(file)
     except OSError as error:
-        return 0, 0, absent(error), 0, 0, 0, 0
-    try:
-        span = OpenRange(file, start, size)
-        head = span.read(HEAD, 0)
-        length = len(head) if len(head) < HEAD else span.size
-        kind = next((k for magic, k in _MAGIC if head.startswith(magic)), 0)
-        return *parse_header(span, head), kind, orientation(head), length, zlib.crc32(head)
-    except OSError:
-        return 0, 0, FAULTS.index("not readable"), 0, 0, 0, 0
-    finally:
-        os.close(file)
+        return _unread(fault_of(error, path))
 
 
-def orientation(head: bytes) -> int:
-    """EXIF orientation, 1 to 8, in the first bytes of a JPEG file; 1 (upright) where there is none."""
-    found = head.find(b"Exif\0\0", 0, 256)
-    if found < 0:
-        return 1
-    table = head[found + 6 :]
-    order = "<" if table[:2] == b"II" else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", table, 4)
-        (count,) = struct.unpack_from(order + "H", table, start)
-        for k in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", table, start + 2 + 12 * k)
-            if tag == 0x0112:
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+def _unread(fault: int) -> Facts:
+    return 0, 0, fault, 0, UPRIGHT, 0, 0, PLAIN, 0, 0
+
+
+def odd(part: SplitScan) -> list[dict[str, str]]:
+    """Path, class and kind of every good file whose pixels DALI and Pillow read differently."""
+    return [_named(part, int(i)) | {"fault": ODDITIES[part.facts[i, ODDITY]]} for i in part.odd()]
 
 
 def bad(part: SplitScan) -> list[dict[str, str]]:

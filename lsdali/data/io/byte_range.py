@@ -76,19 +76,19 @@ class OpenRange(NamedTuple):
     """A place in an open file, read as if it were a file of its own."""
 
     file: int
-    start: int = 0
-    length: int | None = None
+    start: int
+    size: int  # bytes that are there
 
-    @property
-    def size(self) -> int:
-        """Bytes that are there."""
-        there = os.fstat(self.file).st_size - self.start
-        return there if self.length is None else min(there, self.length)
+    @classmethod
+    def of(cls, file: int, there: int, start: int = 0, length: int | None = None) -> "OpenRange":
+        """`length` bytes from `start` on of a file with `there` bytes; None: to its end."""
+        if length is None and not start:
+            return cls(file, 0, there)
+        left = max(there - start, 0)
+        return cls(file, start, left if length is None else min(left, length))
 
     def read(self, count: int, at: int) -> bytes:
-        if self.length is not None:
-            count = max(min(count, self.length - at), 0)
-        return os.pread(self.file, count, self.start + at)
+        return os.pread(self.file, max(min(count, self.size - at), 0), self.start + at)
 
 
 class _Opened:
@@ -121,6 +121,10 @@ class ByteRanges:
     def byte_range(self, i: int) -> ByteRange:
         file, start, length = self.spans[i].tolist()
         return ByteRange(self._path(file), start, length)
+
+    def paths(self) -> list[bytes]:
+        """[S] absolute paths of the files."""
+        return [self._path(file) for file in range(len(self.files))]
 
     def at(self, rows: NDArray[np.int64]) -> "ByteRanges":
         """The samples `rows`."""

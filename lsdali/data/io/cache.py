@@ -1,5 +1,8 @@
 """The cache folder, folders that appear there whole or not at all, and work that is done once on each node."""
 
+import fcntl
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -8,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lsdali import dist
-from lsdali.errors import UserError
+from lsdali.errors import UserError, first_line
 
 
 def cache_dir() -> Path:
@@ -21,7 +24,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder to fill, renamed to `target` at the end.
+    """Yield a temporary folder to fill, renamed to `target` at the end.
 
     Where another process made `target` meanwhile, theirs stays and ours goes: both hold the same.
     Raises UserError where the folder cannot be written.
@@ -30,10 +33,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise UserError(
-            f"the cache folder {target.parent} cannot be written ({error.strerror}); "
-            "set LSDALI_CACHE to a folder that can"
-        ) from error
+        raise _unwritable(target.parent, error) from error
     try:
         yield draft
         draft.chmod(0o755)
@@ -41,8 +41,91 @@ def new_folder(target: Path) -> Iterator[Path]:
             draft.rename(target)
         if not target.is_dir():
             raise UserError(f"{target} could not be made; set LSDALI_CACHE to a folder that can be written")
+        sync(target.parent)
+    except OSError as error:
+        raise _unwritable(target.parent, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    why = error.strerror or str(error)  # NumPy's own errors have no number
+    return UserError(
+        f"the cache folder {folder} cannot be written ({why}); make room, or set LSDALI_CACHE to a folder that can"
+    )
+
+
+def sync(path: Path) -> None:
+    """Let what was written to a file or folder last through a power cut. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+MANIFEST = "sha256.json"
+
+
+def seal(draft: Path, key: str) -> None:
+    """Write the checksums of the files of a folder, and what the folder is for, into it, and sync all of it."""
+    files = sorted(path.name for path in draft.iterdir())
+    content = {"key": key, "files": {name: _checksum(draft / name) for name in files}}
+    (draft / MANIFEST).write_text(json.dumps(content))
+    for name in (*files, MANIFEST):
+        sync(draft / name)
+    sync(draft)
+
+
+def damage(folder: Path, key: str) -> str:
+    """Return what is wrong with a sealed folder, in a few words; empty where it holds what was sealed for `key`."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        if content["key"] != key:
+            return "made for other data"
+        for name, checksum in content["files"].items():
+            if _checksum(folder / name) != checksum:
+                return f"damaged: {name} has other content than was written"
+    except FileNotFoundError as error:
+        return f"not whole: {Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"not readable: {first_line(error)}"
+    return ""
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of the cache, or what has taken its name. Processes that have its files mapped keep them."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Let one process at a time work on `name` in the cache folder, so that several runs do not do the same work.
+
+    Only a help: where the file system knows no locks, each process works for itself.
+    """
+    handle = -1
+    with suppress(OSError):
+        folder = cache_dir() / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 def on_each_node(work: Callable[[], Path]) -> Path:

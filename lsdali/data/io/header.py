@@ -3,11 +3,13 @@
 No decoder is called: at ImageNet's size decoding every file once would cost as much as an epoch.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Callable
 
 from lsdali.data.io.byte_range import OpenRange, Readable
+from lsdali.errors import UserError
 
 # The place in this table is the status that the index stores; 0 is good.
 FAULTS = (
@@ -21,43 +23,83 @@ FAULTS = (
     "truncated",
     "damaged header",
     "larger than 65,535 pixels",
+    "no regular file",
+    "a kind of TIFF or JPEG that is not supported",
+    "more pixels than data.max_pixels",
 )
-GOOD, MISSING, UNREADABLE, EMPTY, TEXT, GIF, UNKNOWN, TRUNCATED, DAMAGED, HUGE = range(len(FAULTS))
+GOOD, MISSING, UNREADABLE, EMPTY, TEXT, GIF, UNKNOWN, TRUNCATED, DAMAGED, HUGE, NO_FILE, KIND, TOO_MANY = range(13)
 
 HEAD, TAIL = 4096, 1024
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO would wait for a writer
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_NO_FILE = {errno.ESPIPE, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN}
 Header = tuple[int, int, int]  # width, height, status
+Stamped = tuple[int, int, int, int, int]
 
 
 def read_header(path: str | bytes, start: int = 0, length: int | None = None) -> Header:
-    """Width and height in pixels and a place in FAULTS, of a file or a range of it. Never raises for a bad file."""
+    """Return width and height in pixels and a place in FAULTS, of a file or a range of it; never raise for a bad file.
+
+    Raises UserError where the system fails, as it does without permission or with a disk error.
+    """
+    return read_stamped(path, start, length)[:3]
+
+
+def read_stamped(path: str | bytes, start: int = 0, length: int | None = None) -> Stamped:
+    """Return what read_header() returns, then the bytes of the file and the time of its last change in ns.
+
+    The last two are 0 where there is no file.
+    """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, READ)
+        try:
+            found = os.fstat(file)
+            if found.st_mode & 0o170000 != 0o100000:
+                return 0, 0, NO_FILE, 0, 0
+            span = OpenRange.of(file, found.st_size, start, length)
+            header = parse_header(span, os.pread(file, min(HEAD, span.size), start))
+            return *header, found.st_size, found.st_mtime_ns
+        finally:
+            os.close(file)
     except OSError as error:
-        return 0, 0, absent(error)
-    try:
-        span = OpenRange(file, start, length)
-        return parse_header(span, span.read(HEAD, 0))
-    except OSError:
-        return 0, 0, UNREADABLE
-    finally:
-        os.close(file)
+        return 0, 0, fault_of(error, path), 0, 0
 
 
-def absent(error: OSError) -> int:
-    """The fault of a file that cannot be opened."""
-    return MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
+def fault_of(error: OSError, path: str | bytes) -> int:
+    """Return the fault of a file that cannot be opened or read. Raises UserError where the system is to blame."""
+    if absent(error):
+        return MISSING
+    if no_regular_file(error):
+        return NO_FILE
+    raise SystemFault(error, path) from None
+
+
+def absent(error: OSError) -> bool:
+    """Return whether there is no such file, which a link to itself is too."""
+    return error.errno in _ABSENT
+
+
+def no_regular_file(error: OSError) -> bool:
+    """Return whether a FIFO, a socket, a device or a folder is what could not be read."""
+    return error.errno in _NO_FILE
+
+
+class SystemFault(UserError):
+    """The system cannot read a file, whatever it holds: no permission, no more open files, a disk or network error."""
+
+    def __init__(self, error: OSError, path: str | bytes) -> None:
+        self.path = os.fsdecode(path)
+        super().__init__(f"{self.path} cannot be read: {error.strerror}; the same command goes on once it can")
 
 
 def parse_header(file: Readable, head: bytes) -> Header:
-    """The same for an open file and its first HEAD bytes."""
+    """Return the same for an open file and its first HEAD bytes. Raises OSError."""
     try:
         return _read_header(file, head)
     except (struct.error, IndexError):
         return 0, 0, TRUNCATED
     except ValueError:
         return 0, 0, DAMAGED
-    except OSError:
-        return 0, 0, UNREADABLE
 
 
 def _read_header(file: Readable, head: bytes) -> Header:
@@ -70,6 +112,8 @@ def _read_header(file: Readable, head: bytes) -> Header:
                 return 0, 0, DAMAGED
             if max(width, height) > 65535:
                 return width, height, HUGE
+            if whole is None:
+                return width, height, KIND
             return width, height, GOOD if whole else TRUNCATED
     if head.startswith(b"GIF8"):
         return 0, 0, GIF
@@ -77,7 +121,7 @@ def _read_header(file: Readable, head: bytes) -> Header:
     return 0, 0, TEXT if text else UNKNOWN
 
 
-Measured = tuple[int, int, bool]  # width, height, whether the end is there
+Measured = tuple[int, int, bool | None]  # width, height, whether the end is there; None: a kind that no decoder reads
 
 
 def _tail(file: Readable, head: bytes, mark: bytes, start: int) -> bool:
@@ -95,6 +139,7 @@ def _jpeg(file: Readable, head: bytes) -> Measured:
     """Walk the segments to the frame header (SOFn) and the scan (SOS), past any embedded thumbnail."""
     base, at = 0, 2
     width = height = 0
+    known = True
     while True:
         if at - base + 9 > len(head):
             base, head = at, file.read(HEAD, at)
@@ -108,9 +153,11 @@ def _jpeg(file: Readable, head: bytes) -> Measured:
         if marker == 0xDA:
             break
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", head, here + 5)
+            bits, height, width = struct.unpack_from(">BHH", head, here + 4)
+            known = marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and bits == 8  # others are lossless or of 12 bits
         at += 2 + struct.unpack_from(">H", head, here + 2)[0]
-    return width, height, _tail(file, head if base == 0 else b"", b"\xff\xd9", at)
+    whole = _tail(file, head if base == 0 else b"", b"\xff\xd9", at)
+    return width, height, whole if known else None
 
 
 def _png(file: Readable, head: bytes) -> Measured:
@@ -121,8 +168,8 @@ def _png(file: Readable, head: bytes) -> Measured:
 
 
 def _bmp(file: Readable, head: bytes) -> Measured:
-    (start,) = struct.unpack_from("<I", head, 10)
-    width, height = struct.unpack_from("<ii", head, 18)
+    start, length = struct.unpack_from("<II", head, 10)
+    width, height = struct.unpack_from("<HH" if length == 12 else "<ii", head, 18)  # 12: OS/2
     return width, abs(height), file.size > start
 
 
@@ -150,17 +197,34 @@ def _pnm(file: Readable, head: bytes) -> Measured:
 
 
 def _tiff(file: Readable, head: bytes) -> Measured:
+    found = tiff_tags(file, head)
+    bits, sample = found.get(258, 0), found.get(339, 1)
+    known = bits > 0 and found.get(259, 1) in _TIFF_COMPRESSIONS and (bits, sample) in _TIFF_SAMPLES
+    return found.get(256, 0), found.get(257, 0), True if known else None
+
+
+# What DALI decodes of TIFF: compressions, and (bits, sample format) of a channel.
+_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 50000}
+_TIFF_SAMPLES = {(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 3), (8, 4), (16, 4)}
+
+
+def tiff_tags(file: Readable, head: bytes) -> dict[int, int]:
+    """Return the first value of each tag of a TIFF file's first image that holds short or long numbers."""
     order = "<" if head[:2] == b"II" else ">"
     (offset,) = struct.unpack_from(order + "I", head, 4)
     table = file.read(HEAD, offset)
     found = {}
     for k in range(struct.unpack_from(order + "H", table)[0]):
-        tag, kind = struct.unpack_from(order + "HH", table, 2 + 12 * k)
-        if tag in (256, 257):
-            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), table, 10 + 12 * k)
-        if tag > 257:
-            break
-    return found.get(256, 0), found.get(257, 0), True
+        tag, kind, count = struct.unpack_from(order + "HHI", table, 2 + 12 * k)
+        if kind not in (3, 4):
+            continue
+        size, letter = (2, "H") if kind == 3 else (4, "I")
+        place, data = 10 + 12 * k, table
+        if count * size > 4:
+            (at,) = struct.unpack_from(order + "I", table, place)
+            place, data = 0, file.read(size, at)
+        (found[tag],) = struct.unpack_from(order + letter, data, place)
+    return found
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[Readable, bytes], Measured]], ...] = (

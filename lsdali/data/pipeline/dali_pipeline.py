@@ -109,10 +109,19 @@ class DaliPipeline:
         rows = self._arrays(self.position)
         if isinstance(rows[0], PendingBytes):
             rows = rows[0].result(), *rows[1:]
-        found = {int(rows[1][k]): "" for k in self._failing(rows)}
+        failing = self._failing(rows)
+        found = {int(rows[1][k]): "" for k in failing}
         reasons = {i: self._reason(i) for i in found}
         sound = len(found) > 1 and not any(reasons.values())
         if not found or (sound and len(found) == len(set(rows[1].tolist()))):
+            raise error
+        unsure = [k for k in failing if not reasons[int(rows[1][k])]]
+        if unsure:  # a file that was away for a moment is no bad one
+            still = set(self._failing(tuple([row[k] for k in unsure] for row in rows)))
+            for place, k in enumerate(unsure):
+                if place not in still:
+                    reasons.pop(int(rows[1][k]), None)
+        if not reasons:
             raise error
         return {i: reason or "cannot be decoded" for i, reason in reasons.items()}
 

@@ -42,11 +42,12 @@ class GraphSpec:
     images: SampleForm = "paths"
     way: Way = "window"  # how a part of an image is decoded
     hw_decoder_load: float | None = None  # share of images for the GPU's own JPEG engines; None: DALI's
+    upright: bool = False  # turn images by their EXIF orientation
 
     @property
     def decoder(self) -> dict[str, Any]:
-        # adjust_orientation=False and jpeg_fancy_upsampling=True: the pixels that PIL and torchvision see.
-        base = {"jpeg_fancy_upsampling": True, "adjust_orientation": False}
+        # jpeg_fancy_upsampling=True: the pixels that PIL and torchvision see.
+        base = {"jpeg_fancy_upsampling": True, "adjust_orientation": self.upright}
         if self.device_id is None:
             return base | {"device": "cpu"}
         load = {} if self.hw_decoder_load is None else {"hw_decoder_load": self.hw_decoder_load}

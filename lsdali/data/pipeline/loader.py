@@ -22,6 +22,7 @@ from lsdali.data.pipeline.dali_pipeline import BatchArrays, DaliPipeline
 from lsdali.data.pipeline.decoder import decoder_report
 from lsdali.data.pipeline.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.pipeline.options import LoaderOptions
+from lsdali.data.pipeline.outage import Recovery
 from lsdali.data.sampling.augment import draw_choices
 from lsdali.data.sampling.crops import (
     center_crop,
@@ -72,6 +73,7 @@ class TrainLoader:
         self._runner = DaliPipeline(index, graph, spec, self._arrays)
         if options.device.type == "cuda" and index.form != "pixels" and dist.is_main():
             options.log(decoder_report().describe())
+        self._recovery = Recovery(index, self._runner, config.wait_seconds, options.log)
         self._valid = torch.ones(most, dtype=torch.bool, device=options.device)
 
     @property
@@ -133,7 +135,7 @@ class TrainLoader:
         return out
 
     def _recover(self, error: RuntimeError) -> None:
-        for i, reason in self._runner.culprits(error).items():
+        for i, reason in self._recovery.bad_files(error).items():
             self._found[i] = self._bad[i] = reason
             self._good[i] = False
             self._name([i])
@@ -158,10 +160,13 @@ class TrainLoader:
             self._say(f"bad file: {self.index.path(i)} ({self._bad[i]}); a stand-in is used")
 
     def _refuse_many_bad(self) -> None:
-        if len(self._bad) > self._config.max_bad_files or not self._good.any():
+        most = self._config.bad_files_allowed(len(self.index))
+        if len(self._bad) > most or not self._good.any():
             names = few([f"{self.index.path(i)} ({fault})" for i, fault in sorted(self._bad.items())])
+            given = self._config.max_bad_files
+            limit = f"{given}" if isinstance(given, int) else f"{given:g} of {len(self.index):,} files, which is {most}"
             raise UserError(
-                f"{len(self._bad)} training files are bad, more than max_bad_files = {self._config.max_bad_files}: "
+                f"{len(self._bad)} training files are bad, more than max_bad_files = {limit}: "
                 f"{names}; repair or remove them, or raise max_bad_files"
             )
 
@@ -181,6 +186,7 @@ class EvalLoader:
         self._valid = [torch.from_numpy(valid).to(device) for _, valid in self._slices]
         spec = _spec(index, config, batch=batch, size=config.eval.size, device=device, half=half)
         self._runner = DaliPipeline(index, resized_graph, spec, self._arrays)
+        self._recovery = Recovery(index, self._runner, config.wait_seconds)
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -190,12 +196,15 @@ class EvalLoader:
         if self._slices and self._runner.position % len(self):
             self._runner.seek(0)
         for valid in self._valid:
+            yield _batch(self.index, *self._next(), valid)
+
+    def _next(self) -> tuple[Tensor, Tensor]:
+        while True:
             try:
-                images, index = self._runner.run()
+                return self._runner.run()
             except RuntimeError as error:
-                bad = self._runner.culprits(error)
-                raise _bad_validation([(self.index.path(i), reason) for i, reason in bad.items()]) from None
-            yield _batch(self.index, images, index, valid)
+                if bad := self._recovery.bad_files(error):
+                    raise _bad_validation([(self.index.path(i), reason) for i, reason in bad.items()]) from None
 
     def close(self) -> None:
         """Free DALI's threads and memory."""
@@ -233,6 +242,7 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
         images=index.form,
         way="window" if device_id is None else decoder_report().way,
         hw_decoder_load=config.hw_decoder_load,
+        upright=config.exif_orientation,
     )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from lsdali import dist
 from lsdali.data.index.decode_cache import decode, one_size
-from lsdali.data.index.index import Index, open_whole, select
+from lsdali.data.index.index import Index, as_begun, open_whole, select
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain, obstacle
@@ -17,14 +17,21 @@ from lsdali.errors import UserError
 Log = Callable[[str], None]
 
 
-def open_dataset(config: DataSet, split: Split, log: Log = print) -> Index:
+def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | None = None) -> Index:
     """The samples that the recipe uses of one split, with their pixels where they are to be held on the device.
+
+    `begun` is the fingerprint of the training set with which a run began that is to go on: files that are gone since
+    are marked as missing, so that the others keep their numbers.
 
     Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine. Arrays whose images
     cannot be held go through DALI.
     Raises UserError for a wrong layout or choice, and where images must be held and cannot. Collective.
     """
-    index = open_whole(config, split)
+    index = open_whole(config, split, log)
+    if begun is not None:
+        index = as_begun(config, split, index, begun)
+    if index.left_out and dist.is_main():
+        log(f"{split} folders hold what is no data; {index.left_out}; lsdali scan names them")
     if isinstance(config, Files):
         index = _held(config, split, index, log)
     elif (why := obstacle(config, split, index)) and dist.is_main():
@@ -41,7 +48,7 @@ def _held(config: Files, split: Split, index: Index, log: Log) -> Index:
         return index
     why = obstacle(config, split, index)
     if not why:
-        index, why = decode(index)
+        index, why = decode(index, log)
     if config.resident == "always" and why:
         raise UserError(f"data.resident: {split} images cannot be held on the device: {why}; use auto or never")
     if dist.is_main():

@@ -27,6 +27,8 @@ def obstacle(config: DataSet, split: Split, index: Index) -> str:
     size = one_size(index)
     if size is None:
         return "the images have different sizes, or some are bad"
+    if config.exif_orientation:
+        return "data.exif_orientation needs DALI"
     if split == "val":
         if config.eval.resize != min(size) or (config.eval.sides == "both" and size[0] != size[1]):
             return f"data.eval.resize {config.eval.resize} resizes images of {size[0]}x{size[1]} pixels"

@@ -129,8 +129,15 @@ class DataSet(Config):
     """Batches that DALI prepares ahead; null: 3 on a GPU, 2 elsewhere."""
     hw_decoder_load: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of JPEGs for the JPEG engines of GPUs that have some; null: DALI's own, 0.65. More where cores are few."""
-    max_bad_files: int = Field(default=100, ge=0)
-    """Unreadable training files to replace by stand-ins before the run is refused."""
+    max_bad_files: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Unreadable training files to replace by stand-ins before the run is refused: a number of files, or a share of
+    the training set, then at least one file."""
+    wait_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """How long to wait for a folder of training images that goes away in mid-run, before the run stops."""
+    max_pixels: int = Field(default=89_478_485, ge=1)
+    """The most pixels, width times height, that an image may have; a larger one is a bad file. As Pillow's limit."""
+    exif_orientation: bool = False
+    """Turn images as their EXIF orientation says; false: read pixels as they are stored, as torchvision does."""
 
     @model_validator(mode="after")
     def _positive(self) -> "DataSet":
@@ -148,6 +155,11 @@ class DataSet(Config):
     def layout(self) -> tuple[str, ...]:
         """What, beside root and split, decides the listing."""
         return ()
+
+    def bad_files_allowed(self, samples: int) -> int:
+        """How many of the training samples may be bad."""
+        most = self.max_bad_files
+        return most if isinstance(most, int) else max(int(most * samples), 1)
 
     def validation(self) -> str:
         """What is validated on, in words."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali.data.io.byte_range import ByteRange, ByteRanges
+from lsdali.data.sets.walk import LeftOut, Walk
 from lsdali.errors import UserError
 
 Split = Literal["train", "val"]
-EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Listing:
     pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
     ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
     headers: NDArray[np.int32] | None = None  # [N, 3] what read_header() returns of each, where that is known already
+    left_out: LeftOut = field(default_factory=LeftOut)  # what lies among the files and is no data
 
     def path(self, i: int) -> bytes:
         """Absolute path of sample i."""
@@ -43,14 +44,6 @@ class Listing:
             return [self.ranges.byte_range(i) for i in range(start, stop)]
         root = os.fsencode(self.root) + b"/"
         return [ByteRange(root + path) for path in self.paths[start:stop].tolist()]
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """The images below one class folder."""
-
-    paths: NDArray[np.bytes_]  # [n] relative to root
-    walked: list[str]
 
 
 def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -> Listing:
@@ -79,20 +72,30 @@ def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -
 
 
 def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str, ...]) -> Listing:
-    """The listing of base/folder/<class>/** for every class in `labels`, in its order."""
-    found = {name: _walk(base, f"{folder}/{name}") for name in labels}
-    for name, part in found.items():
-        if not len(part.paths):
-            raise UserError(f"class folder {base / folder / name} holds no image; fill or remove it")
-    watched = [folder, *(folder for part in found.values() for folder in part.walked)]
-    counts = [len(part.paths) for part in found.values()]
-    return Listing(
-        base,
-        join_paths(part.paths for part in found.values()),
-        np.repeat(np.fromiter(labels.values(), np.int64), counts),
-        classes,
-        tuple(watched),
-    )
+    """Return the listing of base/folder/<class>/** for every class in `labels`, in its order.
+
+    Raises UserError for a class without an image.
+    """
+    left = LeftOut()
+    walk = Walk(os.fsencode(base), left)
+    walk.folders(os.fsencode(folder))  # counts the hidden ones
+    watched, parts, counts = [folder], [], []
+    for name in labels:
+        found = walk.images(os.fsencode(f"{folder}/{name}"))
+        paths = [below + b"/" + image for below, images in found for image in images]
+        if not paths:
+            raise UserError(_empty(base / folder / name, left))
+        watched += [os.fsdecode(below) for below, _ in found]
+        parts.append(np.array(paths, np.bytes_))
+        counts.append(len(paths))
+    numbers = np.repeat(np.fromiter(labels.values(), np.int64), counts)
+    return Listing(base, join_paths(parts), numbers, classes, tuple(watched), left_out=left)
+
+
+def _empty(folder: Path, left: LeftOut) -> str:
+    """Return what to say of a class folder without an image."""
+    endings = f", but files with other endings ({', '.join(left.endings)})" if left.endings else ""
+    return f"class folder {folder} holds no image{endings}; fill or remove it"
 
 
 def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[str], sources: Sequence[str]) -> Listing:
@@ -113,21 +116,6 @@ def join_paths(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
         out[start : start + len(array)] = array
         start += len(array)
     return out
-
-
-def _walk(base: Path, folder: str) -> _Folder:
-    """Every image below base/folder; folders sorted by path, files by name; links followed."""
-    names: list[bytes] = []
-    walked: list[str] = []
-    for above, _, files in sorted(os.walk(os.fsencode(base / folder), onerror=_refuse, followlinks=True)):
-        relative = os.path.relpath(above, os.fsencode(base))
-        walked.append(os.fsdecode(relative))
-        names += [relative + b"/" + f for f in sorted(files) if f.lower().endswith(EXTENSIONS)]
-    return _Folder(np.array(names, dtype=np.bytes_), walked)
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"folder {os.fsdecode(error.filename)} cannot be read: {error.strerror}") from error
 
 
 def require_root(root: str, layout: str) -> Path:
@@ -155,11 +143,11 @@ def require_apart(base: Path, train_dir: str, val_dir: str) -> None:
 
 
 def class_names(base: Path, folder: str) -> tuple[str, ...]:
-    with os.scandir(base / folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir())
+    """Return the names of the class folders, sorted. Raises UserError where there is none."""
+    names = [os.fsdecode(name) for name in Walk(os.fsencode(base), LeftOut()).folders(os.fsencode(folder))]
     if not names:
         raise UserError(f"{base / folder} holds no class folder; expected {folder}/<class>/<images>")
-    return tuple(names)
+    return tuple(sorted(names))
 
 
 def few(names: Sequence[Any], limit: int = 5) -> str:

@@ -22,7 +22,8 @@ from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.io.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.io.store import Store, has_magic, open_store
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
-from lsdali.data.sets.listing import EXTENSIONS, Listing, Split, few, join_paths, require_root
+from lsdali.data.sets.listing import Listing, Split, few, join_paths, require_root
+from lsdali.data.sets.walk import EXTENSIONS, is_hidden
 from lsdali.errors import UserError
 
 CLASSES = "classes.txt"
@@ -96,7 +97,9 @@ def find(base: Path | Store, pattern: str) -> list[str]:
         return base.glob(pattern) if has_magic(pattern) else names
     try:
         packed = sorted(p.name for p in base.glob(f"{pattern}.*") if p.suffix in _PACKED)
-        found = sorted(str(p.relative_to(base)) for p in base.glob(pattern) if p.is_file())
+        found = sorted(
+            str(p.relative_to(base)) for p in base.glob(pattern) if p.is_file() and not is_hidden(os.fsencode(p.name))
+        )
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"'{pattern}' is no pattern of files below data root {base}: {error}") from None
     if packed:
@@ -196,13 +199,18 @@ def _pairs(file: Path | RemoteFile) -> Iterator[tuple[str, str, tarfile.TarInfo,
     """Key, ending, member and, of labels, content, of each image and label."""
     for member, text in _members(file):
         parts = _MEMBER.fullmatch(member.name)
-        if parts is None or not member.isreg():
+        if parts is None or not member.isreg() or _in_hidden(member.name):
             continue
         key, ending = parts[1], parts[2].lower()
         if ending in _IMAGES and member.issparse():
             raise UserError(f"{file}:{member.name} is stored with holes (sparse); pack it again without --sparse")
         if ending == "cls" or ending in _IMAGES:
             yield key, ending, member, text
+
+
+def _in_hidden(name: str) -> bool:
+    """Return whether a folder of the member is hidden or a system's."""
+    return any(is_hidden(os.fsencode(part)) for part in name.split("/")[:-1] if part not in (".", ".."))
 
 
 def _members(file: Path | RemoteFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]:

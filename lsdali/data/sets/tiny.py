@@ -1,5 +1,6 @@
 """Tiny ImageNet's own layout: a flat val folder with an annotation file."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lsdali.data.sets.listing import (
     require_apart,
     require_root,
 )
+from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
 
 ANNOTATIONS = "val/val_annotations.txt"
@@ -54,7 +56,8 @@ def _annotated(base: Path, classes: tuple[str, ...]) -> Listing:
     rows = sorted((line.split("\t")[1], line.split("\t")[0]) for line in file.read_text().splitlines() if line)
     if foreign := sorted({wnid for wnid, _ in rows} - set(classes)):
         raise UserError(f"{file} names classes that {base / 'train'} lacks: {few(foreign)}; unpack the data again")
-    lone = sorted({p.name for p in (base / "val/images").iterdir()} - {name for _, name in rows})
+    inside = (p.name for p in (base / "val/images").iterdir() if not is_hidden(os.fsencode(p.name)))
+    lone = sorted({*inside} - {name for _, name in rows})
     if lone:
         raise UserError(f"{file} does not name the class of {few(lone)}; every image in val/images needs a line")
     if not rows:

@@ -1,0 +1,160 @@
+"""What a header says beside the size: EXIF orientation, and whether DALI and Pillow read the pixels alike."""
+
+import os
+import struct
+from collections.abc import Iterator
+
+from lsdali.data.io.byte_range import Memory, OpenRange, Readable
+from lsdali.data.io.header import GOOD, HEAD, READ, Stamped, read_stamped, tiff_tags
+
+UPRIGHT = 1
+_ADOBE, _EXIF = 0xEE, 0xE1
+_LONGEST = 1 << 16  # bytes of EXIF data that are read
+# The place in this table is what traits() returns.
+ODDITIES = (
+    "",
+    "CMYK JPEG without Adobe's marker, whose colours DALI inverts",
+    "16-bit gray, which Pillow clips to white and DALI scales",
+    "PNM file whose largest value is not 255, which DALI does not scale",
+    "TIFF of floats, which DALI scales from 0..1 and Pillow clips",
+    "TIFF with an alpha channel beside gray, or in Lab colours",
+    "TIFF with an EXIF orientation, by which Pillow turns it",
+)
+PLAIN, CMYK, GRAY16, DEPTH, FLOATS, ALPHA, TURNED = range(len(ODDITIES))
+Traits = tuple[int, int]  # EXIF orientation 1 to 8, place in ODDITIES
+
+
+def read_upright(path: str | bytes, start: int = 0, length: int | None = None) -> Stamped:
+    """Return what read_stamped() returns, with the sides of the image as it is after its EXIF orientation.
+
+    Raises UserError where the system fails.
+    """
+    width, height, status, size, changed = read_stamped(path, start, length)
+    if status == GOOD and orientation(path, start, length) > 4:
+        width, height = height, width
+    return width, height, status, size, changed
+
+
+def orientation(path: str | bytes, start: int = 0, length: int | None = None) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 (upright) where none can be read."""
+    try:
+        file = os.open(path, READ)
+        try:
+            span = OpenRange.of(file, os.fstat(file).st_size, start, length)
+            return traits(span, span.read(HEAD, 0))[0]
+        finally:
+            os.close(file)
+    except OSError:
+        return UPRIGHT
+
+
+def traits(file: Readable, head: bytes) -> Traits:
+    """Return the orientation and the oddity of an open file with the first bytes `head`. Raises OSError."""
+    try:
+        for magic, look in _FORMATS:
+            if head.startswith(magic):
+                return look(file, head)
+    except (struct.error, IndexError, ValueError):
+        pass
+    return UPRIGHT, PLAIN
+
+
+def _turn(exif: bytes) -> int:
+    """Return the orientation in a block of EXIF data."""
+    data = exif.removeprefix(b"Exif\0\0")
+    try:
+        found = tiff_tags(Memory(data), data).get(274, UPRIGHT)
+    except struct.error:
+        return UPRIGHT
+    return found if 1 <= found <= 8 else UPRIGHT
+
+
+def _jpeg(file: Readable, head: bytes) -> Traits:
+    sof = max(head.find(b"\xff\xc0"), head.find(b"\xff\xc2"))
+    if 0 <= sof < len(head) - 9 and head[sof + 9] < 4 and len(head) < HEAD and b"Exif" not in head:
+        return UPRIGHT, PLAIN  # most small files: no walk is needed
+    turn, components, adobe = UPRIGHT, 0, False
+    for marker, at, size in _segments(file, head):
+        if marker == _EXIF and turn == UPRIGHT:
+            data = head[at : at + size] if at + size <= len(head) else file.read(size, at)
+            turn = _turn(data) if data.startswith(b"Exif\0\0") else UPRIGHT
+        elif marker == _ADOBE:
+            adobe = adobe or file.read(5, at) == b"Adobe"
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            components = file.read(6, at)[5]
+    return turn, CMYK if components == 4 and not adobe else PLAIN
+
+
+def _segments(file: Readable, head: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, first byte and length of the content of each segment before the scan."""
+    base, at = 0, 2
+    while True:
+        if at - base + 4 > len(head):
+            base, head = at, file.read(HEAD, at)
+        here = at - base
+        if here + 4 > len(head):
+            return
+        marker = head[here + 1]
+        if head[here] != 0xFF or marker == 0xDA:
+            return
+        if marker == 0xFF:
+            at += 1
+            continue
+        (size,) = struct.unpack_from(">H", head, here + 2)
+        yield marker, at + 4, size - 2
+        at += 2 + size
+
+
+def _png(file: Readable, head: bytes) -> Traits:
+    depth, color = head[24], head[25]
+    turn, at = UPRIGHT, 8
+    while len(chunk := file.read(8, at)) == 8:
+        (size,) = struct.unpack_from(">I", chunk)
+        if chunk[4:] == b"eXIf":
+            turn = _turn(file.read(min(size, _LONGEST), at + 8))
+        at += 12 + size
+    return turn, GRAY16 if (depth, color) == (16, 0) else PLAIN
+
+
+def _webp(file: Readable, head: bytes) -> Traits:
+    turn, at = UPRIGHT, 12
+    if head[12:16] != b"VP8X" or not head[20] & 8:  # no EXIF data
+        return UPRIGHT, PLAIN
+    while len(chunk := file.read(8, at)) == 8:
+        (size,) = struct.unpack_from("<I", chunk, 4)
+        if chunk[:4] == b"EXIF":
+            turn = _turn(file.read(min(size, _LONGEST), at + 8))
+        at += 8 + size + size % 2
+    return turn, PLAIN
+
+
+def _pnm(file: Readable, head: bytes) -> Traits:
+    words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
+    depth = int(words[3])
+    if depth in (255, 65535):
+        return UPRIGHT, GRAY16 if depth > 255 and words[0] == b"P5" else PLAIN
+    return UPRIGHT, DEPTH
+
+
+def _tiff(file: Readable, head: bytes) -> Traits:
+    tags = tiff_tags(file, head)
+    bits, sample, channels, colors = (tags.get(tag, 1) for tag in (258, 339, 277, 262))
+    turn = tags.get(274, UPRIGHT)
+    if sample == 3:
+        return turn, FLOATS
+    if channels == 2 or colors in (8, 9, 10):
+        return turn, ALPHA
+    if bits == 16 and channels == 1:
+        return turn, GRAY16
+    return turn, PLAIN if turn == UPRIGHT else TURNED
+
+
+_FORMATS = (
+    (b"\xff\xd8\xff", _jpeg),
+    (b"\x89PNG\r\n\x1a\n", _png),
+    (b"RIFF", _webp),
+    (b"P5", _pnm),
+    (b"P6", _pnm),
+    (b"II*\0", _tiff),
+    (b"MM\0*", _tiff),
+)
