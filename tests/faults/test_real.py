@@ -42,7 +42,8 @@ class Run:
     def complaint(self) -> str:
         """The first line on the terminal that is neither progress nor the launcher's."""
         progress = ("train images", "val images", "starts", "resumes", "epoch ", "finished", "W1", "[W", "*")
-        return next((x for x in self.log.read_text().splitlines() if x and not x.startswith(progress)), "")
+        lines = [x for x in self.log.read_text().splitlines() if x and " epochs, into " not in x]
+        return next((x for x in lines if not x.startswith(progress)), "")
 
 
 def alive(process: int) -> bool:
