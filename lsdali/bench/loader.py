@@ -205,7 +205,7 @@ def _in_new_process(run: LoaderRun, cache: str) -> Cost:
 
 def link_images(root: Path, into: Path, most: int) -> int:
     """Links to up to `most` images anywhere below root, as one class, in train and (one) in val."""
-    from lsdali.data.sets.walk import EXTENSIONS
+    from lsdali.data.io.image_formats import EXTENSIONS
 
     suffixes = tuple(e.decode() for e in EXTENSIONS)
     found = sorted(p for p in root.expanduser().absolute().rglob("*") if p.name.lower().endswith(suffixes))

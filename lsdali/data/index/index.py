@@ -40,7 +40,8 @@ class Index:
     fingerprint: str  # sha256 of paths, pixels that come as arrays, lengths of ranges, and the labels in use
     clean: Ints  # [N] labels before noise
     numbers: Ints  # [N] places in the whole set
-    pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] where they are at hand; memory-mapped
+    pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] if they are at hand; memory-mapped
+    held: bool = False  # whether these pixels are kept on the device, without DALI
     ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
     upright: bool = False  # sizes are those after the EXIF orientation
     left_out: str = ""  # what lies among the files and is no data, in one line

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lsdali.data.index.scan_split import FORMAT, FORMATS, HEIGHT, LENGTH, STATUS, TURN, WIDTH, SplitScan, bad, odd
+from lsdali.data.index.scan_split import FORMAT, HEIGHT, LENGTH, STATUS, TURN, WIDTH, SplitScan, bad, odd
 from lsdali.data.io.byte_range import ByteRange
 from lsdali.data.io.header import GOOD
+from lsdali.data.io.image_formats import FORMAT_NAMES
 from lsdali.page import render
 
 SHOWN = 20  # rows of a list in text; JSON has them all
@@ -29,7 +30,7 @@ def summarize(part: SplitScan) -> dict[str, Any]:
         "per_class": _spread(counts),
         "width": _spread(facts[:, WIDTH]),
         "height": _spread(facts[:, HEIGHT]),
-        "formats": {FORMATS[k]: n for k, n in _counted(facts[:, FORMAT])},
+        "formats": {FORMAT_NAMES[k]: n for k, n in _counted(facts[:, FORMAT])},
         "orientations": {str(k): n for k, n in _counted(facts[:, TURN])},
         "misnamed": [os.fsdecode(part.path(int(i))) for i in part.misnamed()],
         "odd": odd(part),

@@ -18,15 +18,11 @@ from numpy.typing import NDArray
 from lsdali.data.index.stored import each_file, rescan
 from lsdali.data.io.byte_range import ByteRange, OpenRange
 from lsdali.data.io.header import FAULTS, GOOD, HEAD, NO_FILE, READ, TOO_MANY, fault_of, parse_header
+from lsdali.data.io.image_formats import FORMAT_OF_ENDING, FORMAT_OF_START
 from lsdali.data.io.quirks import ODDITIES, PLAIN, UPRIGHT, traits
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Listing, Split
 from lsdali.errors import UserError
-
-FORMATS = ("unknown", "JPEG", "PNG", "BMP", "WebP", "PNM", "TIFF", "GIF")
-_MAGIC = {b"\xff\xd8": 1, b"\x89P": 2, b"BM": 3, b"RI": 4, b"P5": 5, b"P6": 5, b"II": 6, b"MM": 6, b"GI": 7}
-_ENDINGS = {b"jpg": 1, b"jpeg": 1, b"jfif": 1, b"png": 2, b"bmp": 3, b"webp": 4} | {b"pgm": 5, b"ppm": 5}
-_ENDINGS |= {b"tif": 6, b"tiff": 6}
 
 WIDTH, HEIGHT, STATUS, FORMAT, TURN, LENGTH, CHECK, ODDITY, SIZE, CHANGED = range(10)  # columns of facts
 Facts = tuple[int, int, int, int, int, int, int, int, int, int]
@@ -37,8 +33,8 @@ class SplitScan:
     """One split: a row of facts for each of its N files."""
 
     listing: Listing
-    # [N, 10] width, height, place in FAULTS and in FORMATS, EXIF orientation, bytes, checksum of the start, place in
-    # ODDITIES; bytes and time of change of the whole file
+    # [N, 10] width, height, position in FAULTS and in FORMAT_NAMES, EXIF orientation, bytes, checksum of the start,
+    # position in ODDITIES; bytes and time of change of the whole file
     facts: NDArray[np.int64]
 
     def path(self, i: int) -> bytes:
@@ -54,7 +50,7 @@ class SplitScan:
 
     def misnamed(self) -> NDArray[np.int64]:
         """Good files whose ending names another format: PIL and DALI do not mind, other tools may."""
-        ending = np.array([_ENDINGS.get(p.rpartition(b".")[2].lower(), 0) for p in self.listing.paths.tolist()])
+        ending = np.array([FORMAT_OF_ENDING.get(p.rpartition(b".")[2].lower(), 0) for p in self.listing.paths.tolist()])
         return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, FORMAT] != ending))
 
     def odd(self) -> NDArray[np.int64]:
@@ -96,7 +92,7 @@ def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts
             head = os.pread(file, min(HEAD, span.size), start)
             turn, oddity = traits(span, head)
             header = parse_header(span, head)
-            kind = _MAGIC.get(head[:2], 0)
+            kind = FORMAT_OF_START.get(head[:2], 0)
             return *header, kind, turn, span.size, zlib.crc32(head), oddity, found.st_size, found.st_mtime_ns
         finally:
             os.close(file)

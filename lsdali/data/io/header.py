@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 from lsdali.data.io.byte_range import OpenRange, Readable
+from lsdali.data.io.image_formats import IMAGE_FORMATS
 from lsdali.errors import UserError
 
 # The place in this table is the status that the index stores; 0 is good.
@@ -105,9 +106,9 @@ def parse_header(file: Readable, head: bytes) -> Header:
 def _read_header(file: Readable, head: bytes) -> Header:
     if not head:
         return 0, 0, EMPTY
-    for magic, parse_header in _FORMATS:
-        if head.startswith(magic):
-            width, height, whole = parse_header(file, head)
+    for start, read in _BY_START:
+        if head.startswith(start):
+            width, height, whole = read(file, head)
             if not (width > 0 and height > 0):
                 return 0, 0, DAMAGED
             if max(width, height) > 65535:
@@ -227,13 +228,12 @@ def tiff_tags(file: Readable, head: bytes) -> dict[int, int]:
     return found
 
 
-_FORMATS: tuple[tuple[bytes, Callable[[Readable, bytes], Measured]], ...] = (
-    (b"\xff\xd8\xff", _jpeg),
-    (b"\x89PNG\r\n\x1a\n", _png),
-    (b"BM", _bmp),
-    (b"RIFF", _webp),
-    (b"P5", _pnm),
-    (b"P6", _pnm),
-    (b"II*\0", _tiff),
-    (b"MM\0*", _tiff),
-)
+_READERS: dict[str, Callable[[Readable, bytes], Measured]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "BMP": _bmp,
+    "WebP": _webp,
+    "PNM": _pnm,
+    "TIFF": _tiff,
+}
+_BY_START = [(start, _READERS[kind.name]) for kind in IMAGE_FORMATS for start in kind.starts]

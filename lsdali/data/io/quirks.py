@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lsdali.data.io.byte_range import Memory, OpenRange, Readable
 from lsdali.data.io.header import GOOD, HEAD, READ, Stamped, read_stamped, tiff_tags
+from lsdali.data.io.image_formats import IMAGE_FORMATS
 
 UPRIGHT = 1
 _ADOBE, _EXIF = 0xEE, 0xE1
@@ -51,8 +52,8 @@ def orientation(path: str | bytes, start: int = 0, length: int | None = None) ->
 def traits(file: Readable, head: bytes) -> Traits:
     """Return the orientation and the oddity of an open file with the first bytes `head`. Raises OSError."""
     try:
-        for magic, look in _FORMATS:
-            if head.startswith(magic):
+        for start, look in _BY_START:
+            if head.startswith(start):
                 return look(file, head)
     except (struct.error, IndexError, ValueError):
         pass
@@ -149,12 +150,5 @@ def _tiff(file: Readable, head: bytes) -> Traits:
     return turn, PLAIN if turn == UPRIGHT else TURNED
 
 
-_FORMATS = (
-    (b"\xff\xd8\xff", _jpeg),
-    (b"\x89PNG\r\n\x1a\n", _png),
-    (b"RIFF", _webp),
-    (b"P5", _pnm),
-    (b"P6", _pnm),
-    (b"II*\0", _tiff),
-    (b"MM\0*", _tiff),
-)
+_LOOKS = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp, "PNM": _pnm, "TIFF": _tiff}
+_BY_START = [(start, _LOOKS[kind.name]) for kind in IMAGE_FORMATS if kind.name in _LOOKS for start in kind.starts]

@@ -1,6 +1,10 @@
-"""From a recipe's data to an index, and from that to the loader that suits it: DALI, or images held on the device."""
+"""From a recipe's data to an index, and to the loader that suits it: DALI, or images held on the device.
+
+`open_dataset` decides which, once; `Index.held` says what it decided.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -34,8 +38,11 @@ def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | N
         log(f"{split} folders hold what is no data; {index.left_out}; lsdali scan names them")
     if isinstance(config, Files):
         index = _held(config, split, index, log)
-    elif (why := obstacle(config, split, index)) and dist.is_main():
-        log(f"{split} images go through DALI: {why}")
+    else:
+        why = obstacle(config, split, index)
+        index = replace(index, held=index.pixels is not None and not why)
+        if why and dist.is_main():
+            log(f"{split} images go through DALI: {why}")
     return select(config, split, index)
 
 
@@ -49,6 +56,7 @@ def _held(config: Files, split: Split, index: Index, log: Log) -> Index:
     why = obstacle(config, split, index)
     if not why:
         index, why = decode(index, log)
+        index = replace(index, held=not why)
     if config.resident == "always" and why:
         raise UserError(f"data.resident: {split} images cannot be held on the device: {why}; use auto or never")
     if dist.is_main():
@@ -58,7 +66,7 @@ def _held(config: Files, split: Split, index: Index, log: Log) -> Index:
 
 def train_loader(index: Index, config: DataSet, options: LoaderOptions) -> TrainLoader | ResidentTrain:
     """Training batches."""
-    kind = ResidentTrain if _holdable(config, "train", index) else TrainLoader
+    kind = ResidentTrain if index.held else TrainLoader
     return kind(index, config, options)
 
 
@@ -66,9 +74,5 @@ def eval_loader(
     index: Index, config: DataSet, *, batch: int, device: torch.device, half: bool
 ) -> EvalLoader | ResidentEval:
     """Validation batches; `batch` is per process."""
-    kind = ResidentEval if _holdable(config, "val", index) else EvalLoader
+    kind = ResidentEval if index.held else EvalLoader
     return kind(index, config, batch=batch, device=device, half=half)
-
-
-def _holdable(config: DataSet, split: Split, index: Index) -> bool:
-    return index.pixels is not None and not obstacle(config, split, index)

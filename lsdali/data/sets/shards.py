@@ -18,12 +18,13 @@ import numpy as np
 from lsdali.config import PathText
 from lsdali.data.io.byte_range import ByteRanges, is_url
 from lsdali.data.io.header import Header
+from lsdali.data.io.image_formats import EXTENSIONS
 from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.io.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.io.store import Store, has_magic, open_store
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
 from lsdali.data.sets.listing import Listing, Split, few, join_paths, require_root
-from lsdali.data.sets.walk import EXTENSIONS, is_hidden
+from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
 
 CLASSES = "classes.txt"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lsdali.data.io.header import SystemFault
+from lsdali.data.io.image_formats import EXTENSIONS
 from lsdali.errors import UserError
 
-EXTENSIONS = (b".jpg", b".jpeg", b".jfif", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
 HIDDEN, LOOPS, SPECIAL = "hidden or system files", "links to a folder above", "no regular files (FIFO, socket, device)"
 OUTSIDE, ENDINGS = "images outside class folders", "other endings"
 # What Windows, macOS, Synology, Python and file systems leave in folders; in lower case.
