@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-CGROUP_FILES = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
 
 def cpu_cores(ranks: int = 1) -> int:
     """CPU cores for each of `ranks` processes of this node, at least 1, by affinity or CPU quota, whichever is less."""
-    return max(int(min([len(os.sched_getaffinity(0)), *cpu_quotas(CGROUP_FILES, OWN.read_text())]) / ranks), 1)
+    return max(int(min([len(os.sched_getaffinity(0)), *cpu_quotas(CGROUPS, OWN.read_text())]) / ranks), 1)
 
 
 def cpu_quotas(root: Path, own: str) -> Iterator[float]:

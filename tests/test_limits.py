@@ -31,7 +31,7 @@ def test_cores_of_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota:
     """Sixteen cores by affinity, and the quota where it is less."""
     (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
     (tmp_path / "own").write_text("0::/\n")
-    monkeypatch.setattr(limits, "GROUPS", tmp_path)
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
     monkeypatch.setattr(limits, "OWN", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert limits.cpu_cores(ranks) == cores

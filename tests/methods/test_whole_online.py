@@ -61,7 +61,7 @@ def test_ols_of_the_cifar_script(place: Path) -> None:
 
 def test_ols_of_the_finegrained_script(place: Path) -> None:
     def twin(student: nn.Module, epochs: list[list[Batch]]) -> None:
-        soft = Matrix(1 / K, freeze=0.4)
+        soft = Matrix(1 / K, freeze=0.25)
         for epoch, batch, descend in steps(student, epochs):
             soft.enter(epoch)
             logits = student.network(batch.images)
@@ -69,7 +69,7 @@ def test_ols_of_the_finegrained_script(place: Path) -> None:
             descend(F.cross_entropy(logits, batch.labels) + soft.loss(logits, batch.labels))
         assert soft.met == {"empty", "mean", "frozen"}
 
-    compare({"name": "ols", "hard": 1.0, "soft": 1.0, "start": "uniform", "freeze": 0.4}, twin, place)
+    compare({"name": "ols", "hard": 1.0, "soft": 1.0, "start": "uniform", "freeze": 0.25}, twin, place)
 
 
 def side(head: Any, x: Tensor) -> Tensor:

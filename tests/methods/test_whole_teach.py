@@ -31,7 +31,7 @@ def validation(folder: Path) -> Iterator[Batch]:
 def teacher_of(folder: Path) -> nn.Module:
     """The network in the checkpoint, as a script would load it: evaluated, and never trained."""
     saved = torch.load(folder / "teacher/checkpoints/best.pt", weights_only=True)["parts"]["student"]
-    network = build_network(ModelConfig(name="preact_resnet18", width=16), CLASSES)
+    network = build_network(ModelConfig(name="preact_resnet10", width=16), CLASSES)
     network.load_state_dict({key.removeprefix("network."): value for key, value in saved.items()})
     return network.double().eval().requires_grad_(requires_grad=False)
 
