@@ -246,11 +246,13 @@ def test_bad_training_files_are_named_and_training_goes_on(tmp_path: Path) -> No
         path.write_bytes(path.read_bytes()[:300] if content is None else content)
     recipe = tmp_path / "bad.yaml"
     recipe.write_text(yaml.safe_dump(tiny({"name": "ce"}, root, tmp_path / "run", epochs=1)))
-    done = train(2, str(recipe))
+    refused = train(2, str(recipe), f"run_dir={tmp_path}/first", check=False)
+    assert refused.stderr.count("error: 3 training files are bad, more than") == 1
+    done = train(2, str(recipe), "data.max_bad_files=3")
     for name in bad:
         assert done.stdout.count(f"bad file: {root / 'train' / name} (") == 1
     assert summary(tmp_path / "run")["steps"] == 5
     (root / "val/class3/1.png").write_bytes(b"")
     os.utime(root / "val/class3")
-    done = train(2, str(recipe), f"run_dir={tmp_path}/second", check=False)
+    done = train(2, str(recipe), "data.max_bad_files=3", f"run_dir={tmp_path}/second", check=False)
     assert f"error: validation data has bad files, 1 in all: {root / 'val/class3/1.png'} (empty)" in done.stderr
