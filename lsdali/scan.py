@@ -47,7 +47,7 @@ def scan(args: argparse.Namespace, command: str) -> int:
     from lsdali.page.render import write_file
 
     if is_url(args.root):
-        raise UserError("lsdali.scan reads folders of this machine; look at the files before they go into a store")
+        raise UserError("lsdali scan reads folders of this machine; look at the files before they go into a store")
     config = dataset(args)
     parts: dict[Any, SplitScan] = {}
     summary: dict[str, Any] = {"root": str(Path(args.root).expanduser().absolute()), "data": config.name, "splits": {}}

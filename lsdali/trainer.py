@@ -42,7 +42,7 @@ class EvalData(Protocol):
 
 
 class WeightAverage(Protocol):
-    """Something that watches the weights, such as their moving average."""
+    """A moving average of the weights."""
 
     def after_step(self, student: nn.Module, clock: Clock) -> None: ...
 
