@@ -17,10 +17,10 @@ import torch
 from lsdali.bench.loader import Cost, cpu_seconds
 from lsdali.bench.machine import hardware, spread
 from lsdali.clock import PerEpoch
-from lsdali.data.index.index import Index
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentTrain
 from lsdali.data.sets.arrays import Cifar10
+from lsdali.data.sets.sample_index import Index
 
 SAMPLES, SIDE, BATCH = 20_000, 32, 128
 Loader = Callable[[int], Iterator[int]]  # an epoch's number -> sizes of its batches
@@ -53,9 +53,7 @@ def held(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.
     n = len(pixels)
     labels = np.arange(n) % 10
     size = np.full((n, 2), SIDE, np.int32)
-    blank = np.zeros((n, 1), np.uint8)
-    names = tuple("0123456789")
-    index = Index(Path("/"), blank, labels, size, blank[:, 0], names, "", labels, np.arange(n), pixels)
+    index = Index(Path("/"), np.zeros(n, "S1"), labels, tuple("0123456789"), pixels=pixels, size=size)
     loader = ResidentTrain(index, Cifar10(root=""), LoaderOptions(PerEpoch(BATCH), 0, device))
 
     def epoch(number: int) -> Iterator[int]:

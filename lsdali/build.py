@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.data.index.index import Index
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import MixedBatches
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lsdali import dist
-from lsdali.data.index.index import Index, open_index
+from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset
 from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.evaluate.views import Views, averaged, choose
 from lsdali.metrics import predictions

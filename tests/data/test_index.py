@@ -12,6 +12,7 @@ from PIL import Image
 from lsdali.data.index import stored
 from lsdali.data.index.index import open_index
 from lsdali.data.io.header import FAULTS, GOOD, read_header
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 
@@ -258,3 +259,11 @@ def test_probe_reads_past_thumbnails_and_junk(tmp_path, texture):
     lossless = tmp_path / "image.webp"
     texture(50, 40).save(lossless, lossless=True)
     assert read_header(lossless) == (50, 40, GOOD)
+
+
+def test_an_index_as_listed_holds_every_sample_with_its_own_label() -> None:
+    listed = Index(Path("/d"), np.array([b"a", b"bc"], "S3"), np.array([1, 0]), ("x", "y"))
+    assert (listed.size.tolist(), listed.bad().tolist()) == ([[0, 0], [0, 0]], [])
+    assert (listed.clean.tolist(), listed.numbers.tolist()) == ([1, 0], [0, 1])
+    assert [bytes(row) for row in listed.images(np.array([1, 0]))] == [b"/d/bc\0", b"/d/a\0\0"]
+    assert (listed.path(1), listed.byte_range(1)) == ("/d/bc", (b"/d/bc", 0, None))

@@ -11,13 +11,14 @@ import torch
 from lsdali.clock import PerEpoch
 from lsdali.data.index import decode_cache
 from lsdali.data.index.decode_cache import decode
-from lsdali.data.index.index import Index, open_index, open_whole
+from lsdali.data.index.index import open_index, open_whole
 from lsdali.data.io import cache
 from lsdali.data.pipeline import outage
 from lsdali.data.pipeline.loader import TrainLoader
 from lsdali.data.pipeline.loaders import open_dataset
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets.catalog import DataSet
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from tests.data.conftest import Plain, Texture, Tree
 

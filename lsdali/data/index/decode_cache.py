@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lsdali import dist
-from lsdali.data.index.index import Index
 from lsdali.data.index.stored import Log
 from lsdali.data.io.byte_range import ByteRange, Memory
 from lsdali.data.io.cache import alone, cache_dir, damage, discard, new_folder, on_each_node, seal
 from lsdali.data.io.remote import RemoteRanges
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 ARRAY_FORMAT = "2"  # of the cached array; raise it when its content changes

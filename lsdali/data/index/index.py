@@ -1,98 +1,26 @@
-"""Index: what a single scan found out about one split; cached on disk, memory-mapped by every process."""
+"""Open the index of a split, cached on disk and memory-mapped by every process, and choose what a recipe uses."""
 
 import hashlib
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lsdali import dist
 from lsdali.data.index import stored
 from lsdali.data.index.stored import Log
-from lsdali.data.io.byte_range import ByteRange, ByteRanges, PendingBytes
 from lsdali.data.io.cache import on_each_node
-from lsdali.data.io.header import FAULTS, GOOD, MISSING, TOO_MANY, Header, read_header
-from lsdali.data.io.quirks import read_upright
-from lsdali.data.io.remote import RemoteRanges, load_ranges
-from lsdali.data.sampling.sampler import Ints, stratified
+from lsdali.data.io.header import GOOD, MISSING, TOO_MANY
+from lsdali.data.io.remote import load_ranges
+from lsdali.data.sampling.sampler import stratified
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.splits import Chosen, held_out, noisy, of_classes, whole
+from lsdali.data.sets.walk import LeftOut
 from lsdali.errors import UserError
-
-SampleForm = Literal["paths", "encoded", "pixels"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Index:
-    """N samples. Bad files keep their numbers, so that a repaired file shifts no other sample."""
-
-    root: Path | str  # a URL is text
-    paths: NDArray[np.uint8]  # [N, L] relative to root, NUL-padded, at least one NUL each
-    labels: Ints  # [N] in use
-    size: NDArray[np.int32]  # [N, 2] width, height in pixels; 0 where unknown
-    status: NDArray[np.uint8]  # [N] place in FAULTS; 0 is good
-    classes: tuple[str, ...]
-    fingerprint: str  # sha256 of paths, pixels that come as arrays, lengths of ranges, and the labels in use
-    clean: Ints  # [N] labels before noise
-    numbers: Ints  # [N] places in the whole set
-    pixels: NDArray[np.uint8] | None = None  # [whole set, H, W, 1 or 3] if they are at hand; memory-mapped
-    held: bool = False  # whether these pixels are kept on the device, without DALI
-    ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
-    upright: bool = False  # sizes are those after the EXIF orientation
-    left_out: str = ""  # what lies among the files and is no data, in one line
-    stamp: str = ""  # changes with the bytes or the time of any file; empty where that is not known
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, i: int) -> str:
-        """Absolute path of sample i."""
-        return os.path.join(self.root, os.fsdecode(self.paths[i].tobytes().rstrip(b"\0")))
-
-    def names(self) -> NDArray[np.bytes_]:
-        """[N] the paths relative to root."""
-        paths = np.ascontiguousarray(self.paths)
-        return paths.view(f"S{paths.shape[1]}").ravel()
-
-    def byte_range(self, i: int) -> ByteRange:
-        """Where the bytes of sample i lie."""
-        return ByteRange(self.path(i)) if self.ranges is None else self.ranges.byte_range(i)
-
-    @property
-    def form(self) -> SampleForm:
-        """What images() gives."""
-        if self.pixels is not None:
-            return "pixels"
-        return "paths" if self.ranges is None else "encoded"
-
-    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]] | PendingBytes:
-        """[n] -> pixels [n, H, W, 3], or absolute paths [n, L'], NUL-padded, or each one's bytes, or their promise."""
-        if self.pixels is not None:
-            pixels = self.pixels[self.numbers[i]]
-            return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
-        if self.ranges is not None:
-            return self.ranges.read(i)
-        root = np.frombuffer(os.fsencode(self.root) + b"/", np.uint8)
-        return np.hstack([np.broadcast_to(root, (len(i), len(root))), self.paths[i]])
-
-    def read_header(self, i: int) -> Header:
-        """What read_header() returns of sample i now. Raises UserError where a store fails or has other files."""
-        if isinstance(self.ranges, RemoteRanges):
-            return self.ranges.read_header(i)
-        return read_upright(*self.byte_range(i))[:3] if self.upright else read_header(*self.byte_range(i))
-
-    def bad(self) -> Ints:
-        """Numbers of the samples with a fault."""
-        return np.flatnonzero(self.status)
-
-    def faults(self) -> list[tuple[str, str]]:
-        """Path and fault of every bad file."""
-        return [(self.path(int(i)), FAULTS[self.status[i]]) for i in self.bad()]
 
 
 def open_index(config: DataSet, split: Split) -> Index:
@@ -133,7 +61,7 @@ def _like(config: DataSet, split: Split, index: Index, fingerprint: str) -> Iter
         if not stored.intact(config, source(config, split), folder):
             continue
         before = _load(config, folder)
-        missing = stored.gone(before.names(), index.names())
+        missing = stored.gone(before.paths, index.paths)
         if missing is not None and _train_print(config, before) == fingerprint:
             yield replace(before, status=np.where(missing, MISSING, before.status).astype(np.uint8))
 
@@ -197,18 +125,16 @@ def _load(config: DataSet, folder: Path) -> Index:
     stamps = folder / "changed.npy"
     return Index(
         root=root,
-        paths=array("paths"),
+        paths=stored.paths_of(folder),
         labels=labels,
         size=size,
         status=np.where(many, TOO_MANY, status).astype(np.uint8) if many.any() else status,
         classes=tuple(np.load(folder / "classes.npy").tolist()),
         fingerprint=str(np.load(folder / "fingerprint.npy")),
-        clean=labels,
-        numbers=np.arange(len(labels)),
         pixels=array("pixels") if (folder / "pixels.npy").is_file() else None,
         ranges=load_ranges(root, folder),
         upright=config.exif_orientation,
-        left_out=str(np.load(folder / "left_out.npy")),
+        left_out=LeftOut(text=str(np.load(folder / "left_out.npy"))),
         stamp=hashlib.sha256(stamps.read_bytes()).hexdigest() if stamps.is_file() else "",
     )
 

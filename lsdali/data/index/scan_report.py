@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,19 @@ TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures 
 def summarize(part: SplitScan) -> dict[str, Any]:
     """Counts, sizes, formats and faults of one split."""
     facts = part.facts[part.facts[:, STATUS] == GOOD]
-    counts = np.bincount(part.listing.labels, minlength=len(part.listing.classes))
+    counts = np.bincount(part.index.labels, minlength=len(part.index.classes))
     return {
         "files": len(part.facts),
         "bytes": int(part.facts[:, LENGTH].sum()),
-        "classes": dict(zip(part.listing.classes, counts.tolist())),
+        "classes": dict(zip(part.index.classes, counts.tolist())),
         "per_class": _spread(counts),
         "width": _spread(facts[:, WIDTH]),
         "height": _spread(facts[:, HEIGHT]),
         "formats": {FORMAT_NAMES[k]: n for k, n in _counted(facts[:, FORMAT])},
         "orientations": {str(k): n for k, n in _counted(facts[:, TURN])},
-        "misnamed": [os.fsdecode(part.path(int(i))) for i in part.misnamed()],
+        "misnamed": [part.path(int(i)) for i in part.misnamed()],
         "odd": odd(part),
-        "left_out": part.listing.left_out.summary(),
+        "left_out": part.index.left_out.summary(),
         "bad": bad(part),
     }
 
@@ -118,7 +117,7 @@ def _groups(title: str, groups: list[list[dict[str, str]]]) -> list[str]:
 def contact_sheet(part: SplitScan) -> str:
     """One good image of each of up to TILES classes, as the text of a data URL; empty where there is none."""
     good = np.flatnonzero(part.facts[:, STATUS] == GOOD)
-    _, first = np.unique(part.listing.labels[good], return_index=True)
+    _, first = np.unique(part.index.labels[good], return_index=True)
     chosen = good[first][np.unique(np.linspace(0, len(first) - 1, min(TILES, len(first))).astype(int))]
     tiles = [tile for i in chosen.tolist() if (tile := _tile(part.byte_range(i))) is not None]
     if not tiles:

@@ -21,7 +21,8 @@ from lsdali.data.io.header import FAULTS, GOOD, HEAD, NO_FILE, READ, TOO_MANY, f
 from lsdali.data.io.image_formats import FORMAT_OF_ENDING, FORMAT_OF_START
 from lsdali.data.io.quirks import ODDITIES, PLAIN, UPRIGHT, traits
 from lsdali.data.sets.catalog import DataSet
-from lsdali.data.sets.listing import Listing, Split
+from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 WIDTH, HEIGHT, STATUS, FORMAT, TURN, LENGTH, CHECK, ODDITY, SIZE, CHANGED = range(10)  # columns of facts
@@ -32,25 +33,25 @@ Facts = tuple[int, int, int, int, int, int, int, int, int, int]
 class SplitScan:
     """One split: a row of facts for each of its N files."""
 
-    listing: Listing
+    index: Index
     # [N, 10] width, height, position in FAULTS and in FORMAT_NAMES, EXIF orientation, bytes, checksum of the start,
     # position in ODDITIES; bytes and time of change of the whole file
     facts: NDArray[np.int64]
 
-    def path(self, i: int) -> bytes:
+    def path(self, i: int) -> str:
         """Absolute path of file i."""
-        return self.listing.path(i)
+        return self.index.path(i)
 
     def byte_range(self, i: int) -> ByteRange:
         """Where its bytes lie."""
-        return self.listing.byte_range(i)
+        return self.index.byte_range(i)
 
     def class_of(self, i: int) -> str:
-        return self.listing.classes[int(self.listing.labels[i])]
+        return self.index.classes[int(self.index.labels[i])]
 
     def misnamed(self) -> NDArray[np.int64]:
         """Good files whose ending names another format: PIL and DALI do not mind, other tools may."""
-        ending = np.array([FORMAT_OF_ENDING.get(p.rpartition(b".")[2].lower(), 0) for p in self.listing.paths.tolist()])
+        ending = np.array([FORMAT_OF_ENDING.get(p.rpartition(b".")[2].lower(), 0) for p in self.index.paths.tolist()])
         return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, FORMAT] != ending))
 
     def odd(self) -> NDArray[np.int64]:
@@ -65,12 +66,12 @@ def scan_split(config: DataSet, split: Split) -> SplitScan:
     """
     found: list[SplitScan] = []
 
-    def look(listing: Listing) -> NDArray[np.int64]:
-        facts = each_file(listing, examine)
+    def look(index: Index) -> NDArray[np.int64]:
+        facts = each_file(index, examine)
         measured = facts[:, [WIDTH, HEIGHT, STATUS, SIZE, CHANGED]]
         large = (facts[:, STATUS] == GOOD) & (facts[:, WIDTH] * facts[:, HEIGHT] > config.max_pixels)
         facts[large, STATUS] = TOO_MANY  # of this config, so that the index does not hold it
-        found.append(SplitScan(listing, facts))
+        found.append(SplitScan(index, facts))
         return measured
 
     rescan(config, split, look)
@@ -129,7 +130,7 @@ def copies(parts: dict[Split, SplitScan]) -> list[list[dict[str, str]]]:
 
 
 def _named(part: SplitScan, i: int) -> dict[str, str]:
-    return {"path": os.fsdecode(part.path(i)), "class": part.class_of(i)}
+    return {"path": part.path(i), "class": part.class_of(i)}
 
 
 def _digest(byte_range: ByteRange) -> bytes:
@@ -159,7 +160,7 @@ def corrupt(part: SplitScan) -> list[dict[str, str]]:
             faults[ByteRange(*byte_range)] = said
         return (bool(said),)
 
-    damaged = each_file(part.listing, look)[:, 0] > 0
+    damaged = each_file(part.index, look)[:, 0] > 0
     good = part.facts[:, STATUS] == GOOD
     return [_named(part, int(i)) | {"fault": faults[part.byte_range(int(i))]} for i in np.flatnonzero(damaged & good)]
 

@@ -22,14 +22,15 @@ from lsdali.data.io.quirks import read_upright
 from lsdali.data.io.store import times
 from lsdali.data.sampling.sampler import Ints
 from lsdali.data.sets.catalog import DataSet
-from lsdali.data.sets.listing import Listing, Split, few
+from lsdali.data.sets.listing import Split, few
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 INDEX_FORMAT = "3"  # of the cached files; raise it when they, or what read_header() returns, change
 THREADS, CHUNK = 16, 512
 EARLIER = 2  # indexes that are kept beside the newest
 Log = Callable[[str], None]
-Look = Callable[[Listing], Ints]  # -> [N, 5] width, height, status, and of single files bytes and time of change
+Look = Callable[[Index], Ints]  # -> [N, 5] width, height, status, and of single files bytes and time of change
 
 
 def current(config: DataSet, split: Split, log: Log) -> Path:
@@ -45,7 +46,7 @@ def current(config: DataSet, split: Split, log: Log) -> Path:
             before = None
         if before is not None and _up_to_date(before):
             return before
-        folder = _scanned(config, split, lambda listing: each_file(listing, _reader(config)))
+        folder = _scanned(config, split, lambda index: each_file(index, _reader(config)))
     if before is not None and (said := _changes(before, folder)):
         log(f"{split} files have changed since they were last scanned: {said}")
     return folder
@@ -108,10 +109,10 @@ def _up_to_date(folder: Path) -> bool:
     stamps = folder / "changed.npy"
     if isinstance(root, str) or not stamps.is_file():
         return True  # what is watched tells of any change
-    return np.array_equal(_stamps(root, _paths(folder)), np.load(stamps, mmap_mode="r"))
+    return np.array_equal(_stamps(root, paths_of(folder)), np.load(stamps, mmap_mode="r"))
 
 
-def _paths(folder: Path) -> NDArray[np.bytes_]:
+def paths_of(folder: Path) -> NDArray[np.bytes_]:
     rows = np.load(folder / "paths.npy", mmap_mode="r")
     names: NDArray[np.bytes_] = rows.view(f"S{rows.shape[1]}").ravel()
     return names
@@ -142,7 +143,7 @@ def _changes(before: Path, after: Path) -> str:
     """Return which files are new, gone or changed, in one line; empty where none is."""
     if not ((before / "changed.npy").is_file() and (after / "changed.npy").is_file()):
         return ""
-    old, new = _paths(before), _paths(after)
+    old, new = paths_of(before), paths_of(after)
     shared, k, n = np.intersect1d(old, new, return_indices=True)
     differ = (np.load(before / "changed.npy")[k] != np.load(after / "changed.npy")[n]).any(1)
     parts = {"changed": shared[differ], "gone": np.setdiff1d(old, new), "new": np.setdiff1d(new, old)}
@@ -152,51 +153,51 @@ def _changes(before: Path, after: Path) -> str:
     return "; ".join(said)
 
 
-def _scan(listing: Listing, look: Look, target: Path, key: str) -> None:
-    before = times(listing.root, list(listing.watched))
-    if listing.headers is not None:
-        measured: NDArray[Any] = listing.headers
+def _scan(index: Index, look: Look, target: Path, key: str) -> None:
+    before = times(index.root, list(index.watched))
+    if index.headers is not None:
+        measured: NDArray[Any] = index.headers
     else:
-        measured = look(listing) if listing.pixels is None else _measured(listing.pixels)
+        measured = look(index) if index.pixels is None else _measured(index.pixels)
     with new_folder(target) as draft:
         arrays: dict[str, NDArray[Any]] = {
-            "paths": listing.paths.view(np.uint8).reshape(len(listing.labels), -1),
-            "labels": listing.labels,
+            "paths": index.paths.view(np.uint8).reshape(len(index.labels), -1),
+            "labels": index.labels,
             "size": measured[:, :2].astype(np.int32),
             "status": measured[:, 2].astype(np.uint8),
-            "classes": np.array(listing.classes),
-            "root": np.array(str(listing.root)),
-            "watched": np.array(listing.watched),
+            "classes": np.array(index.classes),
+            "root": np.array(str(index.root)),
+            "watched": np.array(index.watched),
             "times": before,
-            "fingerprint": np.array(_fingerprint(listing)),
-            "left_out": np.array(listing.left_out.describe()),
+            "fingerprint": np.array(_fingerprint(index)),
+            "left_out": np.array(index.left_out.describe()),
         }
-        if measured.shape[1] == 5 and listing.ranges is None:
+        if measured.shape[1] == 5 and index.ranges is None:
             arrays["changed"] = measured[:, 3:]
-        if listing.pixels is not None:
-            arrays["pixels"] = listing.pixels
-        if listing.ranges is not None:
-            arrays |= listing.ranges.arrays()
+        if index.pixels is not None:
+            arrays["pixels"] = index.pixels
+        if index.ranges is not None:
+            arrays |= index.ranges.arrays()
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array)
         seal(draft, key)
 
 
-def each_file(listing: Listing, look: Callable[..., tuple[int, ...]]) -> Ints:
+def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
     """`look(path, start, length)` at the place of every sample: [N, what it answers].
 
     Threads hide the latency of disks and networks.
     """
-    base = os.fsencode(listing.root) + b"/"
+    base = os.fsencode(index.root) + b"/"
 
     def work(start: int) -> Ints:
-        stop = min(start + CHUNK, len(listing.labels))
-        if listing.ranges is None:  # no ByteRange for each
-            return np.array([look(base + path) for path in listing.paths[start:stop].tolist()], np.int64)
-        return np.array([look(*byte_range) for byte_range in listing.byte_ranges(start, stop)], np.int64)
+        stop = min(start + CHUNK, len(index.labels))
+        if index.ranges is None:  # no ByteRange for each
+            return np.array([look(base + path) for path in index.paths[start:stop].tolist()], np.int64)
+        return np.array([look(*byte_range) for byte_range in map(index.byte_range, range(start, stop))], np.int64)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, len(listing.labels), CHUNK))))
+        return np.concatenate(list(pool.map(work, range(0, len(index.labels), CHUNK))))
 
 
 def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -204,13 +205,13 @@ def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.tile(np.array([pixels.shape[2], pixels.shape[1], GOOD], np.int32), (len(pixels), 1))
 
 
-def _fingerprint(listing: Listing) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(listing.paths).view(np.uint8).data)
-    digest.update(np.ascontiguousarray(listing.labels).data)
-    if listing.pixels is not None:
-        digest.update(np.ascontiguousarray(listing.pixels).data)
-    if listing.ranges is not None:
-        digest.update(np.ascontiguousarray(listing.ranges.spans[:, 2]).data)
+def _fingerprint(index: Index) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(index.paths).view(np.uint8).data)
+    digest.update(np.ascontiguousarray(index.labels).data)
+    if index.pixels is not None:
+        digest.update(np.ascontiguousarray(index.pixels).data)
+    if index.ranges is not None:
+        digest.update(np.ascontiguousarray(index.ranges.spans[:, 2]).data)
     return digest.hexdigest()
 
 

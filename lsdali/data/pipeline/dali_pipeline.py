@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from lsdali.data.index.index import Index
 from lsdali.data.io.byte_range import PendingBytes
 from lsdali.data.io.header import FAULTS, GOOD
 from lsdali.data.pipeline.graph import Graph, GraphSpec
+from lsdali.data.sets.sample_index import Index
 
 BatchArrays = tuple[Any, ...]  # as in graph.Source
 # Of images from a store, bytes that are on their way or wait, but for one batch more; and batches.

@@ -12,10 +12,10 @@ from typing import Any
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
-from lsdali.data.index.index import SampleForm
 from lsdali.data.pipeline import dali_ops as effects
 from lsdali.data.pipeline.decoder import Way
 from lsdali.data.sampling.augment.base import Augmentation
+from lsdali.data.sets.sample_index import SampleForm
 
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512

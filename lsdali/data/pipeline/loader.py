@@ -16,7 +16,6 @@ from torch import Tensor
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import PerEpoch
-from lsdali.data.index.index import Index
 from lsdali.data.io.header import FAULTS, GOOD
 from lsdali.data.pipeline.dali_pipeline import BatchArrays, DaliPipeline
 from lsdali.data.pipeline.decoder import decoder_report
@@ -36,6 +35,7 @@ from lsdali.data.sampling.crops import (
 from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop, SquaredCrop
 from lsdali.data.sets.listing import few
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.limits import cpu_cores
 

@@ -10,12 +10,13 @@ import torch
 
 from lsdali import dist
 from lsdali.data.index.decode_cache import decode, one_size
-from lsdali.data.index.index import Index, as_begun, open_whole, select
+from lsdali.data.index.index import as_begun, open_whole, select
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain, obstacle
 from lsdali.data.sets.catalog import DataSet, Files
 from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 Log = Callable[[str], None]
@@ -34,8 +35,8 @@ def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | N
     index = open_whole(config, split, log)
     if begun is not None:
         index = as_begun(config, split, index, begun)
-    if index.left_out and dist.is_main():
-        log(f"{split} folders hold what is no data; {index.left_out}; lsdali scan names them")
+    if (left_out := index.left_out.describe()) and dist.is_main():
+        log(f"{split} folders hold what is no data; {left_out}; lsdali scan names them")
     if isinstance(config, Files):
         index = _held(config, split, index, log)
     else:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from lsdali import dist
-from lsdali.data.index.index import Index
 from lsdali.data.io.header import FAULTS, GOOD, MISSING, SystemFault
 from lsdali.data.pipeline.dali_pipeline import DaliPipeline
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 POLL = 0.2  # seconds between two looks at what is away

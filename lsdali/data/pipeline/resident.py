@@ -14,12 +14,12 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import PerEpoch
 from lsdali.data.index.decode_cache import one_size
-from lsdali.data.index.index import Index
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.crops import center_crop, crop_uniforms, flips, pad_crop
 from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop
 from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 
 
 def obstacle(config: DataSet, split: Split, index: Index) -> str:

@@ -14,7 +14,8 @@ from lsdali.data.io.byte_range import Bytes
 from lsdali.data.io.download import Download, obtain
 from lsdali.data.io.formats import read_idx, read_mat, read_pickle
 from lsdali.data.sets.catalog import CenterCrop, Channels, DataSet, PadCrop, TrainCrop
-from lsdali.data.sets.listing import Listing, Split
+from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 SplitArrays = tuple[Bytes, NDArray[np.int64], Sequence[str], tuple[str, ...]]  # pixels, labels, class names, files
@@ -32,7 +33,7 @@ class Arrays(DataSet):
     source: ClassVar[Download]
     samples: ClassVar[Mapping[Split, int]]
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         base, kind = obtain(self.root, self.source, download=self.download)
         pixels, labels, names, files = self.read(base, kind, split)
         where = ", ".join(str(base / f) for f in files)
@@ -44,7 +45,7 @@ class Arrays(DataSet):
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{where} has the label {labels.max()}; {self.name} has {len(names)} classes")
         paths = np.char.encode(np.char.add(f"{files[0]}#", np.arange(len(labels)).astype(str)))
-        return Listing(base, paths.astype(f"S{paths.itemsize + 1}"), labels, tuple(names), files, pixels)
+        return Index(base, paths.astype(f"S{paths.itemsize + 1}"), labels, tuple(names), files, pixels)
 
     def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         """[N, H, W, C], [N], class names, and the files that were read; `kind` is the layout that was found."""

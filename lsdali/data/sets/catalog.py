@@ -14,7 +14,8 @@ from lsdali.config import Config, PathText
 from lsdali.data.io.cache import cache_dir
 from lsdali.data.sampling.augment import TrainImages
 from lsdali.data.sets.digits import write_digits
-from lsdali.data.sets.listing import Listing, Split, list_folders
+from lsdali.data.sets.listing import Split, list_folders
+from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.splits import Holdout, Seed
 from lsdali.data.sets.tiny import list_tiny
 from lsdali.errors import UserError
@@ -146,7 +147,7 @@ class DataSet(Config):
         return self
 
     @abstractmethod
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         """The files of one split; UserError where the layout is wrong.
 
         Where `self.holdout` is given, only train is asked for, and validation data need not be there.
@@ -184,7 +185,7 @@ class Folder(Files):
     val_dir: str = "val"
     """Validation folder, relative to root."""
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         return list_folders(self.root, self.train_dir, None if self.holdout else self.val_dir, split)
 
     def layout(self) -> tuple[str, ...]:
@@ -198,7 +199,7 @@ class Whole(NamedTuple):
     classes: int
     images: Mapping[Split, int]
 
-    def checked(self, found: Listing, split: Split) -> Listing:
+    def checked(self, found: Index, split: Split) -> Index:
         """The listing. Raises UserError where all classes are there, but not all images, or too many."""
         if len(found.classes) == self.classes and len(found.labels) != self.images[split]:
             raise UserError(
@@ -226,7 +227,7 @@ class ImageNet(Files):
     val_dir: str = "val"
     """Validation folder, relative to root."""
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         found = list_folders(self.root, self.train_dir, None if self.holdout else self.val_dir, split)
         return IMAGENET_COUNTS.checked(found, split)
 
@@ -244,7 +245,7 @@ class TinyImageNet(Files):
     train: TrainCrop = RandomResizedCrop(size=32)
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         found = list_folders(self.root, "train", None, "train") if self.holdout else list_tiny(self.root, split)
         return TINY_COUNTS.checked(found, split)
 
@@ -260,6 +261,6 @@ class Digits(Files):
     mean: Channels = (0.305, 0.305, 0.305)
     std: Channels = (0.376, 0.376, 0.376)
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         write_digits(self.root)
         return list_folders(self.root, "train", "val", split)

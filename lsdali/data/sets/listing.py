@@ -1,52 +1,22 @@
-"""Listing: which files a split has and which class each belongs to, in torchvision's ImageFolder order."""
+"""List which files a split has and which class each belongs to, in torchvision's ImageFolder order."""
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsdali.data.io.byte_range import ByteRange, ByteRanges
+from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.walk import LeftOut, Walk
 from lsdali.errors import UserError
 
 Split = Literal["train", "val"]
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of one split."""
-
-    root: Path | str  # a URL is text
-    paths: NDArray[np.bytes_]  # [N] relative to root; at least one NUL ends each
-    labels: NDArray[np.int64]  # [N]
-    classes: tuple[str, ...]
-    watched: tuple[str, ...]  # folders and files, relative to root, whose change makes this listing stale
-    pixels: NDArray[np.uint8] | None = None  # [N, H, W, 1 or 3] of data that comes as arrays; paths then only name them
-    ranges: ByteRanges | None = None  # of samples that are parts of larger files; paths then only name them
-    headers: NDArray[np.int32] | None = None  # [N, 3] what read_header() returns of each, where that is known already
-    left_out: LeftOut = field(default_factory=LeftOut)  # what lies among the files and is no data
-
-    def path(self, i: int) -> bytes:
-        """Absolute path of sample i."""
-        return os.path.join(os.fsencode(self.root), bytes(self.paths[i]))
-
-    def byte_range(self, i: int) -> ByteRange:
-        """Where the bytes of sample i lie."""
-        return self.byte_ranges(i, i + 1)[0]
-
-    def byte_ranges(self, start: int, stop: int) -> list[ByteRange]:
-        """The byte ranges of samples start to stop - 1."""
-        if self.ranges is not None:
-            return [self.ranges.byte_range(i) for i in range(start, stop)]
-        root = os.fsencode(self.root) + b"/"
-        return [ByteRange(root + path) for path in self.paths[start:stop].tolist()]
-
-
-def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -> Listing:
+def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -> Index:
     """root/train_dir/<class>/** or root/val_dir/<class>/**; the classes are the folders of train_dir.
 
     val_dir None: there need be no such folder, and the split is train. Raises UserError for a missing, empty,
@@ -71,7 +41,7 @@ def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -
     return replace(listing, watched=(train_dir, *listing.watched))
 
 
-def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str, ...]) -> Listing:
+def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str, ...]) -> Index:
     """Return the listing of base/folder/<class>/** for every class in `labels`, in its order.
 
     Raises UserError for a class without an image.
@@ -89,7 +59,7 @@ def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str,
         parts.append(np.array(paths, np.bytes_))
         counts.append(len(paths))
     numbers = np.repeat(np.fromiter(labels.values(), np.int64), counts)
-    return Listing(base, join_paths(parts), numbers, classes, tuple(watched), left_out=left)
+    return Index(base, join_paths(parts), numbers, classes, tuple(watched), left_out=left)
 
 
 def _empty(folder: Path, left: LeftOut) -> str:
@@ -98,12 +68,12 @@ def _empty(folder: Path, left: LeftOut) -> str:
     return f"class folder {folder} holds no image{endings}; fill or remove it"
 
 
-def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[str], sources: Sequence[str]) -> Listing:
+def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[str], sources: Sequence[str]) -> Index:
     """The listing of (path relative to base, label) pairs from the files `sources`; sorted by label, then path."""
     rows = sorted((label, os.fsencode(path)) for path, label in pairs)
     labels = np.array([label for label, _ in rows], np.int64)
     parents = sorted({os.path.dirname(os.fsdecode(path)) or "." for _, path in rows})
-    return Listing(base, join_paths([np.array([p for _, p in rows])]), labels, tuple(classes), (*sources, *parents))
+    return Index(base, join_paths([np.array([p for _, p in rows])]), labels, tuple(classes), (*sources, *parents))
 
 
 def join_paths(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:

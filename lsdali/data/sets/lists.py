@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from lsdali.data.io.download import Download, obtain
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
-from lsdali.data.sets.listing import Listing, Split, class_names, collect, few, from_pairs, require_root
+from lsdali.data.sets.listing import Split, class_names, collect, few, from_pairs, require_root
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 Pairs = list[tuple[str, int]]  # path relative to root, label
@@ -25,7 +26,7 @@ class Listed(Files):
     samples: ClassVar[Mapping[str, int]]
     count: ClassVar[int]  # classes
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         base, kind = self.base()
         pairs, names, sources = self.pairs(base, kind, split)
         images, classes = self.expected(split)
@@ -135,7 +136,7 @@ class ImageList(Files):
     def layout(self) -> tuple[str, ...]:
         return (self.train_list, "" if self.holdout else self.val_list, self.images)
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         base = require_root(self.root, f"{self.train_list} and {self.val_list}, lines of: path label")
         train = self._rows(base, self.train_list)
         used = {label for _, label in train}

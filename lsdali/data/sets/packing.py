@@ -7,7 +7,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from lsdali.data.io.shard_index import write_index
-from lsdali.data.sets.listing import Listing, list_folders
+from lsdali.data.sets.listing import list_folders
+from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.shards import walk
 from lsdali.errors import UserError
 
@@ -21,35 +22,35 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
         if any(out.iterdir()):
             raise UserError(f"{out} is not empty; name a new folder")
         both = [list_folders(root, "train", "val", "train"), list_folders(root, "train", "val", "val")]
-        for split, listing in zip(("train", "val"), both):
+        for split, index in zip(("train", "val"), both):
             (out / split).mkdir()
-            for number, samples in enumerate(cut(listing, shard_bytes)):
+            for number, samples in enumerate(cut(index, shard_bytes)):
                 file = out / split / f"{number:06d}.tar"
-                write_shard(listing, samples, file)
+                write_shard(index, samples, file)
                 write_index(file, walk(file, file.name))
-            print(f"{split}: {len(listing.labels):,} images in {number + 1:,} shards")
-        (out / "classes.txt").write_text("".join(f"{name}\n" for name in listing.classes), encoding="utf-8")
+            print(f"{split}: {len(index.labels):,} images in {number + 1:,} shards")
+        (out / "classes.txt").write_text("".join(f"{name}\n" for name in index.classes), encoding="utf-8")
     except (OSError, UnicodeEncodeError) as error:
         raise UserError(f"{root} cannot be packed into {out}: {error}") from None
 
 
-def cut(listing: Listing, shard_bytes: float) -> list[range]:
+def cut(index: Index, shard_bytes: float) -> list[range]:
     """The samples of each shard, by the bytes that come before each."""
-    sizes = (os.stat(listing.path(i)).st_size for i in range(len(listing.labels)))
+    sizes = (os.stat(index.path(i)).st_size for i in range(len(index.labels)))
     shard = [int(before // shard_bytes) for before in accumulate(sizes, initial=0)]
-    n = len(listing.labels)
+    n = len(index.labels)
     return [range(a, b) for a, b in pairwise([0, *(i for i in range(1, n) if shard[i] != shard[i - 1]), n])]
 
 
-def write_shard(listing: Listing, samples: range, file: Path) -> None:
+def write_shard(index: Index, samples: range, file: Path) -> None:
     """One shard; it has its name only when it is whole."""
     draft = file.with_suffix(".part")
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for i in samples:
-            path = listing.path(i)
-            ending = os.fsdecode(path.rpartition(b".")[2]).lower()
-            label = str(int(listing.labels[i])).encode()
-            for kind, content in ((ending, Path(os.fsdecode(path)).read_bytes()), ("cls", label)):
+            path = index.path(i)
+            ending = path.rpartition(".")[2].lower()
+            label = str(int(index.labels[i])).encode()
+            for kind, content in ((ending, Path(path).read_bytes()), ("cls", label)):
                 member = tarfile.TarInfo(f"{i:08d}.{kind}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

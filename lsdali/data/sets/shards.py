@@ -23,7 +23,8 @@ from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.io.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.io.store import Store, has_magic, open_store
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
-from lsdali.data.sets.listing import Listing, Split, few, join_paths, require_root
+from lsdali.data.sets.listing import Split, few, join_paths, require_root
+from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
 
@@ -58,7 +59,7 @@ class Shards(Files):
     def layout(self) -> tuple[str, ...]:
         return (self.train_shards, "" if self.holdout else self.val_shards)
 
-    def listing(self, split: Split) -> Listing:
+    def listing(self, split: Split) -> Index:
         base = open_store(self.root) if is_url(self.root) else _folder(self)
         train = find(base, self.train_shards)
         files = train
@@ -238,9 +239,7 @@ def _refuse_lone(file: Path | RemoteFile, what: str, keys: list[str]) -> None:
         raise UserError(f"{file} has {what}: {few(keys)}; every sample needs both")
 
 
-def listing_of(
-    base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str]
-) -> Listing:
+def listing_of(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str]) -> Index:
     """The samples of all shards; `sources` are the files that were read, or might have been.
 
     Raises UserError for labels outside the classes.
@@ -260,9 +259,9 @@ def listing_of(
         stamps = np.array(base.stamps([s.name for s in shards]), np.int64)
         ranges = RemoteRanges(base.root, files, places, stamps=stamps)
         headers = np.array([row for s in shards for row in s.headers or ()], np.int32)
-        return Listing(
+        return Index(
             base.root, join_paths(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, headers=headers
         )
     folders = {str(folder) for name in sources for folder in Path(name).parents}
     watched = sorted({*sources, *folders})
-    return Listing(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))
+    return Index(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from lsdali.data.sets.listing import (
-    Listing,
     Split,
     class_names,
     collect,
@@ -16,13 +15,14 @@ from lsdali.data.sets.listing import (
     require_apart,
     require_root,
 )
+from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
 
 ANNOTATIONS = "val/val_annotations.txt"
 
 
-def list_tiny(root: str, split: Split) -> Listing:
+def list_tiny(root: str, split: Split) -> Index:
     """train/<wnid>/**; val/images with val/val_annotations.txt, or val/<wnid>/**; classes are sorted wnids.
 
     Raises UserError where folders, annotations and wnids.txt do not fit together.
@@ -46,7 +46,7 @@ def _check_wnids(base: Path, classes: tuple[str, ...]) -> None:
         raise UserError(f"{names} lists classes that {base / 'train'} lacks: {few(lacking)}; unpack the data again")
 
 
-def _annotated(base: Path, classes: tuple[str, ...]) -> Listing:
+def _annotated(base: Path, classes: tuple[str, ...]) -> Index:
     file = base / ANNOTATIONS
     if not file.is_file():
         raise UserError(
@@ -64,4 +64,4 @@ def _annotated(base: Path, classes: tuple[str, ...]) -> Listing:
         raise UserError(f"{file} is empty; expected one line for each image")
     paths = np.array([f"val/images/{name}".encode() for _, name in rows])
     labels = np.array([number[wnid] for wnid, _ in rows], np.int64)
-    return Listing(base, join_paths([paths]), labels, classes, ("val/images", ANNOTATIONS, "train"))
+    return Index(base, join_paths([paths]), labels, classes, ("val/images", ANNOTATIONS, "train"))

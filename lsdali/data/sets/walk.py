@@ -33,6 +33,7 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    text: str | None = None  # what an earlier scan described; only that is kept in the cache
 
     def add(self, kind: str, path: bytes) -> None:
         self.counts[kind] += 1
@@ -55,6 +56,8 @@ class LeftOut:
 
     def describe(self) -> str:
         """Return the counts in one line; empty where nothing was left out."""
+        if self.text is not None:
+            return self.text
         ends = ", ".join(f"{end} {n:,}" for end, n in self.endings.most_common(5))
         parts = [f"{kind}: {n:,}{f' ({ends})' if kind == ENDINGS else ''}" for kind, n in sorted(self.counts.items())]
         return "; ".join(parts)
