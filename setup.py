@@ -26,7 +26,6 @@ setup(
         "nvidia-dali-cuda120",
         "numpy",
         "pyyaml",
-        "tensorboardX",
         "pydantic>=2.8",
         "rich",
         "scikit-learn",
@@ -40,6 +39,7 @@ setup(
         "test": [
             "pytest",
             "pytest-timeout",
+            "tensorboardX",
             "timm",
             "torchmetrics",
             "jsonschema",

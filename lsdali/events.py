@@ -1,20 +1,25 @@
 """What a run tells: typed events, written as JSON lines and to TensorBoard, shown as a progress bar or plain lines."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from lsdali import dist
+from lsdali.disk import Appended, refused
+from lsdali.errors import UserError
+from lsdali.event_file import EventFile
 
 Metrics = Mapping[str, float]
+TERMINAL = Path("/dev/stdout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,10 @@ Event = Begun | Trained | Evaluated | Message | Finished
 
 
 class Sink(Protocol):
+    """Where events go. A sink that raises OSError is given up, and the run goes on."""
+
+    place: Path
+
     def write(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
@@ -81,18 +90,29 @@ class Events:
     """Hands each event to every sink."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
-        self.sinks = sinks
+        self.sinks = list(sinks)
 
     def write(self, event: Event) -> None:
-        for sink in self.sinks:
-            sink.write(event)
+        """Raises UserError where events.jsonl cannot be written; what other sinks miss is said once."""
+        for sink in list(self.sinks):
+            try:
+                sink.write(event)
+            except OSError as error:
+                self.sinks.remove(sink)
+                close(sink)
+                self.log(refused(sink.place, error, "training goes on without it"))
 
     def log(self, text: str) -> None:
         self.write(Message(text))
 
     def close(self) -> None:
         for sink in self.sinks:
-            sink.close()
+            close(sink)
+
+
+def close(sink: Sink) -> None:
+    with suppress(OSError):
+        sink.close()
 
 
 def open_events(folder: Path) -> Events:
@@ -112,12 +132,18 @@ class JsonLines:
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8")
+        self.place = path
+        self.file = Appended(path)
+        self.file.cut_half_line()
 
     def write(self, event: Event) -> None:
+        """Raises UserError where the line cannot be written."""
         line = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **asdict(event)}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        try:
+            self.file.append((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            then = "make room, and the same command goes on from the newest checkpoint"
+            raise UserError(refused(self.place, error, then)) from error
 
     def close(self) -> None:
         self.file.close()
@@ -127,12 +153,12 @@ class TensorBoard:
     """Scalars by step: train/*, val/* and ema/*."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writer: SummaryWriter | None = None
+        self.place = folder
+        self.file: EventFile | None = None
 
     def write(self, event: Event) -> None:
         if isinstance(event, Begun):
-            self.writer = SummaryWriter(str(self.folder), purge_step=event.step, flush_secs=10)
+            self.file = EventFile(self.place, event.step)
         elif isinstance(event, Trained):
             values = {"loss": event.loss, "lr": event.lr, "images_per_second": event.images_per_second}
             self._scalars("train", {**values, "data_wait": event.data_wait, **event.terms}, event.step)
@@ -140,13 +166,12 @@ class TensorBoard:
             self._scalars("val" if event.weights == "model" else event.weights, event.metrics, event.step)
 
     def _scalars(self, prefix: str, values: Metrics, step: int) -> None:
-        assert self.writer is not None, "a run begins before it trains"
-        for name, value in values.items():
-            self.writer.add_scalar(f"{prefix}/{name}", value, step)
+        assert self.file is not None, "a run begins before it trains"
+        self.file.write(step, {f"{prefix}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def sentence(event: Event) -> str:
@@ -179,8 +204,14 @@ def sentence(event: Event) -> str:
 class Lines:
     """Plain lines, for logs and pipes."""
 
+    place = TERMINAL
+
     def write(self, event: Event) -> None:
-        print(sentence(event), flush=True)
+        try:
+            print(sentence(event), flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more at the end
+            raise
 
     def close(self) -> None:
         sys.stdout.flush()
@@ -188,6 +219,8 @@ class Lines:
 
 class Bar:
     """A progress bar over the steps of the run; evaluations and sentences scroll above it."""
+
+    place = TERMINAL
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(

@@ -79,6 +79,7 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
     """Train into the recipe's run folder; continue from its newest whole checkpoint."""
     from lsdali import dist
     from lsdali.build import build
+    from lsdali.disk import write_whole
     from lsdali.events import open_events
     from lsdali.recipe import to_yaml
     from lsdali.selection import stopped
@@ -105,7 +106,7 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
             same_inputs(trainer.header, content, folder)
             trainer.restore(content["parts"])
         if dist.is_main():
-            (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+            write_whole(folder / "recipe.yaml", to_yaml(recipe))
         events.write(begun(trainer))
         trainer.run()
     finally:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
+from lsdali.disk import write_whole
 from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.faults.pulse import Pulse
@@ -165,7 +165,8 @@ class Trainer:
         if not saved:
             self.save()
         if dist.is_main():
-            write_json(self.folder / MARKER, {"step": self.clock.step, "steps": self.clock.steps})
+            marker = {"step": self.clock.step, "steps": self.clock.steps}
+            write_whole(self.folder / MARKER, json.dumps(marker, indent=2) + "\n")
         self.events.log(f"stopped at step {self.clock.step}; the same command goes on")
         raise Stopped
 
@@ -262,7 +263,7 @@ class Trainer:
             "data": self.data,
         }
         if dist.is_main():
-            write_json(self.folder / "summary.json", summary)
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.events.write(Finished(self.clock.step, summary))
 
     # ---- its own state
@@ -285,9 +286,3 @@ def total_terms(losses: list[Loss], shares: list[float]) -> dict[str, Tensor]:
     """The step's loss and terms: the mean over its micro-batches, weighted by their sizes."""
     rows = [{"loss": loss.total.detach(), **{k: v.detach() for k, v in loss.terms.items()}} for loss in losses]
     return {k: torch.stack([row[k] * share for row, share in zip(rows, shares, strict=True)]).sum() for k in rows[0]}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lsdali import dist
+from lsdali.disk import in_words, refused
 from lsdali.errors import SharedError, UserError
 from lsdali.state.foreign import read_torch, refusal
 from lsdali.state.upgrade import upgraded
@@ -106,23 +108,56 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".*.part"):
                 stale.unlink()
-            with part.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(content, part)
             part.replace(path)
             if best:
                 part.unlink(missing_ok=True)
                 link(path, part)
                 part.replace(self.folder / "best.pt")
             sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             part.unlink(missing_ok=True)
             whole = [str(p) for p in self.files()[-1:]]
             kept = f"{whole[0]} is whole and stays" if whole else "nothing was saved before"
-            raise UserError(f"cannot write checkpoint {path}: {error}; {kept}") from error
+            raise UserError(refused(path, error, f"it needs {in_words(size_of(content))}; {kept}")) from error
         for old in self.files()[: -self.keep]:
             old.unlink()
+
+
+class Target:
+    """A new file as torch.save writes to it; it keeps the error of the disk, of which torch's own tells nothing."""
+
+    def __init__(self, file: FileIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+    def flush(self) -> None: ...
+
+
+def write_synced(content: Mapping[str, Any], path: Path) -> None:
+    """Save to a new file that is on disk when this returns. Raises OSError."""
+    with FileIO(path, "w") as file:
+        target = Target(file)
+        try:
+            torch.save(content, target)  # type: ignore[arg-type]
+        except Exception as error:
+            raise target.error or error from None
+        os.fsync(file.fileno())
+
+
+def size_of(state: Any) -> int:
+    """Return the bytes of all tensors in a state."""
+    return sum(x.nbytes for x in tree_leaves(state) if isinstance(x, Tensor))
 
 
 def refuse_infinite(states: Mapping[str, Any], step: int) -> None:

@@ -100,7 +100,7 @@ def test_a_write_that_fails_leaves_the_last_whole_one_and_says_so(
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(
         UserError,
-        match=r"cannot write checkpoint .*step-0000000002.pt: .*No space left.*step-0000000001.pt is whole",
+        match=r"cannot write .*step-0000000002.pt: .*No space left.*step-0000000001.pt is whole",
     ):
         save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001.pt"]

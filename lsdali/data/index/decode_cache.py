@@ -17,6 +17,7 @@ from lsdali.data.io.byte_range import ByteRange, Memory
 from lsdali.data.io.cache import alone, cache_dir, damage, discard, new_folder, on_each_node, seal
 from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.sets.sample_index import Index
+from lsdali.disk import free
 from lsdali.errors import UserError
 
 ARRAY_FORMAT = "2"  # of the cached array; raise it when its content changes
@@ -91,7 +92,6 @@ def _stat(path: bytes) -> tuple[int, int]:
 def _write_pixels(index: Index, file: Path) -> None:
     width, height = int(index.size[0, 0]), int(index.size[0, 1])
     shape = (len(index), height, width, 3)
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
 
     def work(start: int) -> None:
         rows = np.arange(start, min(start + CHUNK, len(index)))
@@ -101,14 +101,17 @@ def _write_pixels(index: Index, file: Path) -> None:
             out[i] = _read(index.path(i), byte_range, (width, height))
 
     try:
+        out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+        with file.open("r+b") as opened:  # else a page without room on the disk would kill the process
+            os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(work, range(0, len(index), CHUNK)):
                 pass
         out.flush()
     except OSError as error:
         raise UserError(
-            f"the decoded images cannot be written to {file.parent.parent}: {error.strerror}; set LSDALI_CACHE to a "
-            "folder with room, or data.resident: never"
+            f"the decoded images cannot be written to {file.parent.parent}: {error.strerror or error} "
+            f"({free(file.parent)} free there); set LSDALI_CACHE to a folder with room, or data.resident: never"
         ) from error
 
 

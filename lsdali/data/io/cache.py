@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lsdali import dist
+from lsdali.disk import free
 from lsdali.errors import UserError, first_line
 
 
@@ -51,7 +52,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _unwritable(folder: Path, error: OSError) -> UserError:
     why = error.strerror or str(error)  # NumPy's own errors have no number
     return UserError(
-        f"the cache folder {folder} cannot be written ({why}); make room, or set LSDALI_CACHE to a folder that can"
+        f"the cache folder {folder} cannot be written ({why}, {free(folder)} free there); "
+        "make room, or set LSDALI_CACHE to a folder that can"
     )
 
 
