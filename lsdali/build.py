@@ -17,13 +17,13 @@ from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import MixedBatches
 from lsdali.data.sets.sample_index import Index
-from lsdali.errors import UserError
+from lsdali.errors import SharedError, UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
 from lsdali.models import build_network
-from lsdali.models.checks import check_aux_heads, check_image_size, count_classes
-from lsdali.models.pretrained import load_weights
+from lsdali.models.checks import check_aux_heads, check_features, check_image_size, count_classes
+from lsdali.models.pretrained import load_weights, shorten
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
 from lsdali.optim import build_optimizer
@@ -82,6 +82,8 @@ def prepare(
     train_index, val_index = (open_dataset(recipe.data, split, events.log, begun) for split in ("train", "val"))
     classes = count_classes(recipe.model.classes, train_index.classes, train_index.root)
     network = new_network(recipe, classes)
+    for note in network.notes:
+        events.log(note)
     if recipe.model.weights is not None and begun is None:
         load_weights(network, recipe.model.name, recipe.model.weights, events.log)
     val = eval_loader(
@@ -202,8 +204,9 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
 
     The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     """
-    aux_heads = method.aux_heads()
-    check_aux_heads(network, recipe.model.name, aux_heads, cast(Any, recipe.method).name)
+    aux_heads, name = method.aux_heads(), cast(Any, recipe.method).name
+    check_aux_heads(network, recipe.model.name, aux_heads, name)
+    check_features(network, recipe.model.name, method.reads_features, name)
     return Student(network, aux_heads).to(device).to(memory_format=torch.channels_last)
 
 
@@ -258,7 +261,13 @@ def fix_bucket_order(wrapped: DistributedDataParallel, trainer: Trainer, recipe:
         out = wrapped(images.contiguous(memory_format=torch.channels_last))
     outputs = [out.logits, out.features, *out.aux_heads.values()]
     torch.stack([x.float().sum() for x in outputs if x.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    idle = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
     with torch.no_grad():
         for buffer, before in zip(student.buffers(), buffers, strict=True):
             buffer.copy_(before)
     student.zero_grad()
+    if idle:  # DDP would wait for their gradients, in the second step
+        raise SharedError(
+            f"no output depends on {shorten(idle)} of '{recipe.model.name}': on several processes every trained "
+            "parameter must be used; remove it from the module, or set its requires_grad to False"
+        )

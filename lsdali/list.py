@@ -21,6 +21,7 @@ def list_models() -> Iterator[tuple[str, str]]:
     for name, build in MODELS.items():
         yield name, first_sentence(build)
     yield "timm/<name>", "Any network of timm, with pip install lsdali[timm]."
+    yield "torchvision/<name>", "Any classifier of torchvision."
 
 
 def list_methods() -> Iterator[tuple[str, str]]:

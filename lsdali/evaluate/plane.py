@@ -17,6 +17,7 @@ from lsdali import dist
 from lsdali.data.index.index import subset
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.splits import of_classes, whole
+from lsdali.errors import UserError
 from lsdali.evaluate.runs import Run, Samples, open_samples, read_outputs
 from lsdali.page.figures import scatter_figure
 from lsdali.posthoc import centroids, principal_plane, projected, template_basis
@@ -28,14 +29,16 @@ def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torc
     """Points [x, y] and class (0, 1, 2) of each image, and centroids, of train and of val. Collective."""
     network = run.network.to(device).to(memory_format=torch.channels_last)
     classifier = network.classifier
+    if network.width == 0 or classifier.bias is None:
+        raise UserError(f"{run.name} has no known classifier with a bias, whose rows would span the plane")
 
     def features(images: Tensor) -> Tensor:
-        return network.features(network.maps(images))
+        return network.parts(images)[1]
 
     points, labels = {}, {}
     for split in MOST:
         samples, numbers = open_part(run, overrides, names, split)
-        x, labels[split], _ = read_outputs(features, classifier.in_features, samples, device)
+        x, labels[split], _ = read_outputs(features, network.width, samples, device)
         rows = classifier.weight.detach().cpu()[numbers], classifier.bias.detach().cpu()[numbers]
         points[split] = projected(x, template_basis(*rows))
     middles = {split: centroids(points[split], labels[split], len(names)) for split in MOST}

@@ -37,6 +37,11 @@ class BatchEnsembling(Method):
 
     config: Config
 
+    @property
+    def reads_features(self) -> bool:
+        """Always: it compares them."""
+        return True
+
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out = student(batch.images)
         ce = cross_entropy(out.logits, batch.labels)

@@ -75,6 +75,11 @@ class Method(ABC):
         """Once, on every rank, before the first step and before state is loaded: collectives are safe."""
 
     @property
+    def reads_features(self) -> bool:
+        """Whether the loss reads `Outputs.features`."""
+        return False
+
+    @property
     def delayed_until(self) -> tuple[str, int] | None:
         """The key that puts off what the method does, and the epoch of its start; None where that is the first."""
         return None

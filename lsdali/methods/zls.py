@@ -222,6 +222,11 @@ class ZipfLabelSmoothing(Method):
             weights = weigh(rank, tie_size(rank) if isinstance(distribution, UnbiasedZipf) else rank)
         return off_label_target(weights, labels)
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether it looks for friends."""
+        return bool(self.config.ranking == "friends")
+
     def rank(self, out: Outputs) -> Tensor:
         """[B, K] from 1; int64, or float32 where ranks are soft."""
         scores = self.scores(out)

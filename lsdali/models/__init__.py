@@ -6,6 +6,7 @@ from inspect import signature
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
+from torch import nn
 from typing_extensions import Self
 
 from lsdali.config import Config
@@ -19,13 +20,15 @@ from lsdali.models.families.preact import PREACT
 from lsdali.models.families.pyramid import PYRAMID
 from lsdali.models.families.resnext import RESNEXT
 from lsdali.models.families.san import SAN
-from lsdali.models.families.timm import PREFIX, build_timm, known_timm
-from lsdali.models.families.torchvision import TORCHVISION
+from lsdali.models.families.timm import PREFIX, build_timm, known_timm, timm_module
+from lsdali.models.families.torchvision import THEIRS, TORCHVISION
+from lsdali.models.families.torchvision_weights import known_torchvision, torchvision_module
 from lsdali.models.families.wide import WIDE
 from lsdali.models.names import unknown
 from lsdali.models.options import INITS, Init, zero_last_norms
 from lsdali.models.pretrained import WeightsConfig
 from lsdali.models.student import Network
+from lsdali.models.wrapped import as_network
 
 CIFAR: dict[str, Callable[..., Network]] = {
     **PREACT,
@@ -40,19 +43,27 @@ CIFAR: dict[str, Callable[..., Network]] = {
 }
 """For small images."""
 
-MODELS: dict[str, Callable[..., Network]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     **TORCHVISION,
     **SAN,
     **CIFAR,
 }
-"""Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter."""
+"""Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter. What one gives is a
+Network, or any module from images [B, 3, H, W] to logits [B, K]."""
 
 OPTIONS = ("width", "dropout", "drop_path")
+KNOWN: dict[str, Callable[[str], None]] = {PREFIX: known_timm, THEIRS: known_torchvision}
+"""How names begin that are looked up in another package, and what raises UserError for one that it does not have."""
 
 
-def builder(name: str) -> Callable[..., Network]:
-    """A name in MODELS, or `timm/<name>`."""
-    return partial(build_timm, name) if name.startswith(PREFIX) else MODELS[name]
+def builder(name: str, *, whole: bool = False) -> Callable[..., nn.Module]:
+    """What builds a name in MODELS, `timm/<name>` or `torchvision/<name>`; of the latter two, with `whole`, the module
+    as its package has it."""
+    if name.startswith(PREFIX):
+        return partial(timm_module if whole else build_timm, name)
+    if name.startswith(THEIRS):
+        return (None if whole else TORCHVISION.get(name.removeprefix(THEIRS))) or partial(torchvision_module, name)
+    return MODELS[name]
 
 
 def takes(name: str, option: str) -> bool:
@@ -60,24 +71,31 @@ def takes(name: str, option: str) -> bool:
 
 
 def known_model(name: str) -> str:
-    if name.startswith(PREFIX):
-        try:
-            known_timm(name)
-        except UserError as fault:
-            raise ValueError(str(fault)) from fault
-    elif name not in MODELS:
+    for prefix, check in KNOWN.items():
+        if name.startswith(prefix):
+            try:
+                check(name)
+            except UserError as fault:
+                raise ValueError(str(fault)) from fault
+            return name
+    if name not in MODELS:
         raise ValueError(unknown("model", name, MODELS))
     return name
 
 
-NAME_SCHEMA = {"anyOf": [{"enum": sorted(MODELS)}, {"pattern": f"^{PREFIX}.+"}]}
+NAME_SCHEMA = {"anyOf": [{"enum": sorted(MODELS)}, {"pattern": f"^({'|'.join(KNOWN)}).+"}]}
 
 
 class ModelConfig(Config):
     """Which network is trained."""
 
     name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=NAME_SCHEMA)]
-    """A name in MODELS, or timm/<name> for any network of timm."""
+    """A name in MODELS, or timm/<name> or torchvision/<name> for any classifier of these packages."""
+    stages: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Parts of the module, in order, whose maps [B, C, H, W] are its stages, such as [layer1, layer2]; null: found. For
+    modules of other packages only."""
+    classifier: str | None = None
+    """The module's last linear layer, such as fc; null: found. For modules of other packages only."""
     width: Annotated[int, Field(ge=16)] | None = None
     """Channels of the first stage, for some networks for small images; null is the published width. With fewer
     than 16 channels torch's CPU kernels of strided 1x1 convolutions overrun their buffers (seen with torch 2.15)."""
@@ -117,10 +135,12 @@ class ModelConfig(Config):
 def build_network(config: ModelConfig, classes: int) -> Network:
     """An untrained network; draws its weights from torch's global generator.
 
-    Raises UserError for an option that only the built network shows it cannot honour.
+    Raises UserError for an option that only the built network shows it cannot honour, and as `as_network` does.
     """
     options = {key: getattr(config, key) for key in OPTIONS if getattr(config, key) is not None}
-    network = builder(config.name)(classes, **options)
+    named = config.stages is not None or config.classifier is not None
+    module = builder(config.name, whole=named)(classes, **options)
+    network = as_network(module, classes, name=config.name, stages=config.stages, classifier=config.classifier)
     if config.init is not None:
         INITS[config.init](network)
     if config.zero_gamma:

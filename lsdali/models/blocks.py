@@ -17,6 +17,16 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
+def as_linear(convolution: nn.Conv2d) -> nn.Linear:
+    """A linear layer with the numbers of a 1x1 convolution."""
+    has_bias = convolution.bias is not None
+    linear = nn.Linear(convolution.in_channels, convolution.out_channels, bias=has_bias, device="meta")
+    linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
+    if convolution.bias is not None:
+        linear.bias = nn.Parameter(convolution.bias.detach())
+    return linear
+
+
 def mean_over_positions(x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, C]."""
     return x.movedim(1, -1).flatten(1, 2).mean(1)

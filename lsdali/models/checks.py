@@ -20,12 +20,28 @@ def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHea
 
 
 def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int]) -> None:
-    """Raises UserError where the network takes images of one size only, and one of `sizes`, in pixels, is another."""
-    wrong = set(sizes) - {network.image_size}
+    """Raises UserError where the network does not take images of one of `sizes`, in pixels."""
+    sizes = set(sizes)
+    wrong = sizes - {network.image_size}
     if network.image_size is not None and wrong:
         raise UserError(
             f"'{model}' takes images of {network.image_size} px only, and the data has {max(wrong)}: "
             "set data.train.size and data.eval.size"
+        )
+    for size in sorted(sizes):
+        fault = network.fault_at(size)
+        if fault is not None:
+            raise UserError(
+                f"'{model}' does not take images of {size} px ({fault}): set data.train.size and data.eval.size"
+            )
+
+
+def check_features(network: Network, model: str, reads_features: bool, method: str) -> None:
+    """Raises UserError where the method reads what the classifier reads, and nobody knows the classifier."""
+    if reads_features and network.width == 0:
+        raise UserError(
+            f"the method '{method}' reads the features before the classifier, and that of '{model}' was not found: "
+            "name it (model.classifier)"
         )
 
 

@@ -15,7 +15,8 @@ from lsdali.config import Config, PathText
 from lsdali.errors import UserError
 from lsdali.models.digest import weights_digest
 from lsdali.models.families.timm import PREFIX, timm_state
-from lsdali.models.families.torchvision import TORCHVISION, torchvision_state, weights_entry
+from lsdali.models.families.torchvision import THEIRS, TORCHVISION
+from lsdali.models.families.torchvision_weights import torchvision_state, weights_entry
 from lsdali.models.student import Network
 from lsdali.state.foreign import read_torch, refusal
 
@@ -54,7 +55,7 @@ class TorchvisionWeights(Weights):
     """torchvision's name of them, such as IMAGENET1K_V1."""
 
     def check_compatible(self, name: str) -> None:
-        if name not in TORCHVISION:
+        if name not in TORCHVISION and not name.startswith(THEIRS):
             raise ValueError(f"torchvision has no weights for '{name}'; it has for its own networks only")
         try:
             weights_entry(name, self.weights)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.export import register_dataclass
@@ -15,7 +15,7 @@ class Outputs:
     """What one forward of a student gives."""
 
     logits: Tensor  # [B, K] float32 (float64 stays float64)
-    features: Tensor  # [B, C] what the classifier read
+    features: Tensor  # [B, C] what the classifier read; C is 0 where a network has none that is known
     aux_heads: dict[str, Tensor]  # what the method's auxiliary heads returned, by their names; logits are float32
 
 
@@ -31,7 +31,7 @@ class Network(nn.Module):
     `pool` maps the last stage [B, C, H, W] to [B, C]; `neck` [..., C] -> [..., D] is what a family has between pool
     and classifier (the LayerNorm of ConvNeXt, the hidden layer of MobileNetV3) and acts on single positions too;
     `dropout` drops features before the classifier in training. `channels` gives the width C of every stage; it is
-    empty where the stages hand on no maps.
+    empty where the stages hand on no maps. `width` is D, or 0 where the classifier is not known.
     """
 
     aliases: Mapping[str, str]
@@ -42,30 +42,35 @@ class Network(nn.Module):
     """Stages whose maps leave without BatchNorm and ReLU, where an exit has both of its own, as in ZLS's DenseNet."""
     image_size: int | None = None
     """The only side of images in pixels that the network takes; None: any that is large enough."""
+    notes: tuple[str, ...] = ()
+    """What a run says of how the network came about."""
 
     def __init__(
         self,
         stem: nn.Module,
         stages: Mapping[str, nn.Module],
         pool: nn.Module,
-        classifier: nn.Linear,
+        classifier: nn.Linear | None,
         channels: Mapping[str, int],
         *,
         neck: nn.Module | None = None,
         dropout: float = 0.0,
+        classes: int | None = None,
     ) -> None:
+        """`classes` is needed where there is no `classifier`."""
         super().__init__()
         self.stem = stem
         self.stages = nn.ModuleDict(stages)
         self.pool = pool
         self.neck = nn.Identity() if neck is None else neck
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.classifier = classifier
+        self.classifier: Any = nn.Identity() if classifier is None else classifier
         self.channels = dict(channels)
-        self.classes = classifier.out_features
+        self.classes: int = classes if classifier is None else classifier.out_features  # type: ignore[assignment]
+        self.width = 0 if classifier is None else classifier.in_features
         self.aliases = {}
         # In a tuple, so that its parts are not registered twice.
-        self._readout = (classifier if neck is None else nn.Sequential(neck, classifier),)
+        self._readout = (self.classifier if neck is None else nn.Sequential(neck, self.classifier),)
 
     @property
     def readout(self) -> nn.Module:
@@ -91,10 +96,19 @@ class Network(nn.Module):
         out: Tensor = self.classifier(features)
         return out
 
+    def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """[B, 3, H, W] -> the map that leaves each stage, features [B, D], logits [B, K]."""
+        maps = self.maps(images)
+        features = self.features(maps)
+        return maps, features, self.logits(maps, features)
+
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, K]."""
-        maps = self.maps(images)
-        return self.logits(maps, self.features(maps))
+        return self.parts(images)[2]
+
+    def fault_at(self, size: int) -> str | None:
+        """Why images of this side in pixels cannot be read; None where they can, or where only a step would tell."""
+        return None
 
 
 class AuxHead(nn.Module):
@@ -131,9 +145,8 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """[B, 3, H, W] -> Outputs."""
-        maps = self.network.maps(images)
-        features = self.network.features(maps)
-        logits = as_float32(self.network.logits(maps, features))
+        maps, features, logits = self.network.parts(images)
+        logits = as_float32(logits)
         maps |= {stage: norm(maps[stage]) for stage, norm in self.exit_norms.items()}
         aux_heads = {name: head(maps, self.network.readout) for name, head in self.aux_heads.items()}
         return Outputs(logits, features, aux_heads)

@@ -14,7 +14,7 @@ from lsdali.errors import UserError
 from lsdali.functional import as_float32
 from lsdali.models.checkpoint_net import open_network, same_classes
 from lsdali.models.digest import weights_digest
-from lsdali.models.families.torchvision import from_torchvision, torchvision_normal
+from lsdali.models.families.torchvision_weights import from_torchvision, torchvision_normal
 from lsdali.models.student import Network
 from lsdali.state import checkpoint
 
@@ -63,6 +63,10 @@ class Teacher:
         self.digest = weights_digest(network)
         self._temperature, self._normal = temperature, normal
         self._change: tuple[Tensor, Tensor] | None = None  # factor and summand [3, 1, 1]
+
+    def fault_at(self, size: int) -> str | None:
+        """Why images of this side in pixels cannot be read; None where they can."""
+        return self._network.fault_at(size)
 
     def expect(self, given: Normal) -> None:
         """From now on, images come normalised in this way."""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from lsdali.errors import UserError
 from lsdali.models import MODELS, ModelConfig, build_network
 from lsdali.models.digest import weights_digest
-from lsdali.models.families.torchvision import from_torchvision
+from lsdali.models.families.torchvision_weights import from_torchvision
 from lsdali.models.student import Network
 
 

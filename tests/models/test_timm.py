@@ -121,8 +121,8 @@ def test_missing_timm_names_the_remedy(monkeypatch):
 def test_heads_and_options_that_do_not_fit():
     for config, sentence in (
         (
-            ModelConfig(name="timm/resnetv2_50"),
-            "the classifier of timm's resnetv2_50 is not one linear layer; such networks are not supported",
+            ModelConfig(name="timm/resnetv2_18", dropout=0.1),
+            "the classifier of timm's resnetv2_18 is not one linear layer: leave out model.dropout",
         ),
         (ModelConfig(name="timm/inception_v4", drop_path=0.1), "timm's inception_v4 takes no drop_path"),
     ):

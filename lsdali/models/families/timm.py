@@ -77,20 +77,28 @@ class TimmNetwork(Network):
         return out
 
 
-def build_timm(name: str, classes: int, dropout: float | None = None, drop_path: float | None = None) -> Network:
-    """The network `timm/<name>`, untrained. `dropout` acts before the classifier.
-
-    Raises UserError for an unknown name, a head that is not one linear layer, and options that it does not know.
-    """
+def timm_module(name: str, classes: int, drop_path: float | None = None) -> Any:
+    """The module `timm/<name>`, untrained and whole. Raises UserError for an unknown name or option."""
     known_timm(name)
     bare = name.removeprefix(PREFIX)
     options = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
-        inner = timm().create_model(bare, num_classes=classes, **options)
+        return timm().create_model(bare, num_classes=classes, **options)
     except TypeError as fault:
         raise UserError(f"timm's {bare} takes no drop_path: {fault}") from fault
+
+
+def build_timm(name: str, classes: int, dropout: float | None = None, drop_path: float | None = None) -> nn.Module:
+    """The network `timm/<name>`, untrained; whole where its head is not one linear layer. `dropout` acts before that.
+
+    Raises UserError for an unknown name, and options that it does not know.
+    """
+    inner = timm_module(name, classes, drop_path)
+    bare = name.removeprefix(PREFIX)
     if not isinstance(inner.get_classifier(), nn.Linear):
-        raise UserError(f"the classifier of timm's {bare} is not one linear layer; such networks are not supported")
+        if dropout is not None:
+            raise UserError(f"the classifier of timm's {bare} is not one linear layer: leave out model.dropout")
+        return inner  # type: ignore[no-any-return]
     network = TimmNetwork(inner, timm_channels(bare, classes), dropout or 0.0)
     network.positionwise = bool(network.channels) and places_fit(network)
     return network

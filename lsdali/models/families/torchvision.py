@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsdali.batch import Normal
-from lsdali.errors import UserError
-from lsdali.models.blocks import GlobalAvgPool
+from lsdali.models.blocks import GlobalAvgPool, as_linear
 from lsdali.models.families.dense import with_raw_transitions
-from lsdali.models.names import unknown
 from lsdali.models.student import Network
+
+THEIRS = "torchvision/"
+"""How names of any network of torchvision begin."""
 
 RESNETS = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -43,7 +43,7 @@ VGGS = (*(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_b
 
 def torchvision_name(name: str) -> str:
     """What torchvision calls the network; a blur has no weights, so those of the network without it fit."""
-    return name.removesuffix("_blur")
+    return name.removeprefix(THEIRS).removesuffix("_blur")
 
 
 class PlusBlur(nn.Module):
@@ -147,15 +147,6 @@ def take_features(model: Any, name: str) -> Network:
     return Network(stem, stages, GlobalAvgPool(), head[-1], {}, neck=neck, dropout=dropout)
 
 
-def as_linear(convolution: nn.Conv2d) -> nn.Linear:
-    """A linear layer with the numbers of a 1x1 convolution."""
-    linear = nn.Linear(convolution.in_channels, convolution.out_channels, device="meta")
-    assert convolution.bias is not None
-    linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
-    linear.bias = nn.Parameter(convolution.bias.detach())
-    return linear
-
-
 def as_vector_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
     """A LayerNorm over channels for [B, C, H, W], with the same parameters, for [..., C]."""
     out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
@@ -224,62 +215,3 @@ TORCHVISION: dict[str, Callable[..., Network]] = {
     name: torchvision_builder(name) for name in (*RESNETS, *STARTS, *VGGS)
 }
 """Builders (classes), and what else each takes: dropout=..., drop_path=..."""
-
-
-def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
-    """The network `name`, untrained or with torchvision's weights of that name, such as IMAGENET1K_V1.
-
-    Weights are looked for in torch.hub's folder ($TORCH_HOME/hub/checkpoints) and fetched if missing.
-
-    Raises UserError for a name or weights that torchvision does not have, weights for another number of
-    classes, or weights that cannot be fetched.
-    """
-    from torchvision.models import get_model
-
-    if weights is None:
-        known_network(name)
-        return TORCHVISION[name](classes)
-    entry = weights_entry(name, weights)
-    trained = len(entry.meta["categories"])
-    if trained != classes:
-        raise UserError(f"torchvision's {name} {weights} knows {trained} classes, but the data set has {classes}")
-    return take_apart(fetched(entry, lambda: get_model(torchvision_name(name), weights=entry)), name)
-
-
-def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
-    """torchvision's weights of that name, with its names of the tensors. Raises as `from_torchvision` does."""
-    entry = weights_entry(name, weights)
-    state: dict[str, Tensor] = fetched(entry, lambda: entry.get_state_dict(progress=False, check_hash=True))
-    return state
-
-
-def torchvision_normal(name: str, weights: str) -> Normal:
-    """How the images that these weights were trained on were normalised."""
-    change = weights_entry(name, weights).transforms()
-    return tuple(change.mean), tuple(change.std)
-
-
-def known_network(name: str) -> None:
-    if name not in TORCHVISION:
-        raise UserError(unknown("torchvision model", name, TORCHVISION))
-
-
-def weights_entry(name: str, weights: str) -> Any:
-    from torchvision.models import get_model_weights
-
-    known_network(name)
-    # Without the alias DEFAULT, which means other weights in other versions of torchvision.
-    theirs = torchvision_name(name)
-    known = {} if name == "densenet264" else {e.name: e for e in get_model_weights(theirs)}
-    if weights not in known:
-        have = ", ".join(known) or "none for this network"
-        raise UserError(f"there is no set of torchvision's {name} weights '{weights}'; torchvision has: {have}")
-    return known[weights]
-
-
-def fetched(entry: Any, fetch: Callable[[], Any]) -> Any:
-    try:
-        return fetch()
-    except (OSError, RuntimeError) as fault:
-        folder = f"{torch.hub.get_dir()}/checkpoints"
-        raise UserError(f"cannot get {entry.url} ({fault}); put that file into {folder} by hand") from fault
