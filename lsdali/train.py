@@ -80,7 +80,9 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
     from lsdali import dist
     from lsdali.build import build
     from lsdali.disk import write_whole
+    from lsdali.errors import Stopped
     from lsdali.events import open_events
+    from lsdali.faults import marker
     from lsdali.recipe import to_yaml
     from lsdali.selection import stopped
     from lsdali.state.checkpoint import Checkpoints
@@ -90,6 +92,13 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
         lock = claim(folder)
         events = open_events(folder)
     try:
+        if any(dist.gather_objects(marker.stopped_before(folder))):
+            marker.end_launcher()
+            raise Stopped
+        if dist.is_main():
+            marker.remove(folder)
+        if pulse is not None:
+            pulse.on_early_stop = partial(marker.leave, folder, None, None)
         checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, events.log)
         content = checkpoints.newest()
         if content is not None:

@@ -18,6 +18,7 @@ from lsdali.clock import Clock
 from lsdali.disk import write_whole
 from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
+from lsdali.faults import marker
 from lsdali.faults.pulse import Pulse
 from lsdali.meter import SKIPPED, Buffers, Meter, mark
 from lsdali.methods.base import Loss, Method
@@ -29,8 +30,6 @@ from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
 from lsdali.selection import note, stopped, watch
 from lsdali.state.checkpoint import Checkpoints, Stateful, restore
-
-MARKER = "stopped.json"  # in the run folder while a run is stopped by a signal
 
 
 class TrainData(Protocol):
@@ -126,7 +125,6 @@ class Trainer:
         Raises:
             Stopped: a signal has ended the run before; all is saved.
         """
-        (self.folder / MARKER).unlink(missing_ok=True)
         started = time.perf_counter() - self.seconds["wall"]
         self.stop_if_asked(saved=True)
         while not self.over:
@@ -165,8 +163,7 @@ class Trainer:
         if not saved:
             self.save()
         if dist.is_main():
-            marker = {"step": self.clock.step, "steps": self.clock.steps}
-            write_whole(self.folder / MARKER, json.dumps(marker, indent=2) + "\n")
+            marker.leave(self.folder, self.clock.step, self.clock.steps)
         self.events.log(f"stopped at step {self.clock.step}; the same command goes on")
         raise Stopped
 

@@ -27,7 +27,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def wait_for_file(path: Path, runs: Callable[[], bool] = lambda: True) -> None:
     """Wait until it exists; `runs` tells whether it still may."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never appeared"
         assert runs(), "the run ended too early"

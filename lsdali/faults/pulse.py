@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from lsdali.errors import BROKEN, STOPPED
+from lsdali.errors import BROKEN, STOPPED, UserError
 from lsdali.faults.table import Beat, Verdict
 
 TICK = 1.0  # seconds
@@ -103,7 +103,8 @@ class Pulse:
             self._stop_early()
 
     def _stop_early(self) -> None:
-        self.on_early_stop()
+        with suppress(UserError):
+            self.on_early_stop()
         if self.rank == 0:
             print(f"stopped by {self.stop} before the first step; the same command begins anew", flush=True)
         self.end(STOPPED)

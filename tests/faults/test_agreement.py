@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lsdali.errors import BROKEN, STOPPED
-from lsdali.faults import pulse, signals
+from lsdali.faults import marker, pulse, signals
 from lsdali.faults.pulse import Pulse
 from lsdali.faults.signals import caught
 from lsdali.faults.table import Beat, ProcessTable, Verdict
@@ -190,3 +190,21 @@ def test_a_signalled_process_saves_and_the_same_command_goes_on(
     assert main([str(recipe), f"run_dir={tmp_path}/unbroken"]) == 0
     digests = [json.loads((folder / "summary.json").read_text())["digest"] for folder in (run, tmp_path / "unbroken")]
     assert digests[0] == digests[1]
+
+
+def test_workers_that_torchrun_starts_again_after_a_stop_end_and_those_of_a_new_launch_go_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    marker.leave(run, 7, 20)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert main([str(recipe)]) == STOPPED
+    assert json.loads((run / "stopped.json").read_text()) == {"step": 7, "steps": 20, "restarts": 1}
+    assert events(run, "begun") == []
+    for count in ("1", "0"):  # a host joined the same launch; another launch
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        assert not marker.stopped_before(run)
+    assert main([str(recipe)]) == 0
+    assert not (run / "stopped.json").exists()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Run:
     workers: list[int]
     log: Path
 
-    def ends(self, seconds: float = 60) -> tuple[int, float]:
+    def ends(self, seconds: float = 120) -> tuple[int, float]:
         """Exit status of the launcher, and the seconds until all processes were gone."""
         began = time.monotonic()
         status = self.agent.wait(seconds)
@@ -73,9 +74,14 @@ def unbroken(recipe: Path) -> dict[int, dict[str, object]]:
     return {ranks: summary(recipe.parent / f"unbroken{ranks}") for ranks in (0, 2)}
 
 
-def begin(ranks: int, recipe: Path, folder: Path, *changes: str, step: int = 25, restarts: int = 0) -> Run:
-    """A run that has done so many steps."""
+def begin(
+    ranks: int, recipe: Path, folder: Path, *changes: str, step: int = 25, restarts: int = 0, fault: str = ""
+) -> Run:
+    """A run that has done so many steps. `fault` is one of tests.faults.inject, with rank and step."""
     arguments = command(ranks, str(recipe), f"run_dir={folder}", *changes)
+    entry = "tests.faults.inject" if fault else "lsdali.train"
+    place = arguments.index("lsdali.train")
+    arguments[place : place + 1] = [entry, *fault.split()]
     if restarts:
         arguments[len(TORCHRUN) : len(TORCHRUN)] = ["--max-restarts", str(restarts)]
     folder.mkdir(exist_ok=True)
@@ -94,12 +100,12 @@ def begin(ranks: int, recipe: Path, folder: Path, *changes: str, step: int = 25,
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while steps_done(folder) < step:
         assert agent.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
-    workers = [p for p in descendants(agent.pid) if b"lsdali.train" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    workers = [p for p in descendants(agent.pid) if entry.encode() in Path(f"/proc/{p}/cmdline").read_bytes()]
     return Run(folder, agent, workers or [agent.pid], log)
 
 
@@ -140,6 +146,93 @@ def test_a_signal_stops_saves_and_goes_on(
     assert not (tmp_path / "stopped.json").exists()
 
 
+def test_a_signal_to_one_worker_stops_the_run_also_where_torchrun_may_start_workers_again(
+    recipe: Path, tmp_path: Path, unbroken: dict[int, dict[str, object]]
+) -> None:
+    run = begin(2, recipe, tmp_path, restarts=3)
+    os.kill(run.workers[-1], signal.SIGUSR1)
+    status, seconds = run.ends(240)
+    assert status == 1
+    assert run.log.read_text().count("epochs, into") == 2, "one more start, not three"
+    assert not (tmp_path / "summary.json").exists()
+    train(2, str(recipe), f"run_dir={tmp_path}")
+    equal = summary(tmp_path)["digest"] == unbroken[2]["digest"]
+    row(run, "SIGUSR1 to worker, --max-restarts 3", status, seconds, equal)
+    assert equal
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("exception 1 30", "error: rank 1 on "),
+        ("exit 1 30", "error: rank 1 on "),
+    ],
+)
+def test_a_rank_that_fails_is_named_first(
+    recipe: Path, tmp_path: Path, unbroken: dict[int, dict[str, object]], what: str, sentence: str
+) -> None:
+    run = begin(2, recipe, tmp_path, "save.every_steps=7", fault=what)
+    status, seconds = run.ends(240)
+    assert status == 1
+    assert run.complaint.startswith(sentence), run.log.read_text()
+    assert ("a fault of ours" in run.complaint) == what.startswith("exception")
+    train(2, str(recipe), f"run_dir={tmp_path}")
+    equal = summary(tmp_path)["digest"] == unbroken[2]["digest"]
+    row(run, f"{what.split()[0]} in rank 1", status, seconds, equal)
+    assert equal
+
+
+def test_torchrun_starts_workers_again_after_a_kill(
+    recipe: Path, tmp_path: Path, unbroken: dict[int, dict[str, object]]
+) -> None:
+    run = begin(2, recipe, tmp_path, "save.every_steps=7", restarts=1)
+    began = time.monotonic()
+    os.kill(run.workers[1], signal.SIGKILL)
+    assert run.agent.wait(240) == 0, run.log.read_text()
+    equal = summary(tmp_path)["digest"] == unbroken[2]["digest"]
+    row(run, "SIGKILL to rank 1, --max-restarts 1", 0, time.monotonic() - began, equal)
+    assert equal
+
+
+def test_a_suspended_rank_goes_on(recipe: Path, tmp_path: Path, unbroken: dict[int, dict[str, object]]) -> None:
+    run = begin(2, recipe, tmp_path)
+    os.kill(run.workers[1], signal.SIGSTOP)
+    time.sleep(10)
+    os.kill(run.workers[1], signal.SIGCONT)
+    assert run.agent.wait(240) == 0, run.log.read_text()
+    equal = summary(tmp_path)["digest"] == unbroken[2]["digest"]
+    row(run, "SIGSTOP to rank 1 for 10 s", 0, 10, equal)
+    assert equal
+
+
+CHANGED = {
+    "locale, hash seed, no HOME": (["env", "-u", "HOME", "LC_ALL=C", "PYTHONHASHSEED=4242"], []),
+    "64 open files": (["bash", "-c", 'ulimit -n 64 && exec "$@"', "bash"], []),
+    "a clock ten years ahead": ([], ["tests.faults.inject", "clock", "0", "0"]),
+    "threads and prefetch of the data": ([], ["data.threads=3", "data.prefetch=5"]),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_another_environment_on_resume_changes_nothing(
+    recipe: Path, tmp_path: Path, unbroken: dict[int, dict[str, object]], what: str
+) -> None:
+    run = begin(0, recipe, tmp_path)
+    os.kill(run.agent.pid, signal.SIGTERM)
+    assert run.ends()[0] == 75
+    around, changes = CHANGED[what]
+    entry = changes if "tests.faults.inject" in changes else ["lsdali.train"]
+    overrides = [] if "tests.faults.inject" in changes else changes
+    arguments = [*around, sys.executable, "-m", *entry, str(recipe), f"run_dir={tmp_path}", *overrides]
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment(0), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    equal = summary(tmp_path)["digest"] == unbroken[0]["digest"]
+    row(run, what, 0, 0, equal)
+    assert equal
+
+
 KILLS: dict[str, tuple[Callable[[Run], None], str]] = {
     "SIGKILL to rank 1": (lambda run: os.kill(run.workers[1], signal.SIGKILL), "rank 1 on "),
     "SIGKILL to rank 0": (lambda run: os.kill(run.workers[0], signal.SIGKILL), "has died: rank 0"),
@@ -157,7 +250,7 @@ def test_the_first_line_is_the_cause(
     act, sentence = KILLS[what]
     run = begin(2, recipe, tmp_path, "faults.stall_minutes=0.1", "save.every_steps=7")
     act(run)
-    status, seconds = run.ends(120)
+    status, seconds = run.ends(240)
     assert sentence in run.complaint, run.log.read_text()
     train(2, str(recipe), f"run_dir={tmp_path}")
     equal = summary(tmp_path)["digest"] == unbroken[2]["digest"]
