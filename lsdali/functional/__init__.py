@@ -6,6 +6,15 @@ function waits for the device, has shapes that depend on data, or compares every
 B batch, K classes, L positions of a feature map.
 """
 
+from lsdali.functional.decoupled import (
+    decoupled_kl,
+    gram_distance,
+    normalised_cross_entropy,
+    pearson_distance,
+    rank_shares,
+    standardised,
+    without_label,
+)
 from lsdali.functional.labels import (
     Mass,
     as_float32,
@@ -85,6 +94,7 @@ __all__ = [
     "confusion",
     "count_votes",
     "cross_entropy",
+    "decoupled_kl",
     "distillation_kl",
     "ensemble_targets",
     "entropy",
@@ -93,6 +103,7 @@ __all__ = [
     "forward_correction",
     "freeze_confident_rows",
     "generalised_cross_entropy",
+    "gram_distance",
     "hard_bootstrap",
     "instance_strength",
     "label_and_others",
@@ -103,10 +114,13 @@ __all__ = [
     "masked_mean",
     "most_confident_rows",
     "nearest",
+    "normalised_cross_entropy",
     "off_label_kl",
     "off_label_target",
+    "pearson_distance",
     "progressive_target",
     "quadratic_strength",
+    "rank_shares",
     "smooth_targets",
     "smoothed_by_dissimilarity",
     "smoothed_by_teacher",
@@ -117,6 +131,7 @@ __all__ = [
     "soft_kl",
     "soft_rank",
     "sorted_weights",
+    "standardised",
     "symmetric_cross_entropy",
     "table_distance",
     "teacher_spread",
@@ -127,6 +142,7 @@ __all__ = [
     "virtual_teacher",
     "vote_rank",
     "vote_target",
+    "without_label",
     "zipf_target",
     "zipf_weights",
 ]

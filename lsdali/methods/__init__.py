@@ -5,13 +5,17 @@ from lsdali.methods.base import Method
 from lsdali.methods.ce import CrossEntropy
 from lsdali.methods.confusion import PairwiseConfusion
 from lsdali.methods.correction import BackwardCorrection, ForwardCorrection
+from lsdali.methods.correlation import CorrelationDistillation
 from lsdali.methods.cskd import ClassWiseDistillation
 from lsdali.methods.disturb import DisturbLabel
+from lsdali.methods.dkd import DecoupledDistillation
 from lsdali.methods.exits import DeepSupervision
 from lsdali.methods.ibls import InstanceSmoothing
 from lsdali.methods.ibls_cls import ClassSmoothing
 from lsdali.methods.kd import KnowledgeDistillation
 from lsdali.methods.ls import LabelSmoothing
+from lsdali.methods.multi_level import MultiLevelDistillation
+from lsdali.methods.nkd import NormalisedDistillation, NormalisedSelfDistillation
 from lsdali.methods.noisy import (
     GeneralisedCrossEntropy,
     HardBootstrap,
@@ -50,4 +54,9 @@ METHODS: dict[str, type[Method]] = {
     "tfkd": TeacherFreeDistillation,
     "cskd": ClassWiseDistillation,
     "bake": BatchEnsembling,
+    "dkd": DecoupledDistillation,
+    "dist": CorrelationDistillation,
+    "multi_level": MultiLevelDistillation,
+    "nkd": NormalisedDistillation,
+    "uskd": NormalisedSelfDistillation,
 }

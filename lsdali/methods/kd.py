@@ -6,7 +6,7 @@ from pydantic import Field
 
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.functional import cross_entropy, distillation_kl
+from lsdali.functional import cross_entropy, distillation_kl, standardised
 from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher import TeacherConfig
@@ -33,6 +33,9 @@ class KnowledgeDistillation(Method):
         """Weight of the cross-entropy with the label; 0 trains on the teacher alone, as LS-KD does."""
         soft: float = Field(1.0, gt=0)
         """Weight of the teacher's term."""
+        standardise: bool = False
+        """Give every row of logits, of both networks, mean 0 and standard deviation 1, as Sun et al. 2024
+        (arXiv 2403.01876) do, with temperature 2, hard 0.1 and soft 9 on CIFAR-100."""
         variant: Variant = "paper"
         """paper: the teacher's term is a mean over samples; code: also over classes, so K times smaller, as in IBLS's
         code (models/shallownet.py, PyTorch's default reduction)."""
@@ -47,7 +50,8 @@ class KnowledgeDistillation(Method):
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         target = self.teacher(batch.images)
         logits = student(batch.images).logits
-        kd = distillation_kl(logits, target, self.config.temperature)
+        pair = (standardised(logits), standardised(target)) if self.config.standardise else (logits, target)
+        kd = distillation_kl(*pair, self.config.temperature)
         if self.config.hard == 0:
             return Loss(self.soft * kd, logits.detach(), {"kd": kd.detach()})
         ce = batch.per_label(lambda labels: cross_entropy(logits, labels))

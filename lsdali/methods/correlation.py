@@ -1,0 +1,53 @@
+"""Distillation of correlations (DIST)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lsdali import dist
+from lsdali.batch import Batch
+from lsdali.clock import Clock
+from lsdali.functional import as_float32, cross_entropy, pearson_distance
+from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.models.student import Forward
+from lsdali.models.teacher import TeacherConfig
+
+
+class CorrelationDistillation(Method):
+    """Huang et al. 2022 (arXiv 2205.10536), for strong teachers: match how predictions correlate, not what they are.
+
+    The correlation of a class runs over the (micro-)batch of all processes; in the published code, over each process's.
+    """
+
+    class Config(Method.Config):
+        """hard cross-entropy + T^2 (between mean 1 - r(rows) + within mean 1 - r(columns)), r Pearson's correlation."""
+
+        name: Literal["dist"] = "dist"
+        teacher: TeacherConfig
+        """The network whose prediction is the target."""
+        between: float = Field(2.0, ge=0)
+        """beta: weight of the relation between the classes of a sample."""
+        within: float = Field(2.0, ge=0)
+        """gamma: weight of the relation within a class, among the samples of a batch."""
+        temperature: float = Field(1.0, gt=0)
+        """T, which divides the logits of both; published: 1 (ImageNet), 4 (CIFAR-100)."""
+        hard: float = Field(1.0, ge=0)
+        """Weight of the cross-entropy with the label."""
+
+    config: Config
+
+    def __init__(self, config: Config, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.teacher = matching_teacher(config.teacher, context)
+
+    def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
+        c = self.config
+        t = (as_float32(self.teacher(batch.images)) / c.temperature).softmax(1)
+        logits = student(batch.images).logits
+        s = (as_float32(logits) / c.temperature).softmax(1)
+        ce = batch.per_label(lambda labels: cross_entropy(logits, labels))
+        between = c.temperature**2 * pearson_distance(s, t).mean()
+        within = c.temperature**2 * pearson_distance(dist.whole_batch(s).mT, dist.whole_batch(t).mT).mean()
+        total = c.hard * ce + c.between * between + c.within * within
+        terms = {"ce": ce, "between": between, "within": within}
+        return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
