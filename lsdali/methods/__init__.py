@@ -2,6 +2,7 @@
 
 from lsdali.methods.bake import BatchEnsembling
 from lsdali.methods.base import Method
+from lsdali.methods.bce import BinaryCrossEntropy
 from lsdali.methods.ce import CrossEntropy
 from lsdali.methods.confusion import PairwiseConfusion
 from lsdali.methods.correction import BackwardCorrection, ForwardCorrection
@@ -33,6 +34,7 @@ from lsdali.methods.zls_kd import ZipfWithTeacher
 METHODS: dict[str, type[Method]] = {
     "ce": CrossEntropy,
     "ls": LabelSmoothing,
+    "bce": BinaryCrossEntropy,
     "zls": ZipfLabelSmoothing,
     "kd": KnowledgeDistillation,
     "zls_kd": ZipfWithTeacher,

@@ -23,6 +23,8 @@ class EMA(Config):
     """Share of the old average kept at each update."""
     every: int = Field(default=1, gt=0)
     """Steps from one update to the next."""
+    warmup: bool = False
+    """Let the decay rise to its value as (1 + n) / (10 + n) with the number n of updates, as timm and TensorFlow do."""
 
 
 class Average:
@@ -42,17 +44,19 @@ class Average:
 
     @torch.no_grad()
     def after_step(self, student: nn.Module, clock: Clock) -> None:
-        """average = decay * average + (1 - decay) * student, at every `every`-th step.
+        """Set average = d * average + (1 - d) * student at every `every`-th step; d is the decay, or less in a warm-up.
 
         `clock` is that of the step just made: it has not ticked yet.
         """
-        if (clock.step + 1) % self._config.every:
+        update, left = divmod(clock.step + 1, self._config.every)
+        if left:
             return
+        decay = min(self._config.decay, (1 + update) / (10 + update)) if self._config.warmup else self._config.decay
         if self._watched is not student:  # listing the tensors of every module takes longer than the update
             self._watched = student
             self._pairs = _by_kind(_tensors(self._module)), _by_kind(_tensors(student))
         (floats, counters), (new_floats, new_counters) = self._pairs
-        torch._foreach_lerp_(floats, new_floats, 1 - self._config.decay)
+        torch._foreach_lerp_(floats, new_floats, 1 - decay)
         if counters:
             torch._foreach_copy_(counters, new_counters)
 

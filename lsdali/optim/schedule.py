@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -61,6 +61,41 @@ class LinearSchedule(Warm):
         return 1 - (1 - self.final) * done
 
 
+class PolynomialSchedule(Warm):
+    """(1 - share done)^power from the end of the warm-up to the run's end."""
+
+    name: Literal["polynomial"] = "polynomial"
+    power: float = Field(default=2.0, gt=0)
+    """1 is the linear schedule; published: 2 (LARS, You et al., 2017)."""
+    final: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the peak that the run ends on."""
+
+    def fraction(self, epoch: int, done: float) -> float:
+        left: float = (1 - done) ** self.power
+        return self.final + (1 - self.final) * left
+
+
+class OneCycleSchedule(Config):
+    """Half a cosine up from 1/start of the peak, and half a cosine down to 1/end of that (Smith and Topin, 2018).
+
+    The learning rate's half of the policy: momentum stays as it is.
+    """
+
+    name: Literal["one_cycle"] = "one_cycle"
+    rise: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the run in which the rate rises."""
+    start: float = Field(default=25.0, ge=1)
+    """The run starts on this fraction of the peak: PyTorch's div_factor."""
+    end: float = Field(default=1e4, ge=1)
+    """It ends on this fraction of where it started: PyTorch's final_div_factor."""
+    warmup_epochs: ClassVar[float] = 0.0
+
+    def fraction(self, epoch: int, done: float) -> float:
+        first = 1 / self.start
+        low, way = (first, done / self.rise) if done < self.rise else (first / self.end, (1 - done) / (1 - self.rise))
+        return low + (1 - low) * (1 - math.cos(math.pi * way)) / 2
+
+
 class ConstantSchedule(Warm):
     """The same rate throughout, after the warm-up."""
 
@@ -70,14 +105,15 @@ class ConstantSchedule(Warm):
         return 1.0
 
 
-ScheduleConfig = Annotated[
-    StepSchedule | CosineSchedule | LinearSchedule | ConstantSchedule, Field(discriminator="name")
-]
+Schedule = StepSchedule | CosineSchedule | LinearSchedule | PolynomialSchedule | OneCycleSchedule | ConstantSchedule
+ScheduleConfig = Annotated[Schedule, Field(discriminator="name")]
 
-SCHEDULES: dict[str, type[StepSchedule | CosineSchedule | LinearSchedule | ConstantSchedule]] = {
+SCHEDULES: dict[str, type[Schedule]] = {
     "step": StepSchedule,
     "cosine": CosineSchedule,
     "linear": LinearSchedule,
+    "polynomial": PolynomialSchedule,
+    "one_cycle": OneCycleSchedule,
     "constant": ConstantSchedule,
 }
 

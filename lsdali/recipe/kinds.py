@@ -34,8 +34,9 @@ def narrowed(kinds: Kinds, node: Any) -> Kinds:
 
 
 def under(kinds: Kinds, key: str) -> Kinds:
-    """Return the kinds that the value of a key can be."""
-    return [kind for k in kinds if key in k.model_fields for kind in kinds_in(k.model_fields[key].annotation)]
+    """Return the kinds that the value of a key can be, each once."""
+    found = [kind for k in kinds if key in k.model_fields for kind in kinds_in(k.model_fields[key].annotation)]
+    return list(dict.fromkeys(found))
 
 
 def kinds_at(root: type[BaseModel], path: Sequence[str | int], tree: Any) -> Kinds:

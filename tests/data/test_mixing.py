@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lsdali.batch import Batch
-from lsdali.data.sampling.mixing import CutMix, MixConfig, MixedBatches, Mixup, box, cutmix, draw_lam, mixup
+from lsdali.data.sampling.mixing import CutMix, MixConfig, MixedBatches, Mixup, Switch, box, cutmix, draw_lam, mixup
 from lsdali.functional import cross_entropy, soft_cross_entropy
 
 STEPS = 6
@@ -29,7 +29,13 @@ class Whole:
             yield Batch(images, index % 5, index, torch.ones(len(index), dtype=torch.bool))
 
 
-MIXES = [Mixup(alpha=0.4), Mixup(alpha=0.4, probability=0.5), CutMix(), CutMix(alpha=0.3, probability=0.5)]
+MIXES = [
+    Mixup(alpha=0.4),
+    Mixup(alpha=0.4, probability=0.5),
+    CutMix(),
+    CutMix(alpha=0.3, probability=0.5),
+    Switch(probability=0.6),
+]
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=str)
@@ -48,6 +54,22 @@ def test_any_number_of_ranks_and_any_start_give_the_same_stream(mix):
     assert not all(torch.equal(a.images, b.images) for a, b in zip(whole, other)), "the seed has no part in it"
     mixed = [b.mixture is not None for b in whole]
     assert all(mixed) if mix.probability == 1 else True in mixed and False in mixed
+
+
+def test_a_switch_is_one_or_the_other_by_its_share():
+    """With the same seed a step is the one that mixup or CutMix alone would give it."""
+
+    class Endless(Whole):
+        def epoch(self, step):
+            return super().epoch(0)
+
+    def stream(mix):
+        return [next(MixedBatches(Endless(), mix, 3).epoch(step)) for step in range(400)]
+
+    both, mixed, cut = stream(Switch(mixup=0.4, share=0.3)), stream(Mixup(alpha=0.4)), stream(CutMix())
+    is_cut = [torch.equal(a.images, b.images) for a, b in zip(both, cut)]
+    assert all(torch.equal((c if yes else m).images, b.images) for b, m, c, yes in zip(both, mixed, cut, is_cut))
+    assert sum(is_cut) == pytest.approx(0.3 * 400, abs=4 * (400 * 0.3 * 0.7) ** 0.5)
 
 
 def test_mixup_is_the_weighted_sum_of_two():

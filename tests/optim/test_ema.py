@@ -116,3 +116,20 @@ def test_ranks_agree_on_the_averaged_statistics(tmp_path: Path, on_ranks: OnRank
     assert torch.equal(inside, inside1)
     assert torch.equal(state, state1)
     assert torch.allclose(state, (mine + mine1) / 4)  # half of the start's zero, half of the ranks' mean
+
+
+def test_a_warm_up_trusts_the_newest_weights_first() -> None:
+    """d = min(decay, (1 + n) / (10 + n)) at update n, as timm's ModelEmaV3 without its power form."""
+    model = net()
+    expected = values(model)
+    average = Average(EMA(decay=0.6, every=2, warmup=True), model)
+    for step in range(60):
+        move(model, step)
+        average.after_step(model, Clock(step, PerEpoch(10), 10))
+        if (step + 1) % 2 == 0:
+            n = (step + 1) // 2
+            d = min(0.6, (1 + n) / (10 + n))
+            new = values(model)
+            expected = {k: d * x + (1 - d) * new[k] if x.is_floating_point() else new[k] for k, x in expected.items()}
+    with average.swapped(model):
+        torch.testing.assert_close(values(model), expected)

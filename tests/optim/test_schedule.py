@@ -10,6 +10,8 @@ from lsdali.optim import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,
+    OneCycleSchedule,
+    PolynomialSchedule,
     ScheduleConfig,
     StepSchedule,
     schedule,
@@ -44,6 +46,32 @@ def test_warm_up_multiplies_the_steps() -> None:
         for i in range(n):
             warm = (1 + i + e * n) / (5 * n) if e < 5 else 1
             assert rate(e * n + i) == pytest.approx(0.1 * 0.1 ** (e // 80) * warm, abs=1e-15)
+
+
+def test_polynomial_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, 40, power=1.7)
+    rate = schedule(PolynomialSchedule(power=1.7), 0.4, PerEpoch(5), 8)
+    for s in range(40):
+        assert rate(s) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+    assert schedule(PolynomialSchedule(final=0.1), 0.4, PerEpoch(5), 8)(40) == pytest.approx(0.04)
+
+
+def test_one_cycle_is_torchs_between_its_corners() -> None:
+    """torch counts to the last step, ours to the end of the run: a cycle of n steps there is one of n - 1 here."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=41, pct_start=13 / 41)
+    rate = schedule(OneCycleSchedule(rise=12 / 40), 0.4, PerEpoch(5), 8)
+    for s in range(40):
+        assert rate(s) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+    assert rate(12) == 0.4, "the peak"
+    assert rate(40) == pytest.approx(0.4 / 25 / 1e4)
+    with pytest.raises(ValidationError):
+        OneCycleSchedule.model_validate({"name": "one_cycle", "warmup_epochs": 5})
 
 
 def test_cosine_is_torchs() -> None:

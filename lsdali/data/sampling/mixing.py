@@ -40,7 +40,22 @@ class CutMix(Config):
     """Share of the steps whose images are mixed; published: 0.5 (CIFAR), 1.0 (ImageNet)."""
 
 
-MixConfig = Annotated[Mixup | CutMix, Field(discriminator="name")]
+class Switch(Config):
+    """Mixup in some steps and CutMix in the others (as timm and torchvision's references do)."""
+
+    name: Literal["switch"] = "switch"
+    mixup: float = Field(0.2, gt=0)
+    """alpha of mixup; published: 0.1 (A3), 0.2 (A1, A2, torchvision's references), 0.8 (DeiT)."""
+    cutmix: float = Field(1.0, gt=0)
+    """alpha of CutMix; published: 1.0."""
+    share: float = Field(0.5, ge=0, le=1)
+    """Share of the mixed steps that have CutMix."""
+    probability: float = Field(1.0, gt=0, le=1)
+    """Share of the steps whose images are mixed."""
+
+
+Mix = Mixup | CutMix | Switch
+MixConfig = Annotated[Mix, Field(discriminator="name")]
 
 
 class BatchSource(Protocol):
@@ -52,7 +67,7 @@ class MixedBatches:
     """A training loader whose batches are mixed. Each rank's share of a batch must be even."""
 
     source: BatchSource
-    config: Mixup | CutMix
+    config: Mix
     seed: int
 
     def epoch(self, step: int) -> Iterator[Batch]:
@@ -61,10 +76,17 @@ class MixedBatches:
             chance, first, y, x = uniforms(self.seed, number, np.zeros(1, np.int64), 4, _MIX)[0].tolist()
             if chance >= self.config.probability:
                 yield batch
-            elif isinstance(self.config, Mixup):
-                yield mixup(batch, draw_lam(self.config.alpha, first))
-            else:
-                yield cutmix(batch, box(draw_lam(self.config.alpha, first), y, x, batch.images.shape[2:]))
+                continue
+            cut, alpha = self.kind(chance / self.config.probability)
+            lam = draw_lam(alpha, first)
+            yield cutmix(batch, box(lam, y, x, batch.images.shape[2:])) if cut else mixup(batch, lam)
+
+    def kind(self, chance: float) -> tuple[bool, float]:
+        """Whether a mixed step has CutMix rather than mixup, and its alpha; `chance` is uniform in [0, 1)."""
+        if isinstance(self.config, Switch):
+            cut = chance < self.config.share
+            return cut, self.config.cutmix if cut else self.config.mixup
+        return isinstance(self.config, CutMix), self.config.alpha
 
 
 def draw_lam(alpha: float, u: float) -> float:
