@@ -127,8 +127,12 @@ class Trainer:
         """
         started = time.perf_counter() - self.seconds["wall"]
         self.stop_if_asked(saved=True)
-        while not self.over:
-            self.epoch(started)
+        try:
+            while not self.over:
+                self.epoch(started)
+        finally:
+            self.checkpoints.wait()
+        self.checkpoints.finish()
         self.seconds["wall"] = time.perf_counter() - started
         self.summarize()
 
@@ -146,6 +150,7 @@ class Trainer:
             paused = time.perf_counter()
             better = self.clock.at_epoch_end and self.end_epoch()
             self.seconds["wall"] = paused - started
+            self.checkpoints.check()
             if saves := better or self.save_due():
                 self.save(best=better)
             self.stop_if_asked(saved=saves)
@@ -154,7 +159,7 @@ class Trainer:
     def save(self, *, best: bool = False) -> None:
         self.pulse.beat("saving")
         header = {**self.header, "epoch": self.clock.epoch, "step": self.clock.step, "steps": self.clock.steps}
-        self.checkpoints.save(self.parts, header, best=best)
+        self.checkpoints.save(self.parts, header, best=best, memory=self.method.memory)
 
     def stop_if_asked(self, *, saved: bool) -> None:
         """Save and raise Stopped where the ranks have agreed to stop here, unless nothing is left to do."""
@@ -162,6 +167,7 @@ class Trainer:
             return
         if not saved:
             self.save()
+        self.checkpoints.finish()
         if dist.is_main():
             marker.leave(self.folder, self.clock.step, self.clock.steps)
         self.events.log(f"stopped at step {self.clock.step}; the same command goes on")

@@ -15,6 +15,7 @@ from lsdali.errors import UserError
 from lsdali.label_noise import Noise
 from lsdali.models.student import AuxHead, Forward, Student
 from lsdali.models.teacher import Teacher, TeacherConfig
+from lsdali.state.memory import SampleMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Method(ABC):
 
     each_once: bool = False
     """Whether a sample may come only once in an epoch, as methods with a row for each sample need it."""
+    memory: SampleMemory | None = None
+    """The rows of all samples that it keeps. They are its state or a part of it."""
 
     class Config(config.Config):
         """The method's own, typed part of the recipe."""

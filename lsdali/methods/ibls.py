@@ -128,7 +128,6 @@ class InstanceSmoothing(Method):
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
         self.teacher = matching_teacher(config.teacher, context)
-        self.memory: SampleMemory | None = None
         if config.memory is not None:
             self.memory = SampleMemory(context.samples, Layout(config.memory, context.classes), context.device)
             self.each_once = True

@@ -57,7 +57,8 @@ class ProgressiveDistillation(Method):
             self.past: Past = NetworkPast()
             return
         layout = Layout(config.history, context.classes, min(config.keep, context.classes))
-        self.past = StoredPast(SampleMemory(context.samples, layout, context.device))
+        self.memory = SampleMemory(context.samples, layout, context.device)
+        self.past = StoredPast(self.memory)
         self.each_once = True
 
     @property

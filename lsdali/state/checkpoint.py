@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_leaves
 from lsdali import dist
 from lsdali.disk import in_words, refused
 from lsdali.errors import SharedError, UserError
+from lsdali.state.background import Background, snapshot
 from lsdali.state.foreign import read_torch, refusal
+from lsdali.state.memory import SampleMemory
 from lsdali.state.upgrade import upgraded
 
 FORMAT = 1
@@ -64,11 +66,12 @@ def read(path: Path) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoint folder of one run: `step-<n>.pt`, the newest `keep` of them, and `best.pt`.
 
-    Only rank 0 writes; the folder must be one that every rank can read.
+    Only rank 0 writes, in a thread; the folder must be one that every rank can read.
     """
 
     def __init__(self, folder: Path, keep: int, log: Callable[[str], None]) -> None:
         self.folder, self.keep, self.log = folder, keep, log
+        self._writer = Background()
 
     def files(self) -> list[Path]:
         """Step checkpoints, oldest first."""
@@ -76,6 +79,7 @@ class Checkpoints:
 
     def newest(self) -> dict[str, Any] | None:
         """The content of the newest whole checkpoint, the same on every rank; what is skipped is said."""
+        self._writer.finish()
         chosen: Path | None = None
         if dist.is_main():
             for path in reversed(self.files()):
@@ -94,12 +98,53 @@ class Checkpoints:
             )
         return read(chosen)
 
-    def save(self, parts: Mapping[str, Stateful], header: Mapping[str, Any], *, best: bool) -> None:
-        """Write step-<n>.pt on rank 0, also as best.pt where it is the best so far. Every rank must call this."""
+    def save(
+        self,
+        parts: Mapping[str, Stateful],
+        header: Mapping[str, Any],
+        *,
+        best: bool,
+        memory: SampleMemory | None = None,
+    ) -> None:
+        """Take the state for step-<n>.pt, also best.pt where it is the best so far, and let rank 0's thread write it.
+
+        Every rank must call this. The rows of `memory`, which is one of the parts' own, are written from where they
+        are; all else is copied, once the checkpoint before is on disk.
+
+        Raises:
+            SharedError: a number is not finite.
+            UserError: the checkpoint before could not be written, on rank 0.
+        """
+        self._writer.finish()
         states = {name: part.state_dict() for name, part in parts.items()}
         refuse_infinite({name: state for name, state in states.items() if name not in ROWS}, header["step"])
-        if dist.is_main():
-            self._write({"format": FORMAT, **header, "parts": states}, best=best)
+        rows = [] if memory is None else memory.hold()
+        if not dist.is_main():
+            return
+        copy, ready = snapshot(states, rows)
+
+        def work() -> None:
+            try:
+                ready()
+                self._write({"format": FORMAT, **header, "parts": copy}, best=best)
+            finally:
+                if memory is not None:
+                    memory.release()
+
+        self._writer.start(work)
+
+    def check(self) -> None:
+        """Raise UserError on rank 0 if a checkpoint could not be written."""
+        self._writer.check()
+
+    def wait(self) -> None:
+        """Let the checkpoint that is being written come to its end."""
+        self._writer.wait()
+
+    def finish(self) -> None:
+        """Return when what was saved is on disk; a collective. Raises UserError on rank 0 if it could not be."""
+        self._writer.finish()
+        dist.barrier()
 
     def _write(self, content: dict[str, Any], *, best: bool) -> None:
         path = self.folder / f"step-{content['step']:010d}.pt"
@@ -164,7 +209,7 @@ def refuse_infinite(states: Mapping[str, Any], step: int) -> None:
     """Raises SharedError where a number is not finite; states are the same on every rank."""
     for name, state in states.items():
         numbers = [x for x in tree_leaves(state) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
-        if not all(bool(x.isfinite().all()) for x in numbers):
+        if not all(bool(low.isfinite() & high.isfinite()) for low, high in (x.aminmax() for x in numbers)):
             raise SharedError(
                 f"the state of the {name} is not finite at step {step}, so no checkpoint of it is written: "
                 "training has diverged; lower optimizer.lr or add schedule.warmup_epochs"

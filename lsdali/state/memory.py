@@ -9,8 +9,13 @@ rank may read the row in the next one, and before rows are saved; within an epoc
 
 Waiting. On a GPU `write` starts a copy into pinned memory and returns; the rows reach the table at a later `write`,
 when the device has passed that point, or in `sync`. `read` sends pinned rows to the device without waiting.
+
+Saving. Between `hold` and `release` no table on rank 0's node changes, so that a thread can write them to disk without
+a copy. Rows written meanwhile wait in their process, up to a part of the tables' size; no row of them is read before
+the epoch's end, and `sync` waits for `release`.
 """
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +34,7 @@ Rows = dict[str, Tensor]
 
 EXCHANGE_BYTES = 2**26  # bytes that a node receives from the others at one time
 PENDING = 64  # copies under way at most; beyond that `write` waits
+WAITING = 4  # rows that wait for `release` take at most one part in so many of the tables' size, on each node
 ALIGN = 64
 
 
@@ -74,9 +80,13 @@ class PendingRows:
     """Rows on their way from the device."""
 
     index: Tensor  # [B] int64 samples, on the host
-    rows: Rows  # pinned
+    rows: Rows  # on the host; pinned if they come from a GPU
     keep: Tensor | None  # [B] bool, on the host
-    done: torch.cuda.Event
+    done: torch.cuda.Event | None
+
+    @property
+    def arrived(self) -> bool:
+        return self.done is None or bool(self.done.query())  # type: ignore[no-untyped-call]
 
 
 class SampleMemory:
@@ -87,6 +97,7 @@ class SampleMemory:
         self.tables: Rows = {}  # [N, width] each
         self.seen = torch.empty(0)  # [N] uint8: whether the row holds anything
         self.fresh = torch.empty(0)  # [N] uint8: whether the row is unknown to other nodes
+        self.held = torch.zeros(1, dtype=torch.uint8)  # [1]: whether the tables of this node stay as they are
         self._leaders: dist.Group | None = None
         self._pending: deque[PendingRows] = deque()
 
@@ -94,13 +105,14 @@ class SampleMemory:
         """Map the memory; a collective. Raises UserError on every rank where a node has too little."""
         columns = {**self.layout.columns(), "seen": (torch.uint8, 1), "fresh": (torch.uint8, 1)}
         sizes = [-(-self.samples * width * dtype.itemsize // ALIGN) * ALIGN for dtype, width in columns.values()]
-        place = shared_memory(sum(sizes), f"a memory of {self.samples} samples ({self.layout.form})")
+        place = shared_memory(sum(sizes) + ALIGN, f"a memory of {self.samples} samples ({self.layout.form})")
         start = 0
         for (name, (dtype, width)), size in zip(columns.items(), sizes, strict=True):
             # A storage of its own for each table: torch.save writes whole storages, and one of a single type.
             table = torch.frombuffer(place, dtype=dtype, count=self.samples * width, offset=start)
             self.tables[name] = table.view(self.samples, width)
             start += size
+        self.held = torch.frombuffer(place, dtype=torch.uint8, count=1, offset=start)
         self.seen, self.fresh = (self.tables.pop(name).view(-1) for name in ("seen", "fresh"))
         self._leaders = dist.leaders()
 
@@ -130,26 +142,28 @@ class SampleMemory:
     def write(self, index: Tensor, probabilities: Tensor, keep: Tensor | None = None) -> None:
         """[B] int64 on the host, [B, K], [B] bool on the host -> these samples' rows, but where `keep` is False."""
         rows = self.layout.pack(probabilities)
-        if self.device.type != "cuda":
-            self._put(index, rows, keep)
-            return
-        pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in rows.items()}
-        for name, x in rows.items():
-            pinned[name].copy_(x, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-        self._land(PENDING)
-        self._pending.append(PendingRows(index, pinned, keep, done))
+        done = None
+        if self.device.type == "cuda":
+            pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in rows.items()}
+            for name, x in rows.items():
+                pinned[name].copy_(x, non_blocking=True)
+            rows, done = pinned, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        self._pending.append(PendingRows(index, rows, keep, done))
+        if not self.held[0]:
+            self._land(PENDING)
+        elif len(self._pending) * len(index) * WAITING * dist.local_world() > self.samples:
+            self._land(0)
 
     def _land(self, most: int) -> None:
-        """Put what has arrived; wait until at most `most` copies are under way."""
-        while self._pending and (len(self._pending) > most or self._arrived()):
+        """Put what has arrived; wait until at most `most` copies are under way, and while the tables are held."""
+        while self.held[0]:
+            time.sleep(0.002)
+        while self._pending and (len(self._pending) > most or self._pending[0].arrived):
             first = self._pending.popleft()
-            first.done.synchronize()
+            if first.done is not None:
+                first.done.synchronize()
             self._put(first.index, first.rows, first.keep)
-
-    def _arrived(self) -> bool:
-        return bool(self._pending[0].done.query())  # type: ignore[no-untyped-call]
 
     def _put(self, index: Tensor, rows: Rows, keep: Tensor | None) -> None:
         if keep is not None:
@@ -180,6 +194,19 @@ class SampleMemory:
                 table[index] = rows.view(table.dtype)
             self.seen[index] = 1
         self.fresh[mine] = 0
+
+    def hold(self) -> list[Tensor]:
+        """Leave the tables of rank 0's node as they are until rank 0 calls `release`; a collective after `state_dict`.
+
+        Return what is held.
+        """
+        if dist.is_main():
+            self.held[0] = 1
+        dist.barrier()
+        return [*self.tables.values(), self.seen]
+
+    def release(self) -> None:
+        self.held[0] = 0
 
     def state_dict(self) -> Rows:
         """The tables themselves, not copies: every row, on every node; a collective."""

@@ -28,6 +28,7 @@ def save(folder: Path, step: int, *, keep: int = 2, best: bool = False, said: li
     checkpoints = Checkpoints(folder, keep, (said if said is not None else []).append)
     header = {"recipe": {"seed": 1}, "classes": 3, "data": "abc", "teachers": [], "step": step, "steps": 100}
     checkpoints.save({"part": Part(float(step))}, header, best=best)
+    checkpoints.finish()
     return checkpoints
 
 
