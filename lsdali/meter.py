@@ -1,13 +1,14 @@
-"""What a run measures of itself between two reports, and what a step that is skipped must leave alone."""
+"""What a run measures of itself between two reports."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsdali import dist
+from lsdali.skips import Skips
 
 SKIPPED = "skipped"  # beside the terms of a step: [] float, 1 where it has updated nothing, the same on every rank
 
@@ -22,6 +23,13 @@ class Meter:
     waited: float = 0.0  # for data, on the host
     marks: list[tuple[Any, Any]] = field(default_factory=list)  # on a GPU, events before and after each batch
     aside: float = 0.0  # evaluating and saving
+    skips: Skips = field(default_factory=Skips)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take in the terms of a step."""
+        self.terms.append(terms)
+        if SKIPPED in terms:
+            self.skips.add(terms[SKIPPED])
 
     def data_seconds(self) -> float:
         """Return the time spent waiting for data; call it after `read`, when the device has passed every mark.
@@ -77,31 +85,3 @@ def mark(device: torch.device) -> Any:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
-
-
-class Buffers:
-    """The student's floating-point buffers (BatchNorm's running statistics), as they were before a step.
-
-    The forward pass of a step that is skipped has already written them.
-    """
-
-    def __init__(self) -> None:
-        self._live: list[Tensor] = []
-        self._before = torch.empty(0)
-
-    def keep(self, student: nn.Module) -> None:
-        if not self._live:
-            self._live = [b for b in student.buffers() if b.is_floating_point()]
-        if self._live:
-            self._before = self._flat()
-
-    @torch.no_grad()
-    def undo(self, skipped: Tensor) -> None:
-        """Put them back where `skipped` ([] float) is 1, without waiting for the device."""
-        if self._live:
-            flat = torch.where(skipped > 0, self._before, self._flat())
-            parts = torch.split(flat, [b.numel() for b in self._live])
-            torch._foreach_copy_(self._live, [x.view_as(b) for x, b in zip(parts, self._live, strict=True)])
-
-    def _flat(self) -> Tensor:
-        return torch.cat([b.detach().reshape(-1) for b in self._live])

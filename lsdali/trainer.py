@@ -20,7 +20,7 @@ from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.faults import marker
 from lsdali.faults.pulse import Pulse
-from lsdali.meter import SKIPPED, Buffers, Meter, mark
+from lsdali.meter import SKIPPED, Meter, mark
 from lsdali.methods.base import Loss, Method
 from lsdali.metrics import MetricAccumulator, predictions
 from lsdali.models.digest import weights_digest
@@ -29,6 +29,7 @@ from lsdali.optim import Optimizer
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
 from lsdali.selection import note, stopped, watch
+from lsdali.skips import Buffers, observe
 from lsdali.state.checkpoint import Checkpoints, Stateful, restore
 
 
@@ -93,8 +94,7 @@ class Trainer:
         skipped = self.precision.step(self.optimizer)
         if skipped is not None:
             self.buffers.undo(skipped)
-        for part, loss in zip(parts, losses, strict=True):
-            self.method.observe(part, loss.observed.nan_to_num(0, 0, 0))
+        observe(self.method, [(part, loss.observed) for part, loss in zip(parts, losses, strict=True)], skipped)
         for average in self.averages.values():
             average.after_step(self.student, self.clock)
         terms = total_terms(losses, [len(part) / len(batch) for part in parts])
@@ -142,10 +142,11 @@ class Trainer:
         meter, batches = Meter(), iter(self.train.epoch(self.clock.step))
         while (batch := self.next(batches, meter)) is not None:
             self.pulse.beat("training")
-            meter.terms.append(self.step(batch))
+            meter.add(self.step(batch))
             meter.images += len(batch) * dist.world()
             self.clock = self.clock.tick()
-            if self.clock.at_epoch_end or self.clock.step % self.recipe.log.every_steps == 0:
+            too_many = self.skipped + meter.skips.count > self.recipe.faults.max_skipped_steps
+            if too_many or self.clock.at_epoch_end or self.clock.step % self.recipe.log.every_steps == 0:
                 meter = self.report(meter)
             paused = time.perf_counter()
             better = self.clock.at_epoch_end and self.end_epoch()

@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "lsdali").rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"config", "batch", "clock", "disk", "limits", "metric_names"},
-    {"page", "event_file"},
+    {"page", "event_file", "skips"},
     {"dist"},
     {"functional", "label_noise", "faults"},
     {"state"},

@@ -82,6 +82,7 @@ class PendingRows:
     index: Tensor  # [B] int64 samples, on the host
     rows: Rows  # on the host; pinned if they come from a GPU
     keep: Tensor | None  # [B] bool, on the host
+    skipped: Tensor | None  # [] float on the host: 1 where the step that wrote them was skipped
     done: torch.cuda.Event | None
 
     @property
@@ -98,6 +99,7 @@ class SampleMemory:
         self.seen = torch.empty(0)  # [N] uint8: whether the row holds anything
         self.fresh = torch.empty(0)  # [N] uint8: whether the row is unknown to other nodes
         self.held = torch.zeros(1, dtype=torch.uint8)  # [1]: whether the tables of this node stay as they are
+        self.skipped: Tensor | None = None  # [] float on the device: 1 where what is written next is to be dropped
         self._leaders: dist.Group | None = None
         self._pending: deque[PendingRows] = deque()
 
@@ -142,14 +144,13 @@ class SampleMemory:
     def write(self, index: Tensor, probabilities: Tensor, keep: Tensor | None = None) -> None:
         """[B] int64 on the host, [B, K], [B] bool on the host -> these samples' rows, but where `keep` is False."""
         rows = self.layout.pack(probabilities)
-        done = None
+        skipped = done = None
         if self.device.type == "cuda":
-            pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in rows.items()}
-            for name, x in rows.items():
-                pinned[name].copy_(x, non_blocking=True)
-            rows, done = pinned, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            rows = {name: pinned_copy(x) for name, x in rows.items()}
+            skipped = None if self.skipped is None else pinned_copy(self.skipped)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        self._pending.append(PendingRows(index, rows, keep, done))
+        self._pending.append(PendingRows(index, rows, keep, skipped, done))
         if not self.held[0]:
             self._land(PENDING)
         elif len(self._pending) * len(index) * WAITING * dist.local_world() > self.samples:
@@ -163,7 +164,8 @@ class SampleMemory:
             first = self._pending.popleft()
             if first.done is not None:
                 first.done.synchronize()
-            self._put(first.index, first.rows, first.keep)
+            if first.skipped is None or not first.skipped:
+                self._put(first.index, first.rows, first.keep)
 
     def _put(self, index: Tensor, rows: Rows, keep: Tensor | None) -> None:
         if keep is not None:
@@ -231,3 +233,8 @@ class SampleMemory:
                 table.copy_(state[name])
             self.fresh.zero_()
         dist.barrier()
+
+
+def pinned_copy(x: Tensor) -> Tensor:
+    """Return a tensor on its way from the device to the host."""
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)

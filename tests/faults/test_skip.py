@@ -1,6 +1,7 @@
 """Steps that are not finite: skipped on every rank alike, counted, told with their cause, and never saved."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from lsdali import dist
 from lsdali.errors import SharedError
 from lsdali.events import Events, Message
+from lsdali.skips import observe
 from lsdali.state.checkpoint import Checkpoints
 from lsdali.trainer import Trainer
 from tests.harness import equal
@@ -131,6 +133,60 @@ def check_one_bad_rank(place: Path) -> None:
 @pytest.mark.ranks
 def test_ranks_skip_together(folder: Path, place: Path, on_ranks: OnRanks) -> None:
     on_ranks(2, check_one_bad_rank, place)
+
+
+REMEMBERING = [
+    {"name": "pskd", "history": "dense32"},
+    {"name": "pskd", "history": "topk", "keep": 3},
+    {"name": "ols"},
+    {"name": "ols_deep"},
+    {"name": "forward", "noise": {"name": "estimated", "epochs": 1}},
+]
+
+
+@pytest.mark.parametrize("config", REMEMBERING, ids=lambda c: "-".join(map(str, c.values())))
+def test_a_skipped_step_leaves_the_memory_of_a_method_alone(folder: Path, place: Path, config: dict[str, Any]) -> None:
+    trainer = trainer_for(config, place, micro_batch=4)
+    poisoned(trainer, {1}, float("nan"))
+    states = []
+    for _, batch in zip(range(3), trainer.train.epoch(0), strict=False):
+        trainer.step(batch)
+        states.append(deepcopy(trainer.method.state_dict()))
+        trainer.clock = trainer.clock.tick()
+    assert equal(states[0], states[1]), "the second step was skipped"
+    assert not equal(states[1], states[2])
+
+
+def test_too_many_skipped_steps_end_the_run_before_the_next_report(folder: Path, place: Path) -> None:
+    trainer = trainer_for({"name": "ce"}, place, faults={"max_skipped_steps": 1}, log={"every_steps": 1000}, epochs=9)
+    poisoned(trainer, {0, 2, 3, 4}, float("nan"))
+    with pytest.raises(SharedError, match="step 3 was skipped: loss is nan on rank 0, 2 skipped in all"):
+        trainer.run()
+    assert trainer.clock.step == 3
+
+
+def test_a_gpu_puts_back_what_a_skipped_step_has_written() -> None:
+    """The arithmetic that a device does without asking the host, done here on tensors that say they are a GPU's."""
+
+    class OnDevice(torch.Tensor):
+        @property
+        def is_cuda(self) -> bool:  # type: ignore[override]
+            return True
+
+    class Remembers:
+        def __init__(self) -> None:
+            self.memory, self.sums, self.best = None, torch.zeros(3), torch.ones(2)
+
+        def observe(self, batch: torch.Tensor, observed: torch.Tensor) -> None:
+            self.sums += observed
+            self.best = self.best + batch
+
+    method = Remembers()
+    for flag, sums, best in ((0.0, 1.0, 2.0), (1.0, 1.0, 2.0), (0.0, 2.0, 3.0)):
+        seen = torch.full((3,), float("nan") if flag else 1.0)
+        observe(method, [(torch.ones(2), seen)], torch.tensor(flag).as_subclass(OnDevice))
+        assert method.sums.tolist() == [sums] * 3
+        assert method.best.tolist() == [best] * 2
 
 
 class Part:
