@@ -4,96 +4,147 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsdali.errors import UserError
-from lsdali.models import ModelConfig, build_network
-from lsdali.models.checkpoint_net import find_checkpoint, open_network
-from lsdali.models.student import Network
-from lsdali.state import checkpoint
+from lsdali.models import build_network
+from lsdali.models.exported import Exported, FromPixels, card, open_exported, published_state
+from lsdali.models.hub_folder import as_hub_folder
+from lsdali.models.pretrained import Which, renamed
 
 Reader = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] -> logits [B, K], by what was written."""
+Names = Literal["publisher", "lsdali"]
 
 EXPORT_TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit; compilers may add in another order."""
 
 
-def as_safetensors(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
-    """State dict with lsdali's names; the model's part of the recipe and the classes are in the metadata."""
+def as_safetensors(exported: Exported, path: Path, names: Names) -> Reader:
+    """State dict with the names of torchvision or timm where the network is theirs; the rest is in the metadata."""
     from safetensors.torch import load_file, save
 
-    state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    meta = {"model": json.dumps(config.model_dump(mode="json")), "classes": str(network.classes)}
+    own = {key: value.contiguous() for key, value in exported.network.state_dict().items()}
+    state = (published_state(exported.network) if names == "publisher" else None) or own
+    meta = {"format": "pt", **exported.metadata()}
     path.write_bytes(save(state, metadata=meta))  # save_file lets nobody else read the file
-    twin = build_network(config, network.classes).eval()
-    twin.load_state_dict(load_file(path))
+    twin = build_network(exported.config, exported.network.classes).eval()
+    twin.load_state_dict(renamed(twin, load_file(path)))
     return twin
 
 
-def as_torchscript(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
+def as_torchscript(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
     """A traced module, which runs without lsdali and without Python."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; the tracer warns of every shape it reads
-        traced = torch.jit.trace(network, images)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, path)
+        traced = torch.jit.trace(module, images)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path, _extra_files={"metadata.json": json.dumps(exported.metadata())})
         back: Reader = torch.jit.load(path)  # type: ignore[no-untyped-call]
     return back
 
 
-def as_onnx(network: Network, config: ModelConfig, images: Tensor, path: Path) -> Reader:
-    """ONNX with a free batch size: `images` [B, 3, H, W] -> `logits` [B, K], in one file with its weights."""
+def as_torch_export(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
+    """A program of torch.export with a free batch size, which runs without lsdali."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (images,), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(exported.metadata())})
+    back: Reader = torch.export.load(path).module()
+    return back
+
+
+def as_onnx(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
+    """ONNX with a free batch size: `images` [B, 3, H, W] -> `logits` [B, K], in one file with its weights.
+
+    The input of a module that takes pixels is called `pixels`.
+    """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f"the format onnx needs packages that are not here: pip install {' '.join(missing)}")
+    import onnx
     import onnxruntime
 
+    given = "pixels" if isinstance(module, FromPixels) else "images"
     torch.onnx.export(
-        network,
+        module,
         (images,),
         path,
-        input_names=["images"],
+        input_names=[given],
         output_names=["logits"],
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=False,  # else the weights are a second file, and the first one alone is of no use
         verbose=False,
     )
+    program = onnx.load(path)
+    onnx.helper.set_model_props(program, exported.metadata())
+    onnx.save(program, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     if isinstance(session.get_inputs()[0].shape[0], int):  # an `int()` or `len()` in the network's code does that
-        raise UserError(f"'{config.name}' cannot be exported to onnx: its batch size would be fixed to {len(images)}")
-    return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
+        name = exported.config.name
+        raise UserError(f"'{name}' cannot be exported to onnx: its batch size would be fixed to {len(images)}")
+    return lambda x: torch.from_numpy(session.run(["logits"], {given: x.numpy()})[0])
 
 
-EXPORTERS: dict[str, tuple[Callable[[Network, ModelConfig, Tensor, Path], Reader], str]] = {
-    "safetensors": (as_safetensors, ".safetensors"),
-    "torchscript": (as_torchscript, ".torchscript.pt"),
-    "onnx": (as_onnx, ".onnx"),
+PROGRAMS: dict[str, tuple[Callable[[nn.Module, Exported, Tensor, Path], Reader], str, str]] = {
+    "torchscript": (as_torchscript, ".torchscript.pt", "`torch.jit.load` reads it."),
+    "torch-export": (as_torch_export, ".pt2", "`torch.export.load(...).module()` reads it."),
+    "onnx": (as_onnx, ".onnx", "onnxruntime reads it."),
 }
-"""How each is written, and the ending of its file."""
+"""How each program is written, the ending of its file, and how it is read."""
+
+WEIGHTS = {"safetensors": ".safetensors", "hub-folder": "-hub"}
+"""Formats that hold weights and no program, and the endings of their names."""
 
 
 @torch.no_grad()
-def export(run: Path, kind: str, out: Path | None) -> str:
-    """Write the network of a run; one line that tells where to and how well the outputs agree.
+def export(
+    run: Path,
+    kind: str,
+    out: Path | None,
+    *,
+    weights: Which = "model",
+    names: Names = "publisher",
+    pixels: bool = False,
+) -> str:
+    """Write the network of a run, and a card beside it; one line that tells where to and how well the outputs agree.
 
-    Raises UserError where there is nothing to export, or what was written computes something else.
+    With `pixels`, a program normalises its images itself. Raises UserError where there is nothing to export, or what
+    was written computes something else.
     """
-    path = find_checkpoint(run)
-    content = checkpoint.read(path)
-    network = open_network(content, f"the checkpoint {path}").eval()
-    config = ModelConfig.model_validate(content["recipe"]["model"])
-    write, ending = EXPORTERS[kind]
-    out = out or path.with_name(path.stem + ending)
-    size = content["recipe"]["data"]["eval"]["size"]
-    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-    back = write(network, config, images[:2], out)
-    expected, found = network(images), back(images)
+    if pixels and kind in WEIGHTS:
+        raise UserError(f"{kind} holds weights and no program that could normalise images: leave out --pixels")
+    exported = open_exported(run, weights)
+    ending = WEIGHTS.get(kind) or PROGRAMS[kind][1]
+    stem = exported.path.stem + ("-ema" if weights == "ema" else "")
+    out = out or exported.path.with_name(stem + ending)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, exported.size, exported.size, generator=generator)
+    module: nn.Module = exported.network
+    if pixels:
+        module = FromPixels(module, tuple(exported.data["mean"]), tuple(exported.data["std"])).eval()
+        images = torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
+    back = write(kind, module, exported, images[:2], out, names)
+    expected, found = module(images), back(images)
     apart = ((expected - found).abs().max() / expected.abs().max()).item()
     if not apart <= EXPORT_TOLERANCE:
         raise UserError(f"{out} gives other outputs than the network: they differ by {apart:.1e} of the largest logit")
-    return f"{config.name} with {network.classes} classes from {path} to {out}; outputs agree to {apart:.1e}"
+    name, classes = exported.config.name, exported.network.classes
+    return f"{name} with {classes} classes from {exported.path} to {out}; outputs agree to {apart:.1e}"
+
+
+def write(kind: str, module: nn.Module, exported: Exported, images: Tensor, out: Path, names: Names) -> Any:
+    """Write one format and its card; return what reads it."""
+    if kind == "hub-folder":
+        return as_hub_folder(exported, images, out)
+    if kind == "safetensors":
+        back, use = as_safetensors(exported, out, names), "`safetensors.torch.load_file` reads it."
+    else:
+        back, use = PROGRAMS[kind][0](module, exported, images, out), PROGRAMS[kind][2]
+    takes = "pixels [B, 3, H, W] uint8" if isinstance(module, FromPixels) else "normalised images [B, 3, H, W]"
+    out.with_name(f"{out.name}.md").write_text(card(exported, out.name, f"{use} It takes {takes}."), encoding="utf-8")
+    return back

@@ -42,6 +42,8 @@ class Network(nn.Module):
     """Stages whose maps leave without BatchNorm and ReLU, where an exit has both of its own, as in ZLS's DenseNet."""
     image_size: int | None = None
     """The only side of images in pixels that the network takes; None: any that is large enough."""
+    convolves: bool = False
+    """Whether the classifier is a 1x1 convolution where the network comes from."""
     notes: tuple[str, ...] = ()
     """What a run says of how the network came about."""
 

@@ -31,10 +31,11 @@ class WrappedNetwork(Network):
 
     def __init__(self, inner: nn.Module, parts: Parts, classifier: nn.Linear | None, classes: int) -> None:
         theirs = {id(value): key for key, value in inner.state_dict(keep_vars=True).items()}
+        convolves = parts.classifier is not None and isinstance(inner.get_submodule(parts.classifier), nn.Conv2d)
         if parts.classifier is not None:
             replace(inner, parts.classifier, nn.Identity())
         super().__init__(nn.Identity(), {}, nn.Identity(), classifier, parts.channels, classes=classes)
-        self.inner = inner
+        self.inner, self.convolves = inner, convolves
         self.positionwise = parts.positionwise
         self._kept: dict[str, Tensor] = {}
         for name in parts.channels:

@@ -63,6 +63,8 @@ class PositionwiseNetwork(Network):
     would tie all classes without support.
     """
 
+    convolves = True
+
     def features(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The maps of all stages -> [B, C], the mean of what the classifier reads."""
         pooled: Tensor = self.pool(list(maps.values())[-1])
