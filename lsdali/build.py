@@ -25,7 +25,8 @@ from lsdali.models import build_network
 from lsdali.models.checks import check_aux_heads, check_features, check_image_size, count_classes
 from lsdali.models.pretrained import load_weights, shorten
 from lsdali.models.student import Network, Student
-from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
+from lsdali.models.teacher import Teacher, load_teacher
+from lsdali.models.teacher_configs import TeacherConfig
 from lsdali.optim import build_optimizer
 from lsdali.optim.ema import Average
 from lsdali.optim.precision import Precision

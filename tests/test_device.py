@@ -23,7 +23,8 @@ from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
 from lsdali.meter import Meter
 from lsdali.metrics import MetricAccumulator
-from lsdali.models.teacher import Teacher, TeacherConfig, load_teacher
+from lsdali.models.teacher import Teacher, load_teacher
+from lsdali.models.teacher_configs import TeacherConfig
 from lsdali.recipe import Recipe
 from lsdali.trainer import Trainer
 from tests.data.test_augment import EVERY

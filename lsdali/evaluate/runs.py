@@ -18,13 +18,14 @@ from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.evaluate.views import Views, averaged, choose
 from lsdali.metrics import predictions
-from lsdali.models.checkpoint_net import find_checkpoint, open_network, same_classes
+from lsdali.models.checkpoint_net import open_network, same_classes
 from lsdali.models.checks import check_image_size, count_classes
 from lsdali.models.digest import weights_digest
 from lsdali.models.student import Network
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe, apply_override, check_recipe
 from lsdali.state import checkpoint
+from lsdali.state.find import find_checkpoint
 
 ALLOWED = ("data.", "evaluate.batch=", "precision=")
 """What an override may begin with: the rest of a recipe was decided in training."""

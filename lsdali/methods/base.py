@@ -14,7 +14,8 @@ from lsdali.clock import Clock
 from lsdali.errors import UserError
 from lsdali.label_noise import Noise
 from lsdali.models.student import AuxHead, Forward, Student
-from lsdali.models.teacher import Teacher, TeacherConfig
+from lsdali.models.teacher import Teacher
+from lsdali.models.teacher_configs import TeacherConfig
 from lsdali.state.memory import SampleMemory
 
 

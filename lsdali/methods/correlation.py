@@ -10,7 +10,7 @@ from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, pearson_distance
 from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.models.student import Forward
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 
 
 class CorrelationDistillation(Method):

@@ -23,7 +23,7 @@ from lsdali.functional import (
 from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.methods.shared.draws import to_device
 from lsdali.models.student import Forward, Student
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 from lsdali.state.memory import Layout, SampleMemory
 
 Rule = Literal[

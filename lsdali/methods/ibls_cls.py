@@ -20,7 +20,7 @@ from lsdali.functional import (
 from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 
 
 class ClassSmoothing(ClassMatrix):

@@ -9,7 +9,7 @@ from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl, standardised
 from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.models.student import Forward
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 
 
 class KnowledgeDistillation(Method):

@@ -20,7 +20,7 @@ from lsdali.functional import (
 from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.methods.shared.deep_heads import Exits
 from lsdali.models.student import AuxHead, Forward
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 
 UNOFFERED = "its published rule for mixed images is not offered"
 

@@ -12,7 +12,7 @@ from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl, soft_kl, virtual_teacher
 from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
 from lsdali.models.student import Forward
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 
 
 class TeacherFreeDistillation(Method):

@@ -11,7 +11,7 @@ from lsdali.functional import cross_entropy, distillation_kl
 from lsdali.methods.base import MethodContext, matching_teacher
 from lsdali.methods.zls import ZipfLabelSmoothing
 from lsdali.models.student import Outputs
-from lsdali.models.teacher import TeacherConfig
+from lsdali.models.teacher_configs import TeacherConfig
 
 
 class ZipfWithTeacher(ZipfLabelSmoothing):

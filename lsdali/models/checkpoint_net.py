@@ -1,7 +1,6 @@
 """Networks out of checkpoints: the one way in which teachers, exports and evaluations open a trained run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,29 +8,6 @@ from pydantic import ValidationError
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Network
-from lsdali.state import checkpoint
-
-
-def find_checkpoint(run: Path, which: str = "best") -> Path:
-    """A checkpoint of a run folder, or `run` itself where it is a file.
-
-    `which` is best, last (the newest), or a file: its name in the run's checkpoint folder, or its path.
-    Raises UserError where there is none that is whole.
-    """
-    folder = run / "checkpoints"
-    if not run.is_dir():
-        path = run
-    elif which == "last":
-        path = max(folder.glob("step-*.pt"), default=folder / "step-*.pt")
-    else:
-        path = folder / ("best.pt" if which == "best" else which)
-        path = path if path.is_file() or which == "best" else Path(which)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: name a run folder or a checkpoint file")
-    wrong = checkpoint.fault(path)
-    if wrong is not None:
-        raise UserError(f"the checkpoint {path} is {wrong}")
-    return path
 
 
 def same_classes(content: dict[str, Any], names: Sequence[str], what: str) -> None:

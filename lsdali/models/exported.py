@@ -12,11 +12,12 @@ from torch import Tensor, nn
 import lsdali
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig
-from lsdali.models.checkpoint_net import find_checkpoint, open_network
+from lsdali.models.checkpoint_net import open_network
 from lsdali.models.digest import weights_digest
 from lsdali.models.pretrained import Which
 from lsdali.models.student import Network
 from lsdali.state import checkpoint
+from lsdali.state.find import find_checkpoint
 
 
 class FromPixels(nn.Module):

@@ -18,6 +18,8 @@ from lsdali.models.families.timm import PREFIX, timm_state
 from lsdali.models.families.torchvision import THEIRS, TORCHVISION
 from lsdali.models.families.torchvision_weights import torchvision_state, weights_entry
 from lsdali.models.student import Network
+from lsdali.state.checkpoint import read as read_checkpoint
+from lsdali.state.find import find_checkpoint
 from lsdali.state.foreign import read_torch, refusal
 
 Which = Literal["model", "ema"]
@@ -97,7 +99,23 @@ class FileWeights(Weights):
         return read_file(Path(self.path)), f"'{self.path}'"
 
 
-WeightsConfig = Annotated[TorchvisionWeights | TimmWeights | FileWeights, Field(discriminator="source")]
+class RunWeights(Weights):
+    """A run of lsdali, by its folder or a checkpoint file."""
+
+    source: Literal["run"] = "run"
+    path: PathText
+    """The run folder, or a checkpoint file."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of the folder."""
+
+    def read(self, name: str) -> tuple[Mapping[str, Any], str]:
+        path = find_checkpoint(Path(self.path), self.checkpoint)
+        parts = read_checkpoint(path)["parts"]
+        averages = {"ema": parts["ema"]["weights"]} if "ema" in parts else {}
+        return {"model": parts["student"], **averages}, f"'{path}'"
+
+
+WeightsConfig = Annotated[TorchvisionWeights | TimmWeights | FileWeights | RunWeights, Field(discriminator="source")]
 
 
 def read_file(path: Path) -> Mapping[str, Any]:

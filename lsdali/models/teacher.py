@@ -1,53 +1,36 @@
 """Teacher: a frozen network that methods ask for logits. Named in the recipe with its digest, never saved."""
 
+import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lsdali.batch import Normal
-from lsdali.config import Config, PathText
 from lsdali.errors import UserError
 from lsdali.functional import as_float32
+from lsdali.models import build_network
 from lsdali.models.checkpoint_net import open_network, same_classes
 from lsdali.models.digest import weights_digest
+from lsdali.models.families.timm import from_timm
 from lsdali.models.families.torchvision_weights import from_torchvision, torchvision_normal
+from lsdali.models.pretrained import FileWeights, Which, load_weights
 from lsdali.models.student import Network
+from lsdali.models.teacher_configs import (
+    CheckpointTeacher,
+    EnsembleTeacher,
+    FileTeacher,
+    RunTeacher,
+    TeacherConfig,
+    TimmTeacher,
+    TorchvisionTeacher,
+    UsesTeacher,
+)
 from lsdali.state import checkpoint
-
-
-class Scaled(Config):
-    """What every teacher has."""
-
-    digest: str | None = None
-    """SHA-256 of the network's weights, as in the summary of an lsdali run; null takes any."""
-    temperature: float = Field(1.0, gt=0)
-    """That of temperature scaling (Guo et al. 2017), as lsdali.evaluate --temperature fits it: the teacher's logits are
-    divided by it before anything else is done to them."""
-
-
-class CheckpointTeacher(Scaled):
-    """A network trained by lsdali."""
-
-    source: Literal["checkpoint"] = "checkpoint"
-    path: PathText
-    """A checkpoint file of the teacher's run."""
-
-
-class TorchvisionTeacher(Scaled):
-    """A network with torchvision's weights."""
-
-    source: Literal["torchvision"] = "torchvision"
-    model: str
-    """torchvision's name, such as resnet50."""
-    weights: str
-    """torchvision's name of the weights, such as IMAGENET1K_V1."""
-
-
-TeacherConfig = Annotated[CheckpointTeacher | TorchvisionTeacher, Field(discriminator="source")]
+from lsdali.state.find import find_checkpoint
 
 
 class Teacher:
@@ -87,35 +70,109 @@ class Teacher:
         return logits if self._temperature == 1 else as_float32(logits) / self._temperature
 
 
+class Ensemble(Teacher):
+    """Several teachers as one: the logarithm of the mean of their probabilities, divided by `temperature`."""
+
+    def __init__(self, teachers: Sequence[Teacher], temperature: float = 1.0) -> None:
+        self._teachers, self._temperature = teachers, temperature
+        self.classes, self.image_size = teachers[0].classes, None
+        self.digest = hashlib.sha256(" ".join(teacher.digest for teacher in teachers).encode()).hexdigest()
+
+    def fault_at(self, size: int) -> str | None:
+        """Why images of this side in pixels cannot be read by one of the teachers; None where all can."""
+        for teacher in self._teachers:
+            if teacher.image_size not in (None, size):
+                return f"one of the teachers takes {teacher.image_size} px only"
+            if (fault := teacher.fault_at(size)) is not None:
+                return fault
+        return None
+
+    def expect(self, given: Normal) -> None:
+        """From now on, images come normalised in this way."""
+        for teacher in self._teachers:
+            teacher.expect(given)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> logits [B, K], without gradient."""
+        shares = torch.stack([as_float32(teacher(images)).log_softmax(1) for teacher in self._teachers])
+        return (shares.logsumexp(0) - math.log(len(shares))) / self._temperature
+
+
 def load_teacher(config: TeacherConfig, classes: int, device: torch.device, names: Sequence[str] = ()) -> Teacher:
     """The teacher that a recipe names, on the device; torch's random numbers are left as they were.
 
     Raises UserError where it cannot be found or read, knows another number of classes or, as far as `names` tell, other
     ones, or has another digest.
     """
-    with torch.random.fork_rng(devices=[]):
-        if isinstance(config, CheckpointTeacher):
-            network, normal = network_from_checkpoint(Path(config.path), classes, names)
-        else:
-            network = from_torchvision(config.model, config.weights, classes)
-            normal = torchvision_normal(config.model, config.weights)
-    teacher = Teacher(network.to(device).to(memory_format=torch.channels_last), config.temperature, normal)
+    if isinstance(config, EnsembleTeacher):
+        teacher: Teacher = Ensemble([load_teacher(c, classes, device, names) for c in config.of], config.temperature)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            network, normal = open_teacher(config, classes, names)
+        teacher = Teacher(network.to(device).to(memory_format=torch.channels_last), config.temperature, normal)
     if config.digest is not None and config.digest != teacher.digest:
-        name = config.path if isinstance(config, CheckpointTeacher) else f"{config.model} {config.weights}"
         raise UserError(
-            f"the teacher '{name}' has digest {teacher.digest}, but the recipe asks for {config.digest}: "
+            f"the teacher '{title(config)}' has digest {teacher.digest}, but the recipe asks for {config.digest}: "
             "these are other weights"
         )
     return teacher
 
 
-def network_from_checkpoint(path: Path, classes: int, names: Sequence[str] = ()) -> tuple[Network, Normal]:
+def title(config: Any) -> str:
+    """What a sentence calls a teacher."""
+    match config:
+        case TorchvisionTeacher():
+            return f"{config.model} {config.weights}"
+        case TimmTeacher():
+            return f"{config.model}.{config.tag}" if config.tag else config.model
+        case UsesTeacher():
+            return config.model.name
+        case EnsembleTeacher():
+            return ", ".join(title(part) for part in config.of)
+    return str(config.path)
+
+
+def open_teacher(config: Any, classes: int, names: Sequence[str]) -> tuple[Network, Normal | None]:
+    """A teacher's network on the CPU, and how its images were normalised; None: nobody knows."""
+    match config:
+        case CheckpointTeacher():
+            return network_from_checkpoint(Path(config.path), classes, names, config.weights)
+        case RunTeacher():
+            path = find_checkpoint(Path(config.path), config.checkpoint)
+            return network_from_checkpoint(path, classes, names, config.weights)
+        case TorchvisionTeacher():
+            network = from_torchvision(config.model, config.weights, classes)
+            return network, torchvision_normal(config.model, config.weights)
+        case TimmTeacher():
+            return from_timm(title(config), classes)
+        case UsesTeacher():
+            return build_network(config.model, classes), config.normal
+    return network_from_file(config, classes), config.normal
+
+
+def network_from_file(config: FileTeacher, classes: int) -> Network:
+    """The network of a file of weights, on the CPU. Raises UserError where they are another's or of other classes."""
+    network, said = build_network(config.model, classes), list[str]()
+    try:
+        load_weights(network, config.model.name, FileWeights(path=config.path, which=config.which), said.append)
+    except UserError as fault:
+        reason = str(fault).partition("; model.weights.others")[0].removeprefix("model.weights: ")
+        raise UserError(f"method.teacher: {reason}") from fault
+    if any("begins untrained" in line for line in said):
+        raise UserError(f"the teacher '{config.path}' has another number of classes than the data set's {classes}")
+    return network
+
+
+def network_from_checkpoint(
+    path: Path, classes: int, names: Sequence[str] = (), weights: Which = "model"
+) -> tuple[Network, Normal]:
     """The network saved in a checkpoint file, on the CPU, and how its images were normalised."""
     saved = read_checkpoint(path)
     if saved["classes"] != classes:
         raise UserError(f"the teacher '{path}' knows {saved['classes']} classes, but the data set has {classes}")
     same_classes(saved, names, f"the teacher '{path}'")
-    network = open_network(saved, f"the teacher '{path}'")
+    network = open_network(saved, f"the teacher '{path}'", weights)
     data = saved["recipe"]["data"]
     return network, (tuple(data["mean"]), tuple(data["std"]))
 

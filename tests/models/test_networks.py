@@ -104,7 +104,7 @@ def test_schema_lists_the_names():
 @pytest.mark.parametrize(
     ("name", "weights", "classes", "sentence"),
     [
-        ("resnet51", None, 10, "there is no torchvision model 'resnet51'; did you mean 'resnet50'?"),
+        ("resnet51", "V1", 10, "there is no torchvision model 'resnet51'; did you mean 'resnet50'?"),
         (
             "resnet50",
             "IMAGENET1K_V3",

@@ -1,17 +1,26 @@
 """Teacher: frozen, apart from the student, and refused with a sentence where it is the wrong one."""
 
+import hashlib
+import re
+
 import pytest
 import torch
 import torchvision
+import yaml
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from lsdali.errors import UserError
-from lsdali.models import ModelConfig, build_network
+from lsdali.methods.kd import KnowledgeDistillation
+from lsdali.models import MODELS, ModelConfig, build_network
 from lsdali.models.aux_heads import StageHead
 from lsdali.models.digest import weights_digest
+from lsdali.models.pretrained import RunWeights, load_weights
 from lsdali.models.student import Student
-from lsdali.models.teacher import CheckpointTeacher, Teacher, TeacherConfig, TorchvisionTeacher, load_teacher
+from lsdali.models.teacher import Teacher, load_teacher
+from lsdali.models.teacher_configs import CheckpointTeacher, TeacherConfig, TorchvisionTeacher
+from tests.harness import ROOT
+from tests.models.foreign import HandWritten
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(name="preact_resnet18", width=16)
@@ -211,3 +220,149 @@ def test_weights_of_another_model(tmp_path):
     path = tmp_path / "t.pt"
     write_checkpoint(path, recipe={"model": {"name": "resnet18", "width": None}})
     assert sentence(path) == f"the teacher '{path}' does not hold the weights of the resnet18 it names"
+
+
+# ---- other sources
+
+
+ADAPTER = TypeAdapter(TeacherConfig)
+PIXELS = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def open_source(tree, classes=5):
+    return load_teacher(ADAPTER.validate_python(tree), classes, CPU)
+
+
+def refused(tree, classes=5):
+    with pytest.raises(UserError) as caught:
+        open_source(tree, classes)
+    return str(caught.value)
+
+
+def write_run(folder):
+    """A run with an average of other weights; returns both networks."""
+    (folder / "checkpoints").mkdir(parents=True)
+    average = network(seed=5).eval()
+    parts = {
+        "student": Student(network(), {}).state_dict(),
+        "ema": {"weights": Student(average, {}).state_dict()},
+    }
+    for name in ("best.pt", "step-0000000009.pt"):
+        own = write_checkpoint(folder / "checkpoints" / name, parts=parts)
+    own.load_state_dict(network().state_dict())
+    return own, average
+
+
+@torch.no_grad()
+def test_a_run_folder_and_its_average(tmp_path):
+    own, average = write_run(tmp_path / "run")
+    for weights, source in (("model", own), ("ema", average)):
+        for which in ("best", "last"):
+            tree = {"source": "run", "path": str(tmp_path / "run"), "weights": weights, "checkpoint": which}
+            torch.testing.assert_close(open_source(tree)(PIXELS), source(PIXELS))
+        tree = {"source": "checkpoint", "path": str(tmp_path / "run/checkpoints/best.pt"), "weights": weights}
+        assert open_source(tree).digest == weights_digest(source)
+    write_checkpoint(tmp_path / "t.pt")
+    assert "keeps no moving average" in refused({"source": "run", "path": str(tmp_path / "t.pt"), "weights": "ema"})
+
+
+def test_a_student_begins_with_a_run(tmp_path):
+    own, average = write_run(tmp_path / "run")
+    for which, source in (("model", own), ("ema", average)):
+        student = network(seed=9)
+        load_weights(student, "x", RunWeights(path=str(tmp_path / "run"), which=which), lambda line: None)
+        assert weights_digest(student) == weights_digest(source)
+
+
+@torch.no_grad()
+def test_a_file_of_weights(tmp_path):
+    source = network(seed=3).eval()
+    torch.save({"state_dict": source.state_dict(), "state_dict_ema": network(seed=4).state_dict()}, tmp_path / "w.pt")
+    tree = {"source": "file", "model": {"name": MODEL.name, "width": 16}, "path": str(tmp_path / "w.pt")}
+    assert torch.equal(open_source(tree)(PIXELS), source(PIXELS.contiguous(memory_format=torch.channels_last)))
+    assert open_source({**tree, "which": "ema"}).digest == weights_digest(network(seed=4))
+    own = open_source({**tree, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]})
+    own.expect(((0.4,) * 3, (0.2,) * 3))
+    given = (PIXELS - 0.4) / 0.2
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    torch.testing.assert_close(own(given), source((PIXELS - mean) / std), rtol=1e-4, atol=1e-5)
+    assert refused(tree, 7) == f"the teacher '{tmp_path}/w.pt' has another number of classes than the data set's 7"
+    assert refused({**tree, "path": "no.pt"}) == "method.teacher: the file 'no.pt' does not exist"
+    wrong = refused({**tree, "model": {"name": "resnet20"}})
+    assert wrong.startswith(f"method.teacher: the weights '{tmp_path}/w.pt' ")
+    assert "model.weights" not in wrong
+    with pytest.raises(ValidationError, match="mean and std are given together, or neither"):
+        ADAPTER.validate_python({**tree, "mean": [0.1, 0.2, 0.3]})
+
+
+@torch.no_grad()
+def test_timms_network_with_its_own_normalisation(monkeypatch):
+    timm = pytest.importorskip("timm")
+    real, asked = timm.create_model, []
+
+    def create(bare, pretrained=False, **options):
+        asked.append((bare, pretrained))
+        torch.manual_seed(0)
+        return real(bare.partition(".")[0], **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    teacher = open_source({"source": "timm", "model": "mobilenetv3_small_050", "tag": "lamb_in1k"}, 1000)
+    assert asked[0] == ("mobilenetv3_small_050.lamb_in1k", True)
+    torch.manual_seed(0)
+    theirs = real("mobilenetv3_small_050").eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    teacher.expect(((0.0,) * 3, (1.0,) * 3))
+    mean, std = theirs.default_cfg["mean"], theirs.default_cfg["std"]
+    own = torchvision.transforms.functional.normalize(pixels, mean, std)
+    torch.testing.assert_close(teacher(pixels), theirs(own), rtol=1e-3, atol=1e-4)
+    assert refused({"source": "timm", "model": "mobilenetv3_small_050"}) == (
+        "timm's mobilenetv3_small_050 knows 1000 classes, but the data set has 5"
+    )
+
+
+def test_a_network_that_comes_trained(monkeypatch):
+    torch.manual_seed(7)
+    trained = HandWritten(5).eval()
+    monkeypatch.setitem(MODELS, "mine", lambda classes: trained)
+    teacher = open_source({"source": "uses", "model": {"name": "mine"}})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        layers = [*trained.blocks]
+        x = images
+        for layer in layers:
+            x = layer(x)
+        expected = torch.nn.functional.linear(x.mean((2, 3)), *teacher._network.classifier.parameters())
+    torch.testing.assert_close(teacher(images), expected)
+
+
+@torch.no_grad()
+def test_an_ensemble_is_the_mean_of_probabilities(tmp_path):
+    own, average = write_run(tmp_path / "run")
+    one = {"source": "run", "path": str(tmp_path / "run")}
+    tree = {"source": "ensemble", "of": [{**one, "temperature": 2.0}, {**one, "weights": "ema"}], "temperature": 3.0}
+    teacher = open_source(tree)
+    shares = ((own(PIXELS) / 2).softmax(1) + average(PIXELS).softmax(1)) / 2
+    torch.testing.assert_close((teacher(PIXELS) * 3).exp(), shares)
+    digests = f"{weights_digest(own)} {weights_digest(average)}"
+    assert teacher.digest == hashlib.sha256(digests.encode()).hexdigest()
+    assert open_source({**tree, "digest": teacher.digest}).classes == 5
+    given = ((0.0,) * 3, (1.0,) * 3)
+    teacher.expect(given)
+    shares = ((own((PIXELS - 0.4) / 0.2) / 2).softmax(1) + average((PIXELS - 0.4) / 0.2).softmax(1)) / 2
+    torch.testing.assert_close((teacher(PIXELS) * 3).exp(), shares, rtol=1e-4, atol=1e-5)
+    write_checkpoint(tmp_path / "seven.pt", classes=7)
+    other = {"source": "checkpoint", "path": str(tmp_path / "seven.pt")}
+    assert refused({**tree, "of": [one, other]}) == (
+        f"the teacher '{tmp_path}/seven.pt' knows 7 classes, but the data set has 5"
+    )
+    with pytest.raises(ValidationError):
+        ADAPTER.validate_python({"source": "ensemble", "of": [one]})
+
+
+def test_the_teachers_of_the_page_are_teachers():
+    page = (ROOT / "docs/models.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tree,) = [yaml.safe_load(block)["method"] for block in blocks if block.startswith("method:")]
+    assert len(KnowledgeDistillation.Config.model_validate(tree).teacher.of) == 2
+    listed = set(re.findall(r"^\| `(\w+)` \| `(?:path|model|of)", page, re.MULTILINE))
+    assert listed == set(ADAPTER.json_schema()["discriminator"]["mapping"])

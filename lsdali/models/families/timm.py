@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lsdali.batch import Normal
 from lsdali.errors import UserError, first_line
 from lsdali.models.student import Network
+from lsdali.models.wrapped import as_network
 
 PREFIX = "timm/"
 
@@ -95,11 +97,16 @@ def build_timm(name: str, classes: int, dropout: float | None = None, drop_path:
     """
     inner = timm_module(name, classes, drop_path)
     bare = name.removeprefix(PREFIX)
+    if dropout is not None and not isinstance(inner.get_classifier(), nn.Linear):
+        raise UserError(f"the classifier of timm's {bare} is not one linear layer: leave out model.dropout")
+    return in_parts(inner, bare, classes, dropout or 0.0)
+
+
+def in_parts(inner: Any, bare: str, classes: int, dropout: float = 0.0) -> nn.Module:
+    """timm's module as a Network; as it is where its head is not one linear layer."""
     if not isinstance(inner.get_classifier(), nn.Linear):
-        if dropout is not None:
-            raise UserError(f"the classifier of timm's {bare} is not one linear layer: leave out model.dropout")
         return inner  # type: ignore[no-any-return]
-    network = TimmNetwork(inner, timm_channels(bare, classes), dropout or 0.0)
+    network = TimmNetwork(inner, timm_channels(bare, classes), dropout)
     network.positionwise = bool(network.channels) and places_fit(network)
     return network
 
@@ -133,11 +140,28 @@ def places_fit(network: Network) -> bool:
     return True
 
 
-def timm_state(bare: str) -> dict[str, Tensor]:
-    """timm's pretrained weights of a network, with timm's names. Raises UserError where they cannot be had."""
+def timm_trained(bare: str) -> Any:
+    """timm's module with its pretrained weights. Raises UserError where they cannot be had."""
     try:
-        model = timm().create_model(bare, pretrained=True)
+        return timm().create_model(bare, pretrained=True)
     except Exception as fault:  # timm passes on whatever its download raises
         raise UserError(f"cannot get timm's weights of {bare}: {first_line(fault)}") from fault
-    state: dict[str, Tensor] = model.state_dict()
+
+
+def timm_state(bare: str) -> dict[str, Tensor]:
+    """timm's pretrained weights of a network, with timm's names. Raises UserError where they cannot be had."""
+    state: dict[str, Tensor] = timm_trained(bare).state_dict()
     return state
+
+
+def from_timm(bare: str, classes: int) -> tuple[Network, Normal]:
+    """timm's trained network of that name (and tag), and how its images were normalised.
+
+    Raises UserError where it cannot be had or knows another number of classes.
+    """
+    inner = timm_trained(bare)
+    if inner.num_classes != classes:
+        raise UserError(f"timm's {bare} knows {inner.num_classes} classes, but the data set has {classes}")
+    change = inner.pretrained_cfg
+    network = as_network(in_parts(inner, bare, classes), classes, name=PREFIX + bare)
+    return network, (tuple(change["mean"]), tuple(change["std"]))

@@ -11,6 +11,7 @@ from lsdali.errors import UserError
 from lsdali.models.families.torchvision import THEIRS, TORCHVISION, take_apart, torchvision_name
 from lsdali.models.names import unknown
 from lsdali.models.student import Network
+from lsdali.models.wrapped import as_network
 
 
 def known_torchvision(name: str) -> None:
@@ -34,8 +35,8 @@ def torchvision_module(name: str, classes: int) -> nn.Module:
     return module
 
 
-def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
-    """The network `name`, untrained or with torchvision's weights of that name, such as IMAGENET1K_V1.
+def from_torchvision(name: str, weights: str, classes: int) -> Network:
+    """The network `name` with torchvision's weights of that name, such as IMAGENET1K_V1.
 
     Weights are looked for in torch.hub's folder ($TORCH_HOME/hub/checkpoints) and fetched if missing.
 
@@ -44,14 +45,13 @@ def from_torchvision(name: str, weights: str | None, classes: int) -> Network:
     """
     from torchvision.models import get_model
 
-    if weights is None:
-        known_torchvision(name)
-        return TORCHVISION[name](classes)
     entry = weights_entry(name, weights)
     trained = len(entry.meta["categories"])
     if trained != classes:
         raise UserError(f"torchvision's {name} {weights} knows {trained} classes, but the data set has {classes}")
-    return take_apart(fetched(entry, lambda: get_model(torchvision_name(name), weights=entry)), name)
+    module = fetched(entry, lambda: get_model(torchvision_name(name), weights=entry))
+    bare = name.removeprefix(THEIRS)
+    return take_apart(module, bare) if bare in TORCHVISION else as_network(module, classes, name=name)
 
 
 def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
