@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 REMOTE = ["fsspec[http]"]
 HERE = Path(__file__).parent
 ONNX = ["onnx", "onnxscript", "onnxruntime"]
+PARQUET = ["pyarrow"]
 PLOTS = ["matplotlib"]
 
 setup(
@@ -49,12 +50,14 @@ setup(
             "types-jsonschema",
             *ONNX,
             *REMOTE,
+            *PARQUET,
             *PLOTS,
         ],
         # By the CUDA of PyTorch; the GPU decodes windows of JPEGs with subsampled colours since nvJPEG 13.2.
         "cuda12": ["nvidia-dali-cuda120"],
         "cuda13": ["nvidia-dali-cuda130", "nvidia-nvjpeg>=13.2"],
         "onnx": ONNX,
+        "parquet": PARQUET,
         "plots": PLOTS,
         "remote": REMOTE,
         "timm": ["timm"],

@@ -1,10 +1,12 @@
-"""Pack class folders into tar shards: `lsdali pack ROOT OUT [--shard-bytes 1e9]`.
+"""Pack class folders or Parquet into tar shards: `lsdali pack ROOT OUT [--shard-bytes 1e9]`.
 
-ROOT holds train/<class>/* and val/<class>/*. OUT gets train/000000.tar, ..., val/000000.tar, ... in WebDataset's layout
-(<number>.jpg beside <number>.cls) and classes.txt; `data: {name: shards, root: OUT}` trains from it, here or from where
-OUT is copied to (`root: https://host/OUT`). Samples are in the order of `data.name: folder`, files as they are, and the
-same folders always give the same bytes. train/000000.tar.json and so on say what lies where in each shard, so that a
-shard in a store need not be read to find out.
+ROOT holds train/<class>/* and val/<class>/*, or files of Parquet in the layout of Hugging Face's data sets (names that
+begin with train, and with validation, val or test; columns image and label), which `pip install lsdali[parquet]` reads.
+OUT gets train/000000.tar, ..., val/000000.tar, ... in WebDataset's layout (<number>.jpg beside <number>.cls) and
+classes.txt; `data: {name: shards, root: OUT}` trains from it, here or from where OUT is copied to
+(`root: https://host/OUT`). Samples are in the order of `data.name: folder`, or of the files of Parquet, their bytes as
+they are, and the same ROOT always gives the same bytes. train/000000.tar.json and so on say what lies where in each
+shard, so that a shard in a store need not be read to find out.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from lsdali.errors import command
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lsdali pack", description=__doc__.splitlines()[0])
-    parser.add_argument("root", metavar="ROOT", help="folder with train/<class>/* and val/<class>/*")
+    parser.add_argument("root", metavar="ROOT", help="folder with class folders, or files of Parquet")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the shards; new, or empty")
     parser.add_argument("--shard-bytes", type=float, default=1e9, metavar="N", help="bytes of images a shard, about")
     args = parser.parse_args(argv)

@@ -1,56 +1,98 @@
-"""Write class folders into tar shards in WebDataset's layout."""
+"""Write samples into tar shards in WebDataset's layout."""
 
 import io
-import os
 import tarfile
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lsdali.data.io.shard_index import write_index
 from lsdali.data.sets.listing import list_folders
+from lsdali.data.sets.parquet import parquet_samples
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.shards import walk
 from lsdali.errors import UserError
 
+Sample = tuple[str, bytes, int]
+"""The ending of an image's file name, its bytes, and its class."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is packed: the samples of train and val, in order, and the names of the classes."""
+
+    splits: Mapping[str, Iterable[Sample]]
+    classes: tuple[str, ...]
+
 
 def pack(root: str, out: Path, shard_bytes: float) -> None:
-    """Raises UserError for a wrong layout, a folder `out` that is not empty, and what cannot be read or written."""
-    if shard_bytes < 1:
-        raise UserError(f"--shard-bytes {shard_bytes:g} is too small; 1e9 is usual")
+    """Pack class folders, or files of Parquet as Hugging Face has them.
+
+    Raises UserError for a wrong layout, a folder `out` that is not empty, and what cannot be read or written.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UserError(f"{out} is not empty; name a new folder")
-        both = [list_folders(root, "train", "val", "train"), list_folders(root, "train", "val", "val")]
-        for split, index in zip(("train", "val"), both):
-            (out / split).mkdir()
-            for number, samples in enumerate(cut(index, shard_bytes)):
-                file = out / split / f"{number:06d}.tar"
-                write_shard(index, samples, file)
-                write_index(file, walk(file, file.name))
-            print(f"{split}: {len(index.labels):,} images in {number + 1:,} shards")
-        (out / "classes.txt").write_text("".join(f"{name}\n" for name in index.classes), encoding="utf-8")
+        found = parquet_samples(Path(root).expanduser())
+        samples = folder_samples(root) if found is None else Samples(*found)
+        write_shards(samples, out, shard_bytes)
     except (OSError, UnicodeEncodeError) as error:
         raise UserError(f"{root} cannot be packed into {out}: {error}") from None
 
 
-def cut(index: Index, shard_bytes: float) -> list[range]:
-    """The samples of each shard, by the bytes that come before each."""
-    sizes = (os.stat(index.path(i)).st_size for i in range(len(index.labels)))
-    shard = [int(before // shard_bytes) for before in accumulate(sizes, initial=0)]
-    n = len(index.labels)
-    return [range(a, b) for a, b in pairwise([0, *(i for i in range(1, n) if shard[i] != shard[i - 1]), n])]
+def write_shards(samples: Samples, out: Path, shard_bytes: float) -> None:
+    """Raises UserError for a folder `out` that is not empty or a split without samples, and OSError."""
+    if shard_bytes < 1:
+        raise UserError(f"--shard-bytes {shard_bytes:g} is too small; 1e9 is usual")
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name a new folder")
+    for split, content in samples.splits.items():
+        (out / split).mkdir()
+        images = 0
+        shards = 0
+        for shards, shard in enumerate(cut(content, shard_bytes), start=1):
+            file = out / split / f"{shards - 1:06d}.tar"
+            write_shard(shard, images, file)
+            write_index(file, walk(file, file.name))
+            images += len(shard)
+        if images == 0:
+            raise UserError(f"{split} holds no sample")
+        print(f"{split}: {images:,} images in {shards:,} shards")
+    (out / "classes.txt").write_text("".join(f"{name}\n" for name in samples.classes), encoding="utf-8")
 
 
-def write_shard(index: Index, samples: range, file: Path) -> None:
-    """One shard; it has its name only when it is whole."""
+def folder_samples(root: str) -> Samples:
+    """The files of class folders, as they are. Raises UserError for a wrong layout."""
+    train, val = (list_folders(root, "train", "val", split) for split in ("train", "val"))
+    return Samples({"train": files_of(train), "val": files_of(val)}, train.classes)
+
+
+def files_of(index: Index) -> Iterator[Sample]:
+    for i in range(len(index.labels)):
+        path = index.path(i)
+        yield path.rpartition(".")[2].lower(), Path(path).read_bytes(), int(index.labels[i])
+
+
+def cut(samples: Iterable[Sample], shard_bytes: float) -> Iterator[list[Sample]]:
+    """The samples of each shard, by the bytes that come before each in the whole."""
+    shard: list[Sample] = []
+    before = 0
+    for sample in samples:
+        size = len(sample[1])
+        if shard and before // shard_bytes != (before - len(shard[-1][1])) // shard_bytes:
+            yield shard
+            shard = []
+        shard.append(sample)
+        before += size
+    if shard:
+        yield shard
+
+
+def write_shard(samples: list[Sample], first: int, file: Path) -> None:
+    """One shard, whose samples are numbered from `first`; it has its name only when it is whole."""
     draft = file.with_suffix(".part")
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for i in samples:
-            path = index.path(i)
-            ending = path.rpartition(".")[2].lower()
-            label = str(int(index.labels[i])).encode()
-            for kind, content in ((ending, Path(path).read_bytes()), ("cls", label)):
+        for i, (ending, image, label) in enumerate(samples, start=first):
+            for kind, content in ((ending, image), ("cls", str(label).encode())):
                 member = tarfile.TarInfo(f"{i:08d}.{kind}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,105 @@
+"""Data sets of torch (`__len__`, `__getitem__` -> image, label) as shards, which train as all other data do."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lsdali.data.sets.packing import Samples, write_shards
+from lsdali.errors import UserError
+
+
+class MapStyle(Protocol):
+    """What torch calls a map-style data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def pack_datasets(
+    train: MapStyle,
+    val: MapStyle,
+    out: Path,
+    classes: Sequence[str] | None = None,
+    *,
+    shard_bytes: float = 1e9,
+) -> dict[str, str]:
+    """Write two data sets into shards in a new folder, and return the recipe's `data` for them.
+
+    Each image is read once and kept without loss (PNG); order, augmentation, memories and resume are then those of
+    shards, at DALI's speed. A sample is (image, label): a PIL image, or uint8 [H, W], [H, W, 1 or 3] or a tensor
+    [1 or 3, H, W]. `classes` names the classes; else `train.classes` does, or their numbers.
+
+    Raises UserError for images that are no pixels or differ when they are read again, and for labels without a class.
+    """
+    names = classes if classes is not None else getattr(train, "classes", None)
+    if names is None:
+        names = [str(k) for k in range(1 + max(label_of(train[i], i) for i in range(len(train))))]
+    splits = {
+        "train": encoded(train, "train", len(names)),
+        "val": encoded(val, "val", len(names)),
+    }
+    try:
+        write_shards(Samples(splits, tuple(map(str, names))), out, shard_bytes)
+    except OSError as error:
+        raise UserError(f"the data cannot be packed into {out}: {error}") from None
+    return {"name": "shards", "root": str(out)}
+
+
+def encoded(data: MapStyle, split: str, classes: int) -> Iterator[tuple[str, bytes, int]]:
+    """The samples of a data set, in order, as PNG."""
+    for i in range(len(data)):
+        sample = data[i]
+        label = label_of(sample, i)
+        if not 0 <= label < classes:
+            raise UserError(f"{split} sample {i} has the label {label}, and there are {classes} classes")
+        content = as_png(sample[0], f"{split} sample {i}")
+        if i == 0 and content != as_png(data[0][0], f"{split} sample 0"):
+            raise UserError(
+                f"{split} sample 0 is another image when it is read again: leave random transforms to data.train"
+            )
+        yield "png", content, label
+
+
+def label_of(sample: Any, i: int) -> int:
+    """The label of a sample (image, label)."""
+    try:
+        _, label = sample
+        number = int(label)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sample {i} is no pair of an image and a class number") from error
+    return number
+
+
+def as_png(image: Any, what: str) -> bytes:
+    """An image without loss. Raises UserError where it is none of pixels."""
+    from PIL import Image
+
+    picture = image if isinstance(image, Image.Image) else picture_of(image, what)
+    if picture.mode not in ("L", "RGB"):
+        picture = picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def picture_of(image: Any, what: str) -> Any:
+    """An array or tensor as a PIL image."""
+    import torch
+    from PIL import Image
+
+    if isinstance(image, torch.Tensor):
+        image = image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    fits = pixels.dtype == np.uint8 and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
+    if not fits:
+        raise UserError(
+            f"{what} is {pixels.dtype} {list(pixels.shape)}: give PIL images or uint8 pixels, and leave tensors of "
+            "numbers and normalisation to the recipe"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
