@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali import dist
@@ -21,6 +22,7 @@ from lsdali.errors import SharedError, UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
+from lsdali.methods.shared.class_weights import class_weights
 from lsdali.models import build_network
 from lsdali.models.checks import check_aux_heads, check_features, check_image_size, count_classes
 from lsdali.models.pretrained import load_weights, shorten
@@ -95,7 +97,7 @@ def prepare(
     check_start(recipe, method)
     student = open_student(recipe, network, method, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    options = LoaderOptions(recipe.batches, recipe.seed, device, precision.half, method.sampler, events.log)
+    options = LoaderOptions(recipe.batches, recipe.seed, device, precision.half, recipe.sampler, events.log)
     train = train_loader(train_index, recipe.data, options)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
     averages: dict[str, WeightAverage] = {} if recipe.ema is None else {"ema": Average(recipe.ema, student)}
@@ -121,6 +123,7 @@ def prepare(
             "names": list(train_index.classes),
             "data": train_index.fingerprint,
             "teachers": teachers,
+            "class_weights": None if method.class_weights is None else method.class_weights.tolist(),
         },
         parts={},
         classes=classes,
@@ -163,6 +166,12 @@ def check_shares(recipe: Recipe, method: Method) -> None:
         raise UserError(
             f"data.train.repeats {recipe.data.train.repeats} and the method '{name}' do not go together: "
             "it needs each sample once in an epoch; leave the key out"
+        )
+    if recipe.data.order != "shuffled" and (method.each_once or method.sampler != "shuffled"):
+        needs = "each sample once in an epoch" if method.each_once else "an order of its own"
+        raise UserError(
+            f"data.order: {recipe.data.order} and the method '{name}' do not go together: it needs {needs}; "
+            "leave the key out"
         )
     if recipe.mix is None:
         return
@@ -224,6 +233,7 @@ def build_method(
         digests.append(loaded.digest)
         return loaded
 
+    kind = cast(Any, METHODS[cast(Any, recipe.method).name])
     context = MethodContext(
         classes=network.classes,
         samples=len(train),
@@ -232,10 +242,29 @@ def build_method(
         seed=recipe.seed,
         teacher=teacher,
         label_noise=recipe.data.noise,
+        class_weights=weights_of_classes(recipe, kind, network.classes, train, device),
         validation=validation,
     )
-    kind = cast(Any, METHODS[cast(Any, recipe.method).name])
     return cast(Method, kind(recipe.method, context)), digests
+
+
+def weights_of_classes(
+    recipe: Recipe, method: type[Method], classes: int, train: Index, device: torch.device
+) -> Tensor | None:
+    """[K] float64, what the recipe's class_weights are for the training labels in use.
+
+    Raises UserError for a method that has no use for them.
+    """
+    if recipe.class_weights is None:
+        return None
+    if not method.weighs_classes:
+        able = ", ".join(name for name, kind in METHODS.items() if kind.weighs_classes)
+        raise UserError(
+            f"class_weights and the method '{cast(Any, recipe.method).name}' do not go together: its loss is no mean "
+            f"over samples that classes could weigh; leave the key out, or use one of {able}"
+        )
+    found = class_weights(recipe.class_weights, np.asarray(train.labels), train.classes, classes)
+    return torch.from_numpy(found).to(device)
 
 
 def wrap(student: Student, device: torch.device) -> DistributedDataParallel:

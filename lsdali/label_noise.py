@@ -62,7 +62,7 @@ class MatrixNoise(Config):
 
     def matrix(self, classes: int) -> Matrix:
         """Return [K, K]. Raises UserError if the file holds no such matrix."""
-        values = read_numbers(Path(self.file))
+        values = read_numbers(Path(self.file), "noise.file", "a matrix of numbers")
         if values.shape != (classes, classes):
             raise UserError(
                 f"noise.file: {self.file} has the shape {list(values.shape)}; {classes} classes need "
@@ -79,8 +79,8 @@ class MatrixNoise(Config):
 Noise = Annotated[IdentityNoise | SymmetricNoise | PairNoise | MatrixNoise, Field(discriminator="name")]
 
 
-def read_numbers(path: Path) -> Matrix:
-    """Return the numbers in a file. Raises UserError if it cannot be read as such."""
+def read_numbers(path: Path, key: str, what: str) -> Matrix:
+    """Return the numbers in the file that `key` names. Raises UserError if it cannot be read as `what`."""
     try:
         if path.suffix == ".npy":
             found = np.load(path, allow_pickle=False)
@@ -90,4 +90,4 @@ def read_numbers(path: Path) -> Matrix:
             found = np.loadtxt(path, ndmin=2)
         return np.asarray(found, np.float64)
     except (OSError, EOFError, ValueError, TypeError) as error:
-        raise UserError(f"noise.file: {path} cannot be read as a matrix of numbers: {error}") from None
+        raise UserError(f"{key}: {path} cannot be read as {what}: {error}") from None

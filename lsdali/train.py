@@ -104,7 +104,8 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
         if content is not None:
             same_recipe(recipe, content, folder)
             early = stopped(content["parts"]["trainer"]["record"], recipe.stop)
-            if (early or content["step"] == content["steps"]) and (folder / "summary.json").is_file():
+            over = early or (content["step"] == content["steps"] and recipe.epochs == content["recipe"]["epochs"])
+            if over and (folder / "summary.json").is_file():
                 how = "stopped early" if early else f"is finished: {recipe.epochs} epochs"
                 events.log(f"this run {how}; its figures are in {folder / 'summary.json'}")
                 return
@@ -113,8 +114,10 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
         trainer.pulse = pulse or trainer.pulse
         if content is not None:
             same_inputs(trainer.header, content, folder)
+            not_too_long(trainer, content, folder)
             trainer.restore(content["parts"])
         if dist.is_main():
+            (folder / "summary.json").unlink(missing_ok=True)  # of a run that goes on longer
             write_whole(folder / "recipe.yaml", to_yaml(recipe))
         events.write(begun(trainer))
         trainer.run()
@@ -145,25 +148,50 @@ def claim(folder: Path) -> IO[str]:
 
 
 def same_recipe(recipe: "Recipe", content: dict[str, Any], folder: Path) -> None:
+    """Raises SharedError where a run cannot go on with this recipe.
+
+    It may have other epochs where those that are trained would not have been others.
+    """
     from lsdali.errors import SharedError
     from lsdali.recipe import differences
 
     different = differences(content["recipe"], recipe.model_dump(mode="json"))
-    if different:
+    if not different:
+        return
+    what = f"{folder} holds a run of another recipe ({'; '.join(different)})"
+    if len(different) > 1 or recipe.epochs == content["recipe"]["epochs"]:
+        raise SharedError(f"{what}: give another run_dir, or the old values to go on")
+    if fixed := recipe.fixed_length():
+        weights = f"model.weights.source=file model.weights.path={folder}/checkpoints/best.pt"
         raise SharedError(
-            f"{folder} holds a run of another recipe ({'; '.join(different)}): "
-            "give another run_dir, or the old values to go on"
+            f"{what}, and {fixed}, so the epochs it has trained would have been others; a new run can begin with its "
+            f"weights: {weights} run_dir=..."
         )
 
 
 def same_inputs(header: Mapping[str, Any], content: dict[str, Any], folder: Path) -> None:
     from lsdali.errors import SharedError
 
-    for key, what in (("data", "training files or their labels"), ("teachers", "teacher's weights")):
-        if content[key] != header[key]:
+    inputs = (
+        ("data", "training files or their labels"),
+        ("teachers", "teacher's weights"),
+        ("class_weights", "class weights"),
+    )
+    for key, what in inputs:
+        if content.get(key) != header[key]:
             raise SharedError(
                 f"the {what} have changed since {folder} was begun: restore them, or give another run_dir"
             )
+
+
+def not_too_long(trainer: "Trainer", content: dict[str, Any], folder: Path) -> None:
+    from lsdali.errors import SharedError
+
+    if content["step"] > trainer.clock.steps:
+        raise SharedError(
+            f"{folder} has trained {content['step']} steps, and {trainer.clock.epochs} epochs are "
+            f"{trainer.clock.steps}: give at least as many epochs as it has trained"
+        )
 
 
 def begun(trainer: "Trainer") -> "Begun":

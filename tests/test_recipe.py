@@ -100,7 +100,7 @@ def test_the_schema_for_editors_accepts_every_recipe() -> None:
         ),
         (
             "data.train.ramp={first: 16, end: 2}",
-            "data.train.ramp.end 2 comes after the last epoch, 1: no epoch would see the full size",
+            "data.train.ramp.end 2: no epoch is left after so many of 2, and none would see the full size",
         ),
         (
             "data.train.ramp={first: 64, end: 1}",

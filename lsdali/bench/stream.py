@@ -55,15 +55,14 @@ def stream_part(options: argparse.Namespace) -> None:
     from lsdali import dist
     from lsdali.data.pipeline.loaders import open_dataset, train_loader
     from lsdali.data.pipeline.options import LoaderOptions
-    from lsdali.methods import METHODS
     from lsdali.recipe import load
 
     recipe = load(options.recipe, options.overrides)
-    sampler = METHODS[recipe.method.name].sampler  # type: ignore[attr-defined]
     digests: Digests = []
     with dist.session() as device:
         index = open_dataset(recipe.data, "train", lambda line: None)
-        loader = train_loader(index, recipe.data, LoaderOptions(recipe.batches, recipe.seed, device, sampler=sampler))
+        loading = LoaderOptions(recipe.batches, recipe.seed, device, sampler=recipe.sampler)
+        loader = train_loader(index, recipe.data, loading)
         while options.start + len(digests) < options.stop:
             for batch in loader.epoch(options.start + len(digests)):
                 rows = zip(batch.index.tolist(), batch.labels.tolist(), batch.images.cpu().numpy(), strict=True)

@@ -14,9 +14,19 @@ def as_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K], [B] int64 -> []: mean over the batch of -log p[label]."""
-    return F.cross_entropy(as_float32(logits), labels)
+def label_mean(values: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    """[B], [B] int64, [K] or None -> []: mean over the batch of weight[label] times the value.
+
+    With `weight` the classes' weights over their mean in the batch, it is the weighted mean of torch's `weight=`.
+    """
+    return values.mean() if weight is None else (values * weight[labels].to(values.dtype)).mean()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """[B, K], [B] int64 -> []: mean over the batch of -log p[label]; `weight` [K] as in `label_mean`."""
+    if weight is None:
+        return F.cross_entropy(as_float32(logits), labels)
+    return label_mean(F.cross_entropy(as_float32(logits), labels, reduction="none"), labels, weight)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -39,9 +49,16 @@ def smooth_targets(labels: Tensor, classes: int, smoothing: float, mass: Mass = 
     return F.one_hot(labels, classes) * (1 - share * classes) + share
 
 
-def label_smoothing(logits: Tensor, labels: Tensor, smoothing: float, mass: Mass = "all") -> Tensor:
-    """[B, K], [B] int64 -> []: `soft_cross_entropy` against `smooth_targets`, without building them."""
+def label_smoothing(
+    logits: Tensor, labels: Tensor, smoothing: float, mass: Mass = "all", weight: Tensor | None = None
+) -> Tensor:
+    """[B, K], [B] int64 -> []: `soft_cross_entropy` against `smooth_targets`, without building them.
+
+    `weight` [K], as in `label_mean`, multiplies each class's part of the sum, as torch's `weight=` does.
+    """
     log_p = F.log_softmax(as_float32(logits), 1)
+    if weight is not None:
+        log_p = log_p * weight.to(log_p.dtype)
     classes = log_p.shape[1]
     share = smoothing_share(smoothing, classes, mass)
     on_label = log_p.gather(1, labels[:, None]).squeeze(1)

@@ -1,7 +1,8 @@
 """Losses for labels that may be wrong, as the code of Zhang et al. 2021 (arXiv 2011.12562) collects them.
 
-[B, K] logits, [B] int64 labels -> [] throughout. `clamp` c is what that code does to probabilities: it keeps them in
-[c, 1 - c], with no gradient outside, so a label with a probability below c is never learned. None is exact.
+[B, K] logits, [B] int64 labels -> [] throughout; `weight` [K] is that of `label_mean`. `clamp` c is what that code does
+to probabilities: it keeps them in [c, 1 - c], with no gradient outside, so a label with a probability below c is never
+learned. None is exact.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsdali.functional.labels import as_float32
+from lsdali.functional.labels import as_float32, label_mean
 
 
 def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
@@ -20,17 +21,26 @@ def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
     return F.softmax(as_float32(logits), 1).clamp(clamp, 1 - clamp).log()
 
 
-def symmetric_cross_entropy(logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float) -> Tensor:
+def symmetric_cross_entropy(
+    logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float, weight: Tensor | None = None
+) -> Tensor:
     """forward * CE + reverse * reverse CE, where log 0 in the label is log `zero` (Wang et al. 2019, arXiv 1908.06112).
 
     Reverse CE is -sum_k p[k] log(label[k]) = -log(zero) (1 - p[label]).
     """
     log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
-    return forward * -log_p.mean() + reverse * -math.log(zero) * -torch.expm1(log_p).mean()
+    wrong = -label_mean(torch.expm1(log_p), labels, weight)
+    return forward * -label_mean(log_p, labels, weight) + reverse * -math.log(zero) * wrong
 
 
 def clamped_symmetric_cross_entropy(
-    logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float, clamp: float
+    logits: Tensor,
+    labels: Tensor,
+    forward: float,
+    reverse: float,
+    zero: float,
+    clamp: float,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The same as the OLS code has it: p in [clamp, 1], and the label in [zero, 1] in both parts.
 
@@ -38,13 +48,15 @@ def clamped_symmetric_cross_entropy(
     """
     p = F.softmax(as_float32(logits), 1).clamp(clamp, 1)
     label = F.one_hot(labels, p.shape[1]).to(p.dtype).clamp(zero, 1)
-    return forward * -(label * p.log()).sum(1).mean() + reverse * -(p * label.log()).sum(1).mean()
+    there = label_mean((label * p.log()).sum(1), labels, weight)
+    back = label_mean((p * label.log()).sum(1), labels, weight)
+    return forward * -there + reverse * -back
 
 
-def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tensor:
+def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float, weight: Tensor | None = None) -> Tensor:
     """(1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
     log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
-    return (-torch.expm1(q * log_p) / q).mean()
+    return label_mean(-torch.expm1(q * log_p) / q, labels, weight)
 
 
 def class_prior_kl(logits: Tensor) -> Tensor:
@@ -59,18 +71,23 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
-def soft_bootstrap(logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None) -> Tensor:
+def soft_bootstrap(
+    logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None, weight: Tensor | None = None
+) -> Tensor:
     """CE against trust * label + (1 - trust) * p; the gradient passes through both p (Reed et al. 2015)."""
     log_p = log_probabilities(logits, clamp)
     own = (log_p.exp() * log_p).sum(1)
-    return -(trust * log_p.gather(1, labels[:, None]).squeeze(1) + (1 - trust) * own).mean()
+    on_label = log_p.gather(1, labels[:, None]).squeeze(1)
+    return -label_mean(trust * on_label + (1 - trust) * own, labels, weight)
 
 
-def hard_bootstrap(logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None) -> Tensor:
+def hard_bootstrap(
+    logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None, weight: Tensor | None = None
+) -> Tensor:
     """CE against trust * label + (1 - trust) * one-hot of the arg-max (Reed et al. 2015)."""
     log_p = log_probabilities(logits, clamp)
     on_label, on_guess = (log_p.gather(1, k[:, None]).squeeze(1) for k in (labels, log_p.argmax(1)))
-    return -(trust * on_label + (1 - trust) * on_guess).mean()
+    return -label_mean(trust * on_label + (1 - trust) * on_guess, labels, weight)
 
 
 def forward_correction(logits: Tensor, labels: Tensor, noise: Tensor, clamp: float | None = None) -> Tensor:

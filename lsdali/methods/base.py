@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lsdali import config
+from lsdali import config, dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
@@ -40,6 +40,7 @@ class MethodContext:
     seed: int
     teacher: Callable[[TeacherConfig], Teacher]
     label_noise: Noise | None = None  # data.noise
+    class_weights: Tensor | None = None  # [K] float64, on the device; of the recipe's class_weights
     validation: Iterable[Batch] = ()  # this rank's part, as evaluation reads it, anew in every loop
 
 
@@ -57,6 +58,11 @@ class Method(ABC):
     group_size: ClassVar[int] = 1
     """How many neighbours in a batch belong together; a micro-batch is a multiple of it."""
 
+    needs_length: ClassVar[bool] = False
+    """Whether the loss of an epoch depends on how many follow: a run of such a method cannot be made longer."""
+    weighs_classes: ClassVar[bool] = False
+    """Whether the loss is a mean over samples that reads `class_scale`; others refuse class weights."""
+
     each_once: bool = False
     """Whether a sample may come only once in an epoch, as methods with a row for each sample need it."""
     memory: SampleMemory | None = None
@@ -70,6 +76,16 @@ class Method(ABC):
     def __init__(self, config: Any, context: MethodContext) -> None:
         """`config` is an instance of the method's own Config."""
         self.config: Any = config
+        self.class_weights = context.class_weights
+
+    def class_scale(self, labels: Tensor) -> Tensor | None:
+        """[b] int64 of each rank -> [K]: the classes' weights over their mean in the batch of all ranks.
+
+        None where all classes weigh the same. A collective where they do not.
+        """
+        if self.class_weights is None:
+            return None
+        return self.class_weights / dist.all_mean(self.class_weights[labels].mean())
 
     def aux_heads(self) -> dict[str, AuxHead]:
         """Modules that run inside the student's forward. Called once, when the student is built."""

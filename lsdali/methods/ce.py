@@ -12,6 +12,8 @@ from lsdali.models.student import Forward
 class CrossEntropy(Method):
     """Cross-entropy with the hard label."""
 
+    weighs_classes = True
+
     class Config(Method.Config):
         """Cross-entropy with the hard label."""
 
@@ -19,5 +21,5 @@ class CrossEntropy(Method):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
-        total = batch.per_label(lambda labels: cross_entropy(logits, labels))
+        total = batch.per_label(lambda labels: cross_entropy(logits, labels, self.class_scale(labels)))
         return Loss(total, logits.detach())

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from typing_extensions import Self
 
 from lsdali.batch import Batch
@@ -29,6 +30,8 @@ class DeepSupervision(Method):
 
     The weights are those of the deep-supervision script in the code of Zhang et al. 2021 (OLS), `--method ls`.
     """
+
+    weighs_classes = True
 
     class Config(Method.Config):
         """final_weight L(final) + exit_weight sum of L(exit) + distillation; L is label smoothing or cross-entropy."""
@@ -75,9 +78,12 @@ class DeepSupervision(Method):
         out, c = student(batch.images), self.config
         exits = self.exits.logits(out)
         smoothing = 0.0 if clock.epoch < c.hard_epochs else c.smoothing
-        final, *early = batch.per_label(
-            lambda labels: torch.stack([label_smoothing(z, labels, smoothing, c.mass) for z in (out.logits, *exits)])
-        )
+
+        def on_each(labels: Tensor) -> Tensor:
+            scale = self.class_scale(labels)
+            return torch.stack([label_smoothing(z, labels, smoothing, c.mass, scale) for z in (out.logits, *exits)])
+
+        final, *early = batch.per_label(on_each)
         terms = {"final": final, "exits": torch.stack(early).sum()}
         total = c.final_weight * final + c.exit_weight * terms["exits"]
         if c.distill is not None:

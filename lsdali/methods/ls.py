@@ -14,6 +14,8 @@ from lsdali.models.student import Forward
 class LabelSmoothing(Method):
     """Szegedy et al. 2016: a share of the label's mass goes to all classes alike."""
 
+    weighs_classes = True
+
     class Config(Method.Config):
         """Label smoothing."""
 
@@ -29,5 +31,7 @@ class LabelSmoothing(Method):
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         logits = student(batch.images).logits
         smoothing, mass = self.config.smoothing, self.config.mass
-        total = batch.per_label(lambda labels: label_smoothing(logits, labels, smoothing, mass))
+        total = batch.per_label(
+            lambda labels: label_smoothing(logits, labels, smoothing, mass, self.class_scale(labels))
+        )
         return Loss(total, logits.detach())

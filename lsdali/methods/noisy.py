@@ -53,6 +53,8 @@ class SymmetricCrossEntropy(LogitLoss):
     first; `variant: code` gives that. Its weights are 6 and 0.1, and 0.1 and 1 for CIFAR-10.
     """
 
+    weighs_classes = True
+
     class Config(Method.Config):
         """forward * CE + reverse * CE with label and prediction exchanged."""
 
@@ -75,14 +77,16 @@ class SymmetricCrossEntropy(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        c = self.config
+        c, scale = self.config, self.class_scale(labels)
         if c.variant == "paper":
-            return symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero)
-        return clamped_symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero, CLAMP)
+            return symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero, scale)
+        return clamped_symmetric_cross_entropy(logits, labels, c.forward, c.reverse, c.zero, CLAMP, scale)
 
 
 class GeneralisedCrossEntropy(LogitLoss):
     """Zhang and Sabuncu 2018 (arXiv 1805.07836): between cross-entropy (q to 0) and mean absolute error (q = 1)."""
+
+    weighs_classes = True
 
     class Config(Method.Config):
         """(1 - p[label]^q) / q."""
@@ -94,7 +98,7 @@ class GeneralisedCrossEntropy(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return generalised_cross_entropy(logits, labels, self.config.q)
+        return generalised_cross_entropy(logits, labels, self.config.q, self.class_scale(labels))
 
 
 class JointOptimisation(LogitLoss):
@@ -122,6 +126,8 @@ class JointOptimisation(LogitLoss):
 class SoftBootstrap(LogitLoss):
     """Reed et al. 2015 (arXiv 1412.6596): the target is the label and the student's own prediction, mixed."""
 
+    weighs_classes = True
+
     class Config(Method.Config):
         """Cross-entropy against trust * label + (1 - trust) * prediction."""
 
@@ -134,11 +140,14 @@ class SoftBootstrap(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return soft_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant))
+        scale = self.class_scale(labels)
+        return soft_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant), scale)
 
 
 class HardBootstrap(LogitLoss):
     """Reed et al. 2015 (arXiv 1412.6596): the target is the label and the class that the student picks, mixed."""
+
+    weighs_classes = True
 
     class Config(Method.Config):
         """Cross-entropy against trust * label + (1 - trust) * one-hot of the arg-max."""
@@ -152,4 +161,5 @@ class HardBootstrap(LogitLoss):
     config: Config
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return hard_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant))
+        scale = self.class_scale(labels)
+        return hard_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant), scale)

@@ -30,6 +30,8 @@ class ProgressiveDistillation(Method):
     label and stores nothing.
     """
 
+    needs_length = True
+
     class Config(Method.Config):
         """Cross-entropy against (1 - a) label + a past prediction."""
 

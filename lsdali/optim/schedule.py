@@ -15,16 +15,19 @@ from lsdali.config import Config
 class Warm(Config):
     """What every schedule has."""
 
+    needs_length: ClassVar[bool] = True  # whether the rate of an epoch depends on how many follow
+
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs of linear warm-up, per step from peak / W to peak, where W is the number of its steps."""
 
 
 class StepSchedule(Warm):
-    """Times gamma at the start of each milestone epoch, counted from 0; warm-up multiplies."""
+    """Times gamma after so many epochs as each milestone says; warm-up multiplies."""
 
+    needs_length = False
     name: Literal["step"] = "step"
     milestones: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)]
-    """Epochs, counted from 0, at whose start the learning rate falls."""
+    """After how many epochs the learning rate falls, each time by gamma."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
     """Factor on the learning rate at each milestone."""
 
@@ -99,6 +102,7 @@ class OneCycleSchedule(Config):
 class ConstantSchedule(Warm):
     """The same rate throughout, after the warm-up."""
 
+    needs_length = False
     name: Literal["constant"] = "constant"
 
     def fraction(self, epoch: int, done: float) -> float:

@@ -3,7 +3,7 @@
 from functools import reduce
 from itertools import pairwise
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from lsdali.data import DATASETS
 from lsdali.data.sampling.mixing import MixConfig
 from lsdali.data.sets.catalog import DataSet
 from lsdali.methods import METHODS
+from lsdali.methods.shared.class_weights import ClassWeights
 from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig
 from lsdali.optim.ema import EMA
@@ -78,7 +79,7 @@ class BatchChange(Config):
     """Another global batch from an epoch on."""
 
     epoch: int = Field(ge=1)
-    """The first epoch with it; epochs count from 0."""
+    """After how many epochs it begins."""
     batch: int = Field(ge=1)
     """Images per optimizer step, over all processes."""
 
@@ -111,6 +112,9 @@ class Recipe(Config):
     """The network to train."""
     method: MethodConfig
     """The training loss and its settings."""
+    class_weights: ClassWeights | None = None
+    """How much the samples of each class count in the training loss, as torch's `weight=`: the loss is the weighted
+    mean over the batch of all processes. Null: all the same. Methods whose loss is no mean over samples refuse."""
     optimizer: OptimizerConfig
     """The optimizer, its peak learning rate and its weight decay."""
     schedule: ScheduleConfig
@@ -131,6 +135,21 @@ class Recipe(Config):
     """What a run does when a process hangs or dies."""
     run_dir: PathText | None = Field(None, min_length=1)
     """The run folder; null: runs/<recipe name>."""
+
+    @property
+    def sampler(self) -> str:
+        """The name of the order in which training samples are read: the method's own, or that of the data."""
+        own = METHODS[cast(Any, self.method).name].sampler
+        return self.data.order if own == "shuffled" else own
+
+    def fixed_length(self) -> str:
+        """Why a run of this recipe cannot have other epochs once it has begun; empty where it can."""
+        schedule, method = self.schedule, cast(Any, self.method)
+        if schedule.needs_length:
+            return f"the schedule '{schedule.name}' sets the rate of every epoch by how many there are"
+        if METHODS[method.name].needs_length:
+            return f"the method '{method.name}' sets the target of every epoch by how many there are"
+        return ""
 
     @property
     def batches(self) -> PerEpoch:
@@ -163,8 +182,8 @@ class Recipe(Config):
         ramp = self.data.train.ramp
         if ramp is not None and ramp.end >= self.epochs:
             raise ValueError(
-                f"data.train.ramp.end {ramp.end} comes after the last epoch, {self.epochs - 1}: "
-                "no epoch would see the full size"
+                f"data.train.ramp.end {ramp.end}: no epoch is left after so many of {self.epochs}, "
+                "and none would see the full size"
             )
         return self
 

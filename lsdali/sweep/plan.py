@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
 
 from rich.table import Table
 
 from lsdali.data.index.index import open_index
 from lsdali.data.sampling.sampler import Ints, Plan
 from lsdali.errors import UserError
-from lsdali.methods import METHODS
 from lsdali.recipe import Recipe, to_yaml
 from lsdali.sweep.cells import Cell
 from lsdali.sweep.figures import finished
@@ -42,9 +40,8 @@ def size(recipe: Recipe) -> RunSize:
 
     Raises UserError where the training data is not there.
     """
-    method = cast(Any, METHODS[cast(Any, recipe.method).name])
     repeats = recipe.data.train.repeats
-    plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, method.sampler, repeats)
+    plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
     lengths = plan.steps_per_epoch
     images = sum(recipe.batches.at(epoch) * lengths.at(epoch) for epoch in range(recipe.epochs))
     return RunSize(lengths.before(recipe.epochs), images)

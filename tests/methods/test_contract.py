@@ -80,16 +80,19 @@ def final_state(trainer: Trainer) -> dict[str, Any]:
     return parts
 
 
-def check_resume(config: Any, base: Path) -> None:
-    """A run to the end; one stopped in mid-epoch; one from its checkpoint to the end: equal on each rank."""
-    ema = {"decay": 0.5}
-    whole = trainer_for(config, base / "whole", ema=ema)
+def check_resume(config: Any, base: Path, others: Any = types.MappingProxyType({})) -> None:
+    """A run to the end; one stopped in mid-epoch; one from its checkpoint to the end: equal on each rank.
+
+    `others` are more parts of the recipe; an epoch must have 5 steps.
+    """
+    parts: dict[str, Any] = {"ema": {"decay": 0.5}, **others}
+    whole = trainer_for(config, base / "whole", **parts)
     whole.run()
-    stopped = trainer_for(config, base / "stopped", ema=ema, save={"every_steps": 3})
+    stopped = trainer_for(config, base / "stopped", **parts, save={"every_steps": 3})
     stop_after(stopped, 8)  # 5 steps an epoch: the checkpoint of step 6 is inside the second epoch
     with pytest.raises(Stopped):
         stopped.run()
-    resumed = trainer_for(config, base / "stopped", ema=ema, save={"every_steps": 3})
+    resumed = trainer_for(config, base / "stopped", **parts, save={"every_steps": 3})
     content = resumed.checkpoints.newest()
     assert content is not None
     assert content["step"] == 6

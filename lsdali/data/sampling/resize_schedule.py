@@ -11,11 +11,11 @@ class Ramp(Config):
     """Image size that rises with the epoch (progressive resizing; Howard, 2018; the linear ramp of FFCV, 2022)."""
 
     first: Annotated[int, Field(ge=1)]
-    """Side in pixels, up to and in epoch `start`."""
+    """Side in pixels at the beginning."""
     start: int = Field(0, ge=0)
-    """The last epoch with the first size; epochs count from 0."""
+    """After how many epochs comes the last one with the first size."""
     end: int = Field(ge=1)
-    """The first epoch with the full size; sizes in between lie on a line."""
+    """After how many epochs images have the full size; sizes in between lie on a line."""
     multiple: int = Field(32, ge=1)
     """Sizes in between are rounded to a multiple of this."""
 

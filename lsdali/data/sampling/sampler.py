@@ -21,6 +21,7 @@ Sampler = Callable[[Ints, int, int, int], Ints]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _EPOCH_ORDER, _PAIR_ORDER, SUBSET = 101, 102, 103  # streams; crops.py uses the small numbers
+_CLASS_ORDER, _BALANCED = 106, 107
 
 
 def _mix(z: Words) -> Words:
@@ -86,7 +87,32 @@ def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
     return order[: len(order) // batch * batch]
 
 
-SAMPLERS: dict[str, Sampler] = {"shuffled": shuffled, "class_pairs": class_pairs}
+def balanced(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
+    """As many samples as `shuffled` reads, every class once in each run of K places, K classes with samples.
+
+    So the classes' counts differ by at most one, and so do those of the samples of one class. Each class reads its
+    samples in a shuffled order, and in another one when all of them have been read.
+    """
+    n = len(labels) // batch * batch
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts)
+    runs = -(-n // len(present))
+    # [runs, K]: which class has each place
+    ranks = _hashes(seed, epoch, _CLASS_ORDER, np.arange(runs * len(present))).reshape(runs, -1)
+    classes = present[np.argsort(ranks, axis=1, kind="stable")]
+    # Every class's samples, round after round, each round shuffled: at least `runs` of them.
+    rounds = -(-runs // np.maximum(counts, 1))
+    samples = np.repeat(np.arange(len(labels)), rounds[labels])
+    starts = np.cumsum(rounds[labels]) - rounds[labels]
+    turn = np.arange(len(samples)) - np.repeat(starts, rounds[labels])
+    key = _hashes(seed, epoch, _BALANCED, turn * len(labels) + samples)
+    queue = samples[np.lexsort((key, turn, labels[samples]))]
+    first = np.cumsum(counts * rounds) - counts * rounds
+    order: Ints = queue[first[classes] + np.arange(runs)[:, None]].reshape(-1)[:n]
+    return order
+
+
+SAMPLERS: dict[str, Sampler] = {"shuffled": shuffled, "class_pairs": class_pairs, "balanced": balanced}
 
 
 @dataclass(frozen=True, eq=False)

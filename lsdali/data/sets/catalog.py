@@ -107,6 +107,9 @@ class DataSet(Config):
     """Folder of the data set."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Train on this many samples, always the same, in the classes' own proportions; null for all."""
+    order: Literal["shuffled", "balanced"] = "shuffled"
+    """shuffled: an epoch reads each training sample once; balanced: it reads as many samples, every class equally
+    often, those of small classes several times and some of large ones not at all, others in every epoch."""
     holdout: Holdout | None = None
     """Hold out a part of the training data to validate on; null: the official validation or test data."""
     classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
