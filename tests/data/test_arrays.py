@@ -269,6 +269,37 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
     assert index.labels.tolist() == y.tolist()
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_that_python_3_has_written_again_is_read(tmp_path, protocol):
+    """Older protocols know no bytes; some people keep labels as NumPy's numbers."""
+    data, names = write_cifar10(tmp_path)
+    folder = tmp_path / "cifar-10-batches-py"
+    for k in range(5):
+        x, y = (part[4 * k : 4 * k + 4] for part in data["train"])
+        content = {b"data": planes(x), b"labels": list(y), b"filenames": [b"a.png"] * 4, b"batch_label": b""}
+        dump(folder / f"data_batch_{k + 1}", content, protocol)
+    dump(folder / "batches.meta", {"label_names": list(names)}, protocol)
+    index = open_index(DATASETS["cifar10"].model_validate({"root": str(tmp_path)}), "train")
+    assert np.array_equal(index.pixels, data["train"][0])
+    assert index.labels.tolist() == data["train"][1].tolist()
+    assert index.classes == names
+
+
+def test_svhn_with_its_extra_part(tmp_path, monkeypatch):
+    data, _ = write_svhn(tmp_path / "svhn")
+    config = {"root": str(tmp_path / "svhn"), "training": "train+extra"}
+    monkeypatch.setattr(DATASETS["svhn"], "extra", 3)
+    assert "lacks extra_32x32.mat" in refusal("svhn", tmp_path / "svhn", training="train+extra")
+    more = np.arange(3 * 32 * 32 * 3).reshape(3, 32, 32, 3).astype(np.uint8)
+    labels = np.array([[10], [1], [7]], np.uint8)
+    savemat(tmp_path / "svhn/extra_32x32.mat", {"X": more.transpose(1, 2, 3, 0), "y": labels})
+    train, val = (open_index(DATASETS["svhn"].model_validate(config), split) for split in ("train", "val"))
+    assert np.array_equal(train.pixels, np.concatenate([data["train"][0], more]))
+    assert train.labels.tolist() == [*data["train"][1].tolist(), 0, 1, 7]
+    assert np.array_equal(val.pixels, data["val"][0])
+    assert len(open_index(DATASETS["svhn"].model_validate({"root": config["root"]}), "train")) == COUNTS["train"]
+
+
 def test_a_pickle_runs_nothing(tmp_path):
     write_cifar100(tmp_path)
 
@@ -294,7 +325,9 @@ def test_wrong_counts_and_cut_files_are_named(tmp_path, monkeypatch):
     )
     file.write_bytes(whole[:-3074])
     assert refusal("cifar100", tmp_path / "a") == (
-        f"{file} holds 19 images and 19 labels; cifar100 has 20 of each in train: get the data again"
+        f"{file} holds 19 images and 19 labels; cifar100 has 20 of each in train: get the data again; for a part of "
+        "it keep it whole and give data.classes or data.max_samples, or write images into class folders and use "
+        "data.name=folder"
     )
     write_idx(tmp_path / "b")
     file = tmp_path / "b/train-images-idx3-ubyte"

@@ -146,7 +146,10 @@ def test_refuses_a_wrong_root(tmp_path, plain):
         f"data root {tmp_path}/no is no folder; expected a folder with train/<class>/<images> and val/<class>/<images>"
     )
     (tmp_path / "train").mkdir()
-    assert refusal(plain(tmp_path)) == f"data root {tmp_path} has no folder val; expected train and val in it"
+    assert refusal(plain(tmp_path)) == (
+        f"data root {tmp_path} has no folder val; expected train and val in it: without validation images, hold out a "
+        "part of the training images with data.holdout.fraction=0.2"
+    )
     (tmp_path / "val").mkdir()
     assert refusal(plain(tmp_path)) == (f"{tmp_path}/train holds no class folder; expected train/<class>/<images>")
 

@@ -1,6 +1,7 @@
 """Data sets with lists of their own: small trees in the official formats, and what is said where they do not fit."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,10 @@ def test_cub(tmp_path, image, small):
     assert len(content("cub", tmp_path, "train")[1]) == 3  # one folder up
     file = base / "train_test_split.txt"
     file.write_text(file.read_text().replace("2 0", "2 1"))
-    assert refusal("cub", base) == (f"{base} lists 4 train images of 3 classes; cub has 3 of 3: get the lists again")
+    assert refusal("cub", base) == (
+        f"{base} lists 4 train images of 3 classes; cub has 3 of 3: get the lists again; for a part of it keep them "
+        "whole and give data.classes or data.max_samples, or write lists of your own and use data.name=list"
+    )
     file.unlink()
     assert f"; {base} lacks train_test_split.txt; expected CUB_200_2011/ with images.txt" in refusal("cub", tmp_path)
 
@@ -220,6 +224,38 @@ def test_aircraft_at_every_level(tmp_path, image, monkeypatch):
     assert "families.txt lacks: Boeing 747" in refusal("aircraft", data, level="family")
 
 
+VARIANT_LIST = (
+    "707-320|727-200|737-200|737-300|737-400|737-500|737-600|737-700|737-800|737-900|747-100|747-200|747-300|"
+    "747-400|757-200|757-300|767-200|767-300|767-400|777-200|777-300|A300B4|A310|A318|A319|A320|A321|A330-200|"
+    "A330-300|A340-200|A340-300|A340-500|A340-600|A380|ATR-42|ATR-72|An-12|BAE 146-200|BAE 146-300|BAE-125|"
+    "Beechcraft 1900|Boeing 717|C-130|C-47|CRJ-200|CRJ-700|CRJ-900|Cessna 172|Cessna 208|Cessna 525|"
+    "Cessna 560|Challenger 600|DC-10|DC-3|DC-6|DC-8|DC-9-30|DH-82|DHC-1|DHC-6|DHC-8-100|DHC-8-300|DR-400|"
+    "Dornier 328|E-170|E-190|E-195|EMB-120|ERJ 135|ERJ 145|Embraer Legacy 600|Eurofighter Typhoon|F-16A/B|"
+    "F/A-18|Falcon 2000|Falcon 900|Fokker 100|Fokker 50|Fokker 70|Global Express|Gulfstream IV|Gulfstream V|"
+    "Hawk T1|Il-76|L-1011|MD-11|MD-80|MD-87|MD-90|Metroliner|Model B200|PA-28|SR-20|Saab 2000|Saab 340|"
+    "Spitfire|Tornado|Tu-134|Tu-154|Yak-42"
+)
+"""The official list, in its order."""
+VARIANTS = VARIANT_LIST.split("|")
+
+
+def test_aircraft_as_ols_merges_them(tmp_path, image, monkeypatch):
+    """OLS's lists have 90 labels; seven of them hold more than one variant: these, so many."""
+    monkeypatch.setattr(DATASETS["aircraft"], "samples", {"train": 100, "val": 1})
+    for level, plural in (("variant", "variants"), ("family", "families"), ("manufacturer", "manufacturers")):
+        (tmp_path / f"{plural}.txt").write_text("".join(f"{name}\n" for name in VARIANTS))
+        rows = [f"{k:04d} {name}\n" for k, name in enumerate(VARIANTS)]
+        (tmp_path / f"images_{level}_trainval.txt").write_text("".join(rows))
+        (tmp_path / f"images_{level}_test.txt").write_text(rows[0])
+    for k in range(100):
+        image(tmp_path / f"images/{k:04d}.jpg")
+    names, rows = content("aircraft", tmp_path, level="merged")
+    assert len(names) == 90
+    several = {names.index(name): n for name, n in Counter(name for _, name in rows).items() if n > 1}
+    assert several == {37: 2, 46: 4, 64: 2, 69: 2, 70: 3, 72: 2, 84: 2}
+    assert (names[46], names[40], names[89]) == ("Cessna", "Boeing 717", "Yak-42")
+
+
 def test_flowers(tmp_path, image, small):
     small("flowers", 3, train=2, trainval=3, val=2)
     for k in range(5):
@@ -267,8 +303,18 @@ def test_lists_of_anybodys(tmp_path, image):
     assert refusal("list", tmp_path) == (
         f"pics/c.png: in both {tmp_path}/train.txt and {tmp_path}/val.txt; validate on other images"
     )
+    for separator, wolf in (("\t", "grey wolf"), (";", "grey wolf"), (",", "grey wolf"), (" ", "wolf")):
+        (tmp_path / "train.txt").write_text(f"pics/a b.png{separator}{wolf}\npics/c.png{separator}fox\n")
+        (tmp_path / "val.txt").write_text(f"pics/d.png{separator}{wolf}\n")
+        assert content("list", tmp_path) == (("fox", wolf), [("pics/c.png", "fox"), ("pics/a b.png", wolf)])
+    (tmp_path / "train.txt").write_text("image,label\npics/a b.png,1\npics/c.png,0\n")
+    assert refusal("list", tmp_path) == (
+        f"{tmp_path}/train.txt, line 1 names no image, as all others do: remove the line of titles"
+    )
     (tmp_path / "train.txt").write_text("pics/c.png\n")
-    assert refusal("list", tmp_path) == f"{tmp_path}/train.txt, line 1: expected a path, a space and a label"
+    assert refusal("list", tmp_path) == (
+        f"{tmp_path}/train.txt, line 1: expected a path, a space (or tab, ; or ,) and a label"
+    )
 
 
 def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):

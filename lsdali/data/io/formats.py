@@ -20,9 +20,22 @@ class _Known(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np.zeros(1).__reduce__()[0]
+        if name == "scalar" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np.int64(0).__reduce__()[0]
+        if name == "_frombuffer" and module in ("numpy.core.numeric", "numpy._core.numeric"):
+            return np.zeros(1).__reduce_ex__(5)[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
+        if (module, name) in (("_codecs", "encode"), ("__builtin__", "bytes"), ("builtins", "bytes")):
+            return _old_bytes
         raise pickle.UnpicklingError(f"it holds a {module}.{name}, which CIFAR does not have")
+
+
+def _old_bytes(text: str = "", encoding: str = "latin1") -> bytes:
+    """Return bytes that Python 3 wrote in a protocol of Python 2: as text in which each letter is a byte."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds text in {encoding}, which CIFAR does not have")
+    return text.encode("latin1")
 
 
 def read_pickle(file: Path) -> dict[str, Any]:

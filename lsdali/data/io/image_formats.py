@@ -27,3 +27,8 @@ FORMAT_OF_START = {s[:2]: n for n, kind in enumerate(IMAGE_FORMATS, 1) for s in 
     b"GI": len(FORMAT_NAMES) - 1
 }
 """Position in FORMAT_NAMES by the first two bytes of a file."""
+
+
+def is_image(path: str) -> bool:
+    """Return whether a path ends as an image file does."""
+    return path.lower().encode(errors="surrogateescape").endswith(EXTENSIONS)

@@ -4,6 +4,7 @@ Every file is read by formats.py, and nothing that one holds is executed.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -34,18 +35,28 @@ class Arrays(DataSet):
     samples: ClassVar[Mapping[Split, int]]
 
     def listing(self, split: Split) -> Index:
-        base, kind = obtain(self.root, self.source, download=self.download)
+        base, kind = obtain(self.root, self.origin(), download=self.download)
         pixels, labels, names, files = self.read(base, kind, split)
         where = ", ".join(str(base / f) for f in files)
-        if not len(pixels) == len(labels) == self.samples[split]:
+        expected = self.expected(split)
+        if not len(pixels) == len(labels) == expected:
             raise UserError(
                 f"{where} holds {len(pixels)} images and {len(labels)} labels; {self.name} has "
-                f"{self.samples[split]} of each in {split}: get the data again"
+                f"{expected} of each in {split}: get the data again; for a part of it keep it whole "
+                "and give data.classes or data.max_samples, or write images into class folders and use data.name=folder"
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{where} has the label {labels.max()}; {self.name} has {len(names)} classes")
         paths = np.char.encode(np.char.add(f"{files[0]}#", np.arange(len(labels)).astype(str)))
         return Index(base, paths.astype(f"S{paths.itemsize + 1}"), labels, tuple(names), files, pixels)
+
+    def origin(self) -> Download:
+        """Where the files come from."""
+        return self.source
+
+    def expected(self, split: Split) -> int:
+        """Images of the split."""
+        return self.samples[split]
 
     def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         """[N, H, W, C], [N], class names, and the files that were read; `kind` is the layout that was found."""
@@ -122,7 +133,7 @@ class Idx(Arrays):
 
     def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
         part, end = {"train": "train", "val": "t10k"}[split], ".gz" if kind == "gzip" else ""
-        files = (f"{part}-images-idx3-ubyte{end}", f"{part}-labels-idx1-ubyte{end}")
+        files: tuple[str, ...] = (f"{part}-images-idx3-ubyte{end}", f"{part}-labels-idx1-ubyte{end}")
         pixels, labels = (read_idx(base / file) for file in files)
         if pixels.ndim != 3 or labels.ndim != 1:
             raise UserError(f"{base / files[0]} and {base / files[1]} must hold images and labels; get the data again")
@@ -157,7 +168,7 @@ class FashionMnist(Idx):
 
 
 class Svhn(Arrays):
-    """SVHN (Netzer et al., 2011), cropped digits: 99,289 colour images of 32x32 pixels."""
+    """SVHN (Netzer et al., 2011), cropped digits: 99,289 colour images of 32x32 pixels, and 531,131 easier ones."""
 
     name: Literal["svhn"] = "svhn"
     train: TrainCrop = PadCrop(size=32, flip=0.0)
@@ -169,13 +180,33 @@ class Svhn(Arrays):
         "http://ufldl.stanford.edu/housenumbers",
         ({"split": "train"}, {"split": "test"}),
     )
+    training: Literal["train", "train+extra"] = "train"
+    """Train on the training images, or on the extra ones too (extra_32x32.mat): 604,388 images."""
     samples: ClassVar[Mapping[Split, int]] = {"train": 73_257, "val": 26_032}
+    extra: ClassVar[int] = 531_131
+
+    def layout(self) -> tuple[str, ...]:
+        return (self.training,) if self.training != "train" else ()
+
+    def origin(self) -> Download:
+        if self.training == "train":
+            return self.source
+        files = ("train_32x32.mat", "test_32x32.mat", "extra_32x32.mat")
+        calls = tuple({"split": part} for part in ("train", "test", "extra"))
+        return replace(self.source, layouts={"mat": (".", files)}, calls=calls)
+
+    def expected(self, split: Split) -> int:
+        more = self.extra if split == "train" and self.training == "train+extra" else 0
+        return self.samples[split] + more
 
     def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
-        file = {"train": "train_32x32.mat", "val": "test_32x32.mat"}[split]
-        content = read_mat(base / file, ("X", "y"))
-        labels = content["y"].astype(np.int64).ravel() % 10  # the digit 0 has the label 10
-        return np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), labels, _DIGITS, (file,)
+        files: tuple[str, ...] = (f"{'test' if split == 'val' else 'train'}_32x32.mat",)
+        if split == "train" and self.training == "train+extra":
+            files = (*files, "extra_32x32.mat")
+        parts = [read_mat(base / file, ("X", "y")) for file in files]
+        labels = np.concatenate([part["y"].astype(np.int64).ravel() for part in parts]) % 10  # 0 has the label 10
+        pixels = np.concatenate([part["X"].transpose(3, 0, 1, 2) for part in parts])
+        return np.ascontiguousarray(pixels), labels, _DIGITS, files
 
 
 def _cifar(base: Path, kind: str, files: tuple[str, ...], keys: tuple[str, str, str], *, coarse: int) -> SplitArrays:

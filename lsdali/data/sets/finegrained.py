@@ -1,6 +1,6 @@
 """Fine-grained data sets with lists of their own: CUB, Cars, Aircraft, Flowers, Dogs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -87,8 +87,9 @@ class Aircraft(Listed):
     name: Literal["aircraft"] = "aircraft"
     download: bool = False
     """Fetch the files with torchvision, which knows their checksums, where root does not exist yet."""
-    level: Literal["variant", "family", "manufacturer"] = "variant"
-    """What is told apart: 100 variants, 70 families or 30 manufacturers."""
+    level: Literal["variant", "family", "manufacturer", "merged"] = "variant"
+    """What is told apart: 100 variants, 70 families, 30 manufacturers, or, as in the OLS paper (Zhang et al. 2021), 90:
+    the variants, those with the same first word of their names as one."""
     source: ClassVar[Download] = Download(
         "FGVCAircraft",
         {
@@ -107,7 +108,7 @@ class Aircraft(Listed):
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
     )
     samples: ClassVar[Mapping[str, int]] = {"train": 6_667, "val": 3_333}
-    counts: ClassVar[Mapping[str, int]] = {"variant": 100, "family": 70, "manufacturer": 30}
+    counts: ClassVar[Mapping[str, int]] = {"variant": 100, "family": 70, "manufacturer": 30, "merged": 90}
 
     def expected(self, split: Split) -> tuple[int, int]:
         return self.samples[split], self.counts[self.level]
@@ -119,14 +120,26 @@ class Aircraft(Listed):
         return obtain(self.root, self.source, download=self.download)
 
     def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
-        plural = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}[self.level]
+        level = "variant" if self.level == "merged" else self.level
+        plural = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}[level]
         names = [line.strip() for line in lines(base / plural)]
-        file = f"images_{self.level}_{'trainval' if split == 'train' else 'test'}.txt"
+        file = f"images_{level}_{'trainval' if split == 'train' else 'test'}.txt"
         number = {name: k for k, name in enumerate(names)}
+        if self.level == "merged":
+            names, number = merged(names)
         rows = words(base / file)
         if foreign := sorted({name for _, name in rows if name not in number}):
             raise UserError(f"{base / file} names classes that {base / plural} lacks: {few(foreign)}")
         return [(f"images/{i}.jpg", number[name]) for i, name in rows], names, (file, plural)
+
+
+def merged(names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """Return the classes where names with the same first word are one, and the class of each name; in their order."""
+    first = [name.split()[0] for name in names]
+    order = list(dict.fromkeys(first))
+    number = {name: order.index(word) for name, word in zip(names, first, strict=True)}
+    alone = {word: name for word, name in zip(first, names, strict=True) if first.count(word) == 1}
+    return [alone.get(word, word) for word in order], number
 
 
 class Flowers(Listed):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lsdali.data.sets.layouts import suggest
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.walk import LeftOut, Walk
 from lsdali.errors import UserError
@@ -24,7 +25,7 @@ def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -
     """
     if val_dir is None:
         base = require_root(root, f"{train_dir}/<class>/<images>")
-        require_folder(base, train_dir, train_dir)
+        require_folder(base, train_dir, train_dir, "train_dir")
         classes = class_names(base, train_dir)
         return collect(base, train_dir, {name: k for k, name in enumerate(classes)}, classes)
     base = require_root(root, f"{train_dir}/<class>/<images> and {val_dir}/<class>/<images>")
@@ -95,15 +96,17 @@ def require_root(root: str, layout: str) -> Path:
     return base
 
 
-def require_folder(base: Path, name: str, expected: str) -> None:
+def require_folder(base: Path, name: str, expected: str, key: str = "") -> None:
+    """Raises UserError, with what to write for what lies there instead, where a folder is missing."""
     if not (base / name).is_dir():
-        raise UserError(f"data root {base} has no folder {name}; expected {expected} in it")
+        way = suggest(base, key) if key else ""
+        raise UserError(f"data root {base} has no folder {name}; expected {expected} in it{way}")
 
 
 def require_apart(base: Path, train_dir: str, val_dir: str) -> None:
     """Both folders are there, and neither is, or lies in, the other."""
-    for name in (train_dir, val_dir):
-        require_folder(base, name, f"{train_dir} and {val_dir}")
+    for name, key in ((train_dir, "train_dir"), (val_dir, "val_dir")):
+        require_folder(base, name, f"{train_dir} and {val_dir}", key)
     train, val = base / train_dir, base / val_dir
     if train.samefile(val):
         raise UserError(f"train folder {train} and val folder {val} are the same folder; validate on other data")

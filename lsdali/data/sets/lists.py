@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lsdali.data.io.download import Download, obtain
+from lsdali.data.io.image_formats import is_image
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
 from lsdali.data.sets.listing import Split, class_names, collect, few, from_pairs, require_root
 from lsdali.data.sets.sample_index import Index
@@ -33,7 +34,7 @@ class Listed(Files):
         if (len(pairs), len(names)) != (images, classes):
             raise UserError(
                 f"{base} lists {len(pairs)} {split} images of {len(names)} classes; {self.name} has {images} of "
-                f"{classes}: get the lists again"
+                f"{classes}: get the lists again; {self.part(split)}"
             )
         if strange := [label for _, label in pairs if not 0 <= label < classes]:
             raise UserError(f"{base} has the label {strange[0]}, counted from 0; {self.name} has {classes} classes")
@@ -41,6 +42,13 @@ class Listed(Files):
 
     def base(self) -> tuple[Path, str]:
         return obtain(self.root, self.source, download=False)
+
+    def part(self, split: Split) -> str:
+        """Return how to use a part of the data set."""
+        return (
+            "for a part of it keep them whole and give data.classes or data.max_samples, or write lists of your own "
+            "and use data.name=list"
+        )
 
     def expected(self, split: Split) -> tuple[int, int]:
         """Images of the split, and classes."""
@@ -67,6 +75,15 @@ class INat21(Listed):
 
     def layout(self) -> tuple[str, ...]:
         return (self.subset,)
+
+    def part(self, split: Split) -> str:
+        dirs: tuple[str, str] = (self.subset, "val")
+        if not (Path(self.root) / self.subset).is_dir():
+            dirs = (VERSIONS[self.subset], VERSIONS["val"])
+        return (
+            "for a part of it keep the whole and give data.classes or data.max_samples, or use its folders as they "
+            f"are: data.name=folder data.train_dir={dirs[0]} data.val_dir={dirs[1]}"
+        )
 
     def base(self) -> tuple[Path, str]:
         parts = (self.subset,) if self.holdout else (self.subset, "val")
@@ -118,9 +135,10 @@ def species_folders(base: Path, folder: str) -> SplitFiles:
 
 
 class ImageList(Files):
-    """Any images that two text files list, one `path label` a line; paths may contain spaces, labels not.
+    """Any images that two text files list, one `path label` a line, or `path;label`, `path,label`, or with a tab.
 
-    Labels are numbers from 0, or else names, numbered in their sorted order; the training list has every class.
+    Paths may contain spaces, and labels too where no space parts them. Labels are numbers from 0, or else names,
+    numbered in their sorted order; the training list has every class.
     """
 
     name: Literal["list"] = "list"
@@ -152,14 +170,16 @@ class ImageList(Files):
         return from_pairs(base, pairs, names, lists)
 
     def _rows(self, base: Path, file: str) -> list[tuple[str, str]]:
-        rows = [line.rstrip().rpartition(" ") for line in lines(base / file)]
-        if bad := [k for k, (path, _, _) in enumerate(rows, 1) if not path.strip()]:
-            raise UserError(f"{base / file}, line {bad[0]}: expected a path, a space and a label")
+        rows = split_rows([line.strip() for line in lines(base / file)])
+        if bad := [k for k, (path, label) in enumerate(rows, 1) if not path or not label]:
+            raise UserError(f"{base / file}, line {bad[0]}: expected a path, a space (or tab, ; or ,) and a label")
         if not rows:
             raise UserError(f"{base / file} is empty; expected lines of: path label")
+        if len(rows) > 1 and "." not in rows[0][0] and all(is_image(path) for path, _ in rows[1:]):
+            raise UserError(f"{base / file}, line 1 names no image, as all others do: remove the line of titles")
         below = "" if self.images == "." else f"{self.images}/"
         # 007 is 7
-        return [(f"{below}{p.strip()}", str(int(label)) if label.isdecimal() else label) for p, _, label in rows]
+        return [(f"{below}{path}", str(int(label)) if label.isdecimal() else label) for path, label in rows]
 
     def _refuse(self, base: Path, train: list[tuple[str, str]], val: list[tuple[str, str]]) -> None:
         known = {label for _, label in train}
@@ -169,6 +189,20 @@ class ImageList(Files):
             raise UserError(
                 f"{few(shared)}: in both {base / self.train_list} and {base / self.val_list}; validate on other images"
             )
+
+
+SEPARATORS = (" ", "\t", ";", ",")
+
+
+def split_rows(rows: Sequence[str]) -> list[tuple[str, str]]:
+    """Path and label of each line: apart by what leaves image files on all lines but the first, or else by a space."""
+    for separator in SEPARATORS:
+        parts = [row.rpartition(separator) for row in rows]
+        if all(is_image(path.strip()) and label for path, _, label in (parts[1:] or parts)):
+            break
+    else:
+        parts = [row.rpartition(" ") for row in rows]
+    return [(path.strip(), label.strip()) for path, _, label in parts]
 
 
 def lines(file: Path) -> list[str]:
