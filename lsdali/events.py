@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lsdali import dist
+from lsdali.bar import Progress, live
 from lsdali.disk import Appended, refused
 from lsdali.errors import UserError
 from lsdali.event_file import EventFile
@@ -102,6 +102,15 @@ class Events:
                 close(sink)
                 self.log(refused(sink.place, error, "training goes on without it"))
 
+    def at(self, step: int, epoch: int, doing: str = "") -> None:
+        """Show where the run stands: steps done, the epoch being trained, from 1, and what it does beside training.
+
+        To be called after each step; nothing waits for the device.
+        """
+        for sink in self.sinks:
+            if isinstance(sink, Bar):
+                sink.at(step, epoch, doing)
+
     def log(self, text: str) -> None:
         self.write(Message(text))
 
@@ -177,11 +186,7 @@ class TensorBoard:
 def sentence(event: Event) -> str:
     """An event as one plain line."""
     if isinstance(event, Begun):
-        start = f"resumes at step {event.step}" if event.step else "starts"
-        return (
-            f"{start}: {event.epochs} epochs, {event.steps} steps on {event.world} x {event.device}, "
-            f"{event.parameters / 1e6:.2f} M parameters, {event.optimizer}"
-        )
+        return start_line(event)
     if isinstance(event, Trained):
         terms = "".join(f"  {name} {value:.4f}" for name, value in event.terms.items())
         return (
@@ -201,6 +206,24 @@ def sentence(event: Event) -> str:
     return event.text
 
 
+def start_line(event: Begun) -> str:
+    """What begins, for people: network, data, length, device, optimizer."""
+    recipe, data = event.recipe, event.data
+    model, optimizer, method = recipe["model"]["name"], recipe["optimizer"], recipe["method"]["name"]
+    start = f"resumes after step {event.step} of {event.steps}" if event.step else "starts"
+    images = f"{data['train']:,} training and {data['val']:,} validation images" if data else "images"
+    what = "GPU" if event.device == "cuda" else f"process on the {event.device.upper()}"
+    where = f"{event.world} {what}" if event.world == 1 else f"{event.world} {what.replace('process', 'processes')}"
+    where += "s" if event.world > 1 and event.device == "cuda" else ""
+    decay = f", weight decay {optimizer['weight_decay']:g}" if optimizer.get("weight_decay") else ""
+    return (
+        f"{start}: {model} with {event.parameters / 1e6:.2f} M parameters learns by {method} from {images} of "
+        f"{recipe['data']['name']}; {event.epochs} epochs, {event.steps} steps of {recipe['batch']} images; {where}, "
+        f"{recipe['precision']}; {optimizer['name']}, learning rate {optimizer['lr']:g} ({recipe['schedule']['name']})"
+        f"{decay}"
+    )
+
+
 class Lines:
     """Plain lines, for logs and pipes."""
 
@@ -218,40 +241,37 @@ class Lines:
 
 
 class Bar:
-    """A progress bar over the steps of the run; evaluations and sentences scroll above it."""
+    """A live line under the sentences of a run."""
 
     place = TERMINAL
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            TextColumn("step {task.completed}/{task.total}  {task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self.task = self.progress.add_task("", total=None, epoch=1, epochs="?", state="", visible=False)
+        self.progress, self.console = Progress(), console
+        self.live = live(console, self.progress)
 
     def write(self, event: Event) -> None:
+        line = self.progress
         if isinstance(event, Begun):
-            self.progress.print(sentence(event), highlight=False, markup=False)
-            self.progress.update(
-                self.task,
-                total=event.steps,
-                completed=event.step,
-                epochs=event.epochs,
-                visible=True,
-                epoch=min(event.epoch + 1, event.epochs),
-            )
-            self.progress.start()
+            line.step, line.steps, line.epochs = event.step, event.steps, event.epochs
+            line.epoch, line.marks = min(event.epoch + 1, event.epochs), [(time.monotonic(), event.step)]
+            self.say(event)
+            self.live.start()
         elif isinstance(event, Trained):
-            state = (
-                f"loss {event.loss:.4f}  lr {event.lr:.3g}  {event.images_per_second:.0f} images/s  "
-                f"wait {event.data_wait:.0%}"
-            )
-            self.progress.update(self.task, completed=event.step, epoch=event.epoch, state=state)
+            line.loss, line.lr = f"loss {event.loss:.4f}", f"lr {event.lr:.3g}"
+            line.rate, line.wait = f"{event.images_per_second:.0f} images/s", f"wait {event.data_wait:.0%}"
+            line.step, line.epoch = event.step, event.epoch
+            line.marks = [*line.marks, (time.monotonic(), event.step)][-MARKS:]
         else:
-            self.progress.print(sentence(event), highlight=False, markup=False)
+            self.say(event)
+
+    def at(self, step: int, epoch: int, doing: str) -> None:
+        self.progress.step, self.progress.epoch, self.progress.doing = step, epoch, doing
+
+    def say(self, event: Event) -> None:
+        self.console.print(sentence(event), highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        self.progress.stop()
+        self.live.stop()
+
+
+MARKS = 20  # reports that the remaining time is estimated from

@@ -144,7 +144,9 @@ class Trainer:
             self.pulse.beat("training")
             meter.add(self.step(batch))
             meter.images += len(batch) * dist.world()
+            epoch = self.clock.epoch + 1
             self.clock = self.clock.tick()
+            self.events.at(self.clock.step, epoch)
             too_many = self.skipped + meter.skips.count > self.recipe.faults.max_skipped_steps
             if too_many or self.clock.at_epoch_end or self.clock.step % self.recipe.log.every_steps == 0:
                 meter = self.report(meter)
@@ -207,9 +209,11 @@ class Trainer:
         """Metrics over the whole validation split, each image once, the same on every rank."""
         self.student.eval()
         result = MetricAccumulator(self.classes, self.device)
+        self.events.at(self.clock.step, self.clock.epoch, "evaluating")
         for logits, batch in predictions(self.student.network, self.val, self.precision.autocast):
             self.pulse.beat("evaluating")
             result.update(logits, batch)
+        self.events.at(self.clock.step, self.clock.epoch)
         return result.result()
 
     # ---- what it tells
