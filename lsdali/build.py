@@ -162,6 +162,11 @@ def check_shares(recipe: Recipe, method: Method) -> None:
             f"micro_batch {recipe.micro_batch} is too small: "
             f"the method '{name}' reads {method.group_size} samples together"
         )
+    least = min(batch // dist.world() for _, batch in recipe.batches.spans)
+    if (seen := min(recipe.micro_batch or least, least) * dist.world()) < method.compares:
+        raise UserError(
+            f"the method '{name}' compares {method.compares} samples, and its (micro-)batches have {seen}: give more"
+        )
     if recipe.data.train.repeats > 1 and (method.each_once or method.sampler != "shuffled"):
         raise UserError(
             f"data.train.repeats {recipe.data.train.repeats} and the method '{name}' do not go together: "

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import five_crop, ten_crop
 from lsdali.build import build
 from lsdali.data.pipeline.loaders import eval_loader
 from lsdali.data.sampling.sampler import stratified
+from lsdali.errors import UserError
 from lsdali.evaluate.__main__ import VIEW_NAMES, WAYS, parse, start
 from lsdali.evaluate.figures import CALIBRATE_ON, calibrate, rows
 from lsdali.evaluate.runs import Predicted, open_run, open_samples
@@ -267,6 +268,34 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
     )
     assert "data.rot: unknown key; did you mean 'root'?" in said(capsys, base / "a", "data.rot=x")
     assert "only data.*, evaluate.batch and precision can be changed" in said(capsys, base / "a", "model.name=lenet")
+
+
+def test_a_run_is_evaluated_on_images_without_a_split_or_in_lists(base, tmp_path):
+    """All classes in a folder of their own; some of them under the network's numbers; lists with names or numbers."""
+    expected = evaluated(tmp_path, base / "a")["rows"][0]["metrics"]
+    alone = tmp_path / "alone"
+    shutil.copytree(base / "images/val", alone / "test")
+    kind = ["data.train_dir=null", "data.val_dir=test"]
+    assert evaluated(tmp_path, base / "a", f"data.root={alone}", *kind)["rows"][0]["metrics"] == expected
+    rows = [(f"class{k}", n) for k in range(5) for n in range(5)]
+    for label in (str, lambda k: f"class{k}"):
+        (alone / "all.txt").write_text("".join(f"test/{c}/{n}.png;{label(int(c[-1]))}\n" for c, n in rows))
+        lists = ["data.name=list", f"data.root={alone}", "data.val_list=all.txt", "data.train_list=null"]
+        assert evaluated(tmp_path, base / "a", *lists)["rows"][0]["metrics"] == expected
+    for gone in ("class0", "class2"):
+        shutil.rmtree(alone / "test" / gone)
+    some = evaluated(tmp_path, base / "a", f"data.root={alone}", *kind, "--predictions", tmp_path / "some.npz")
+    assert some["classes"] == [f"class{k}" for k in range(5)]
+    whole = evaluated(tmp_path, base / "a", "--predictions", tmp_path / "whole.npz")
+    assert whole["rows"][0]["metrics"] == expected
+    found, all_ = np.load(tmp_path / "some.npz"), np.load(tmp_path / "whole.npz")
+    kept = np.isin(all_["labels"], [1, 3, 4])
+    assert found["labels"].tolist() == all_["labels"][kept].tolist()
+    np.testing.assert_allclose(found["logits"], all_["logits"][kept], rtol=1e-4, atol=1e-5)
+    tree = tiny({"name": "ce"}, alone, base / "none")
+    tree["data"]["train_dir"] = None
+    with pytest.raises(UserError, match=r"data.train_dir is null, so there is nothing to train on"):
+        train(tree, base / "none")
 
 
 def test_what_does_not_go_together_is_said(base, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
     with dist.raise_together():
         recipe = recipe_of(run, overrides)
         index = open_dataset(recipe.data, split, log=lambda line: None)
+        if not recipe.data.trainable():
+            index = under_known_names(index, run.content.get("names", ()), run.network.classes)
         if count_classes(recipe.model.classes, index.classes, index.root) != run.network.classes:
             raise UserError(
                 f"the checkpoint {run.path} knows {run.network.classes} classes, but the data in {index.root} has "
@@ -109,6 +111,22 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
         same_classes(run.content, index.classes, f"the checkpoint {run.path}")
         check_image_size(run.network, recipe.model.name, (recipe.data.eval.size,))
     return Samples(recipe, index)
+
+
+def under_known_names(index: Index, known: Sequence[str], classes: int) -> Index:
+    """The samples under the numbers of the classes that a network knows: `known`, `classes` of them.
+
+    The data may hold some of these classes, or all in another order; labels that are numbers are the network's own.
+    Samples whose names tell nothing stay as they are.
+    """
+    if len(known) != classes or tuple(known) == index.classes:
+        return index
+    numbered = index.classes == tuple(map(str, range(len(index.classes)))) and len(index.classes) <= classes
+    if not set(index.classes) <= set(known) and not numbered:
+        return index
+    place = {name: k for k, name in enumerate(map(str, range(classes)) if numbered else known)}
+    number = np.array([place[name] for name in index.classes])
+    return replace(index, labels=number[index.labels], clean=number[index.clean], classes=tuple(known))
 
 
 def with_views(samples: Samples, name: str | None) -> Samples:

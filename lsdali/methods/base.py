@@ -63,6 +63,9 @@ class Method(ABC):
     weighs_classes: ClassVar[bool] = False
     """Whether the loss is a mean over samples that reads `class_scale`; others refuse class weights."""
 
+    compares: int = 1
+    """How many samples of all ranks at least the loss must see at once to do what it is for."""
+
     each_once: bool = False
     """Whether a sample may come only once in an epoch, as methods with a row for each sample need it."""
     memory: SampleMemory | None = None

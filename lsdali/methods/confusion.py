@@ -22,6 +22,7 @@ class PairwiseConfusion(Method):
     """
 
     mixup_refusal = NO_MIXUP_RULE
+    compares = 2
 
     class Config(Method.Config):
         """CE + weight / B * sum of norms of the differences between the first and the second half of the batch."""

@@ -12,6 +12,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.config import Config as Part
+from lsdali.errors import UserError
 from lsdali.functional import (
     Mass,
     competition_rank,
@@ -154,8 +155,14 @@ class ZipfLabelSmoothing(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
+        if context.classes < 3:
+            raise UserError(
+                f"the method '{config.name}' ranks the classes beside the label, and of {context.classes} classes that "
+                "is one: its term is 0 for any network; use another method, such as ls"
+            )
         check_distribution(config.distribution, context.classes)
         self.seed, self.classes = context.seed, context.classes
+        self.compares = 2 if config.ranking == "friends" else 1
         self.dense = config.ranking == "dense" and not isinstance(config.distribution, UNRANKED)
         self.exits = Exits(context, 0 if config.deep is None else config.deep.exits, key="method.deep.exits")
 

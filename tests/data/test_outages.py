@@ -139,10 +139,10 @@ def test_damaged_decoded_images_are_named_and_made_anew(tree: Tree, plain: Plain
     for k, file in enumerate(sorted(root.glob("*/*/*.jpg"))):
         texture(20, 20, k).save(file)
     index, lines = open_whole(plain(root), "train"), list[str]()
-    first = np.array(decode(index, lines.append)[0].pixels)
+    first = np.array(decode(index, index, lines.append)[0].pixels)
     (folder,) = (cache.cache_dir() / "decoded").iterdir()
     flip(folder / "pixels.npy")
-    again = decode(index, lines.append)[0].pixels
+    again = decode(index, index, lines.append)[0].pixels
     assert again is not None
     assert np.array_equal(first, again)
     assert lines == [

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from lsdali.clock import PerEpoch
+from lsdali.data.io.cache import cache_dir
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
@@ -116,6 +117,35 @@ def test_limits_splits_and_ranks_keep_samples_and_pixels(same_size, settings, as
             same(ours, theirs)
         for ours, theirs in zip(*(evaluation(config, batch=2) for config in configs), strict=True):
             same(ours, theirs)
+
+
+def decoded(config, split):
+    """The index, and how many images each array in the cache has."""
+    index = open_dataset(config, split, lambda line: None)
+    arrays = (cache_dir() / "decoded").glob("*/pixels.npy")
+    return index, sorted(len(np.load(path, mmap_mode="r")) for path in arrays)
+
+
+def test_only_what_is_needed_is_decoded_and_once(same_size, settings):
+    resized = RandomResizedCrop(size=16)
+    part = settings(same_size, holdout={"fraction": 0.2}, train=resized)
+    pixels = {}
+    assert decoded(part, "train")[1] == []
+    index, arrays = decoded(part, "val")
+    assert arrays == [len(index)] == [6]
+    for i in range(6):
+        pixels[bytes(index.paths[i])] = index.images(np.array([i]))
+    noise = {"name": "pair", "rate": 0.5}
+    few = settings(same_size, max_samples=10, noise=noise)
+    assert decoded(few, "train")[1] == [6, 10]
+    assert decoded(settings(same_size, max_samples=10), "train")[1] == [6, 10]
+    assert decoded(settings(same_size), "train")[1] == [6, 10, 30]
+    again, arrays = decoded(settings(same_size, holdout={"fraction": 0.3, "seed": 1}), "val")
+    assert arrays == [6, 10, 30], "the whole split is there"
+    whole = {bytes(path): again.images(np.array([i])) for i, path in enumerate(again.paths)}
+    for path in pixels.keys() & whole.keys():
+        assert np.array_equal(pixels[path], whole[path])
+    assert pixels.keys() & whole.keys()
 
 
 def test_what_resizes_stays_with_dali_and_says_so(same_size, settings, tmp_path, texture):

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lsdali import dist
+from lsdali.data.index.index import subset
 from lsdali.data.index.stored import Log
 from lsdali.data.io.byte_range import ByteRange, Memory
 from lsdali.data.io.cache import alone, cache_dir, damage, discard, new_folder, on_each_node, seal
 from lsdali.data.io.remote import RemoteRanges
+from lsdali.data.sets import splits
 from lsdali.data.sets.sample_index import Index
 from lsdali.disk import free
 from lsdali.errors import UserError
@@ -36,17 +38,29 @@ def one_size(index: Index) -> tuple[int, int] | None:
     return int(first[0]), int(first[1])
 
 
-def decode(index: Index, log: Log) -> tuple[Index, str]:
-    """A whole split with `pixels` [N, H, W, 3], and an empty text; or as it was, and why it stayed so. Collective.
+def decode(index: Index, whole: Index, log: Log) -> tuple[Index, str]:
+    """The samples of `index`, a part of the split `whole`, with `pixels` and an empty text; or why without. Collective.
 
-    The images must have one size. Gray and RGB images only: there PIL and DALI agree to the bit.
-    `log` is told of a cached array that is not what was written.
+    The whole split is decoded where at least half of it is in use, so that other parts of it find it done. The images
+    must have one size. Gray and RGB images only: there PIL and DALI agree to the bit. `log` is told of a cached array
+    that is not what was written.
     """
-    folder = on_each_node(lambda: _decoded(index, log))
+    folder = on_each_node(lambda: _decoded(_worth_decoding(index, whole), log))
     why = (folder / "why").read_text(errors="surrogateescape") if (folder / "why").is_file() else ""
     if reasons := [r for r in dist.gather_objects(why) if r]:
         return index, reasons[0]
-    return replace(index, pixels=np.load(folder / "pixels.npy", mmap_mode="r")), ""
+    pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+    numbers = index.numbers if len(pixels) == len(whole) else np.arange(len(pixels))
+    return replace(index, pixels=pixels, numbers=numbers), ""
+
+
+def _worth_decoding(index: Index, whole: Index) -> Index:
+    """The whole split where much of it is needed or it is there already, or else the samples of `index`."""
+    worth = 2 * len(index) >= len(whole) or os.path.lexists(cache_dir() / "decoded" / _array_key(whole))
+    if worth and one_size(whole) == one_size(index):
+        return whole
+    labels = np.asarray(whole.labels)  # those in use may be noisy, and pixels are not
+    return subset(whole, splits.whole(labels, whole.classes).at(index.numbers))
 
 
 def _decoded(index: Index, log: Log) -> Path:
@@ -72,7 +86,8 @@ def _decoded(index: Index, log: Log) -> Path:
 
 def _array_key(index: Index) -> str:
     """Changes with the paths, and with the size or the time of any file."""
-    words = (ARRAY_FORMAT, str(index.root), index.fingerprint, index.stamp)
+    root = index.root if isinstance(index.root, str) else os.path.realpath(index.root)
+    words = (ARRAY_FORMAT, root, index.fingerprint, index.stamp)
     digest = hashlib.sha256("\0".join(words).encode(errors="surrogateescape"))
     if isinstance(index.ranges, RemoteRanges):
         digest.update(index.ranges.stamps[index.ranges.spans[:, 0]].tobytes())

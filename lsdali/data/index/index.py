@@ -1,6 +1,7 @@
 """Open the index of a split, cached on disk and memory-mapped by every process, and choose what a recipe uses."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,8 @@ def _load(config: DataSet, folder: Path) -> Index:
     def array(name: str) -> Any:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-    root, labels, size, status = stored.root_of(folder), array("labels"), array("size"), array("status")
+    root = as_written(config, stored.root_of(folder))
+    labels, size, status = array("labels"), array("size"), array("status")
     many = (status == GOOD) & (size[:, 0].astype(np.int64) * size[:, 1] > config.max_pixels)
     stamps = folder / "changed.npy"
     return Index(
@@ -137,6 +139,20 @@ def _load(config: DataSet, folder: Path) -> Index:
         left_out=LeftOut(text=str(np.load(folder / "left_out.npy"))),
         stamp=hashlib.sha256(stamps.read_bytes()).hexdigest() if stamps.is_file() else "",
     )
+
+
+def as_written(config: DataSet, root: Path | str) -> Path | str:
+    """The root of an index, spelled as the recipe spells its data: the index may have been made under another name."""
+    if isinstance(root, str):
+        return root
+    given = Path(config.root).expanduser()
+    try:
+        below = os.path.relpath(root.resolve(), given.resolve())
+    except (OSError, ValueError):
+        return root
+    if below.startswith(".."):
+        return root
+    return given if below == "." else given / below
 
 
 def subset(index: Index, part: Chosen) -> Index:

@@ -38,17 +38,16 @@ def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | N
     if (left_out := index.left_out.describe()) and dist.is_main():
         log(f"{split} folders hold what is no data; {left_out}; lsdali scan names them")
     if isinstance(config, Files):
-        index = _held(config, split, index, log)
-    else:
-        why = obstacle(config, split, index)
-        index = replace(index, held=index.pixels is not None and not why)
-        if why and dist.is_main():
-            log(f"{split} images go through DALI: {why}")
+        return _held(config, split, select(config, split, index), index, log)
+    why = obstacle(config, split, index)
+    index = replace(index, held=index.pixels is not None and not why)
+    if why and dist.is_main():
+        log(f"{split} images go through DALI: {why}")
     return select(config, split, index)
 
 
-def _held(config: Files, split: Split, index: Index, log: Log) -> Index:
-    """The whole split with its pixels where config.resident wants and allows it."""
+def _held(config: Files, split: Split, index: Index, whole: Index, log: Log) -> Index:
+    """The samples in use of a whole split, with their pixels where config.resident wants and allows it."""
     if config.resident == "never":
         return index
     size = one_size(index)
@@ -56,7 +55,7 @@ def _held(config: Files, split: Split, index: Index, log: Log) -> Index:
         return index
     why = obstacle(config, split, index)
     if not why:
-        index, why = decode(index, log)
+        index, why = decode(index, whole, log)
         index = replace(index, held=not why)
     if config.resident == "always" and why:
         raise UserError(f"data.resident: {split} images cannot be held on the device: {why}; use auto or never")

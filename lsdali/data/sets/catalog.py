@@ -14,7 +14,7 @@ from lsdali.config import Config, PathText
 from lsdali.data.io.cache import cache_dir
 from lsdali.data.sampling.augment import TrainImages
 from lsdali.data.sets.digits import write_digits
-from lsdali.data.sets.listing import Split, list_folders
+from lsdali.data.sets.listing import Split, list_alone, list_folders
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.splits import Holdout, Seed
 from lsdali.data.sets.tiny import list_tiny
@@ -160,6 +160,10 @@ class DataSet(Config):
         """What, beside root and split, decides the listing."""
         return ()
 
+    def trainable(self) -> bool:
+        """Whether there are training data, whose classes then number those of the validation data."""
+        return True
+
     def bad_files_allowed(self, samples: int) -> int:
         """How many of the training samples may be bad."""
         most = self.max_bad_files
@@ -183,16 +187,21 @@ class Folder(Files):
     """Any images in <train_dir>/<class>/ and <val_dir>/<class>/."""
 
     name: Literal["folder"] = "folder"
-    train_dir: str = "train"
-    """Training folder, relative to root."""
+    train_dir: str | None = "train"
+    """Training folder, relative to root; null: there is none, to evaluate only."""
     val_dir: str = "val"
     """Validation folder, relative to root."""
 
+    def trainable(self) -> bool:
+        return self.train_dir is not None
+
     def listing(self, split: Split) -> Index:
+        if self.train_dir is None:
+            return list_alone(self.root, self.val_dir, split)
         return list_folders(self.root, self.train_dir, None if self.holdout else self.val_dir, split)
 
     def layout(self) -> tuple[str, ...]:
-        return (self.train_dir, "" if self.holdout else self.val_dir)
+        return (self.train_dir or "", "" if self.holdout else self.val_dir)
 
 
 class Whole(NamedTuple):

@@ -22,6 +22,8 @@ def suggest(base: Path, key: str) -> str:
         for name in folders:
             if name.lower() == other:
                 return f": for {name}/ write data.{key}={name}"
+    if key == "train_dir" and any(name in ("val", "validation", "test") for name in map(str.lower, folders)):
+        return ": to evaluate only, write data.train_dir=null"
     if key == "val_dir":
         return f": without validation images, hold out a part of the training images with {HOLD_OUT}"
     classes = [name for name in folders if _holds_images(base / name)]

@@ -42,6 +42,19 @@ def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -
     return replace(listing, watched=(train_dir, *listing.watched))
 
 
+def list_alone(root: str, val_dir: str, split: Split) -> Index:
+    """root/val_dir/<class>/**, whose folders are the classes: images to evaluate on, without training images.
+
+    Raises UserError for a missing or empty folder, and where training images are asked for.
+    """
+    if split == "train":
+        raise UserError("data.train_dir is null, so there is nothing to train on: name the folder of training images")
+    base = require_root(root, f"{val_dir}/<class>/<images>")
+    require_folder(base, val_dir, val_dir, "val_dir")
+    classes = class_names(base, val_dir)
+    return collect(base, val_dir, {name: k for k, name in enumerate(classes)}, classes)
+
+
 def collect(base: Path, folder: str, labels: dict[str, int], classes: tuple[str, ...]) -> Index:
     """Return the listing of base/folder/<class>/** for every class in `labels`, in its order.
 

@@ -142,8 +142,8 @@ class ImageList(Files):
     """
 
     name: Literal["list"] = "list"
-    train_list: str = "train.txt"
-    """The list of training images, relative to root."""
+    train_list: str | None = "train.txt"
+    """The list of training images, relative to root; null: there is none, to evaluate only."""
     val_list: str = "val.txt"
     """The list of validation images, relative to root."""
     train: TrainCrop = RandomResizedCrop(size=224)
@@ -151,20 +151,26 @@ class ImageList(Files):
     images: str = "."
     """The folder that the paths start from, relative to root."""
 
+    def trainable(self) -> bool:
+        return self.train_list is not None
+
     def layout(self) -> tuple[str, ...]:
-        return (self.train_list, "" if self.holdout else self.val_list, self.images)
+        return (self.train_list or "", "" if self.holdout else self.val_list, self.images)
 
     def listing(self, split: Split) -> Index:
-        base = require_root(self.root, f"{self.train_list} and {self.val_list}, lines of: path label")
-        train = self._rows(base, self.train_list)
+        base = require_root(self.root, f"{self.train_list or ''} {self.val_list}, lines of: path label".strip())
+        if self.train_list is None and split == "train":
+            raise UserError("data.train_list is null, so there is nothing to train on: name a list of training images")
+        train = self._rows(base, self.train_list or self.val_list)
         used = {label for _, label in train}
         numbers = all(label.isdecimal() for label in used)
         names = [str(k) for k in range(max(map(int, used)) + 1)] if numbers else sorted(used)
         number = {name: k for k, name in enumerate(names)}
-        rows, lists = train, (self.train_list,) if self.holdout else (self.train_list, self.val_list)
-        if self.holdout is None:
+        rows = train
+        lists = tuple(name for name in (self.train_list, None if self.holdout else self.val_list) if name is not None)
+        if self.holdout is None and self.train_list is not None:
             val = self._rows(base, self.val_list)
-            self._refuse(base, train, val)
+            self._refuse(base, self.train_list, train, val)
             rows = train if split == "train" else val
         pairs = [(path, number[label]) for path, label in rows]
         return from_pairs(base, pairs, names, lists)
@@ -181,13 +187,13 @@ class ImageList(Files):
         # 007 is 7
         return [(f"{below}{path}", str(int(label)) if label.isdecimal() else label) for path, label in rows]
 
-    def _refuse(self, base: Path, train: list[tuple[str, str]], val: list[tuple[str, str]]) -> None:
+    def _refuse(self, base: Path, train_list: str, train: list[tuple[str, str]], val: list[tuple[str, str]]) -> None:
         known = {label for _, label in train}
         if foreign := sorted({label for _, label in val} - known):
-            raise UserError(f"{base / self.val_list} has labels that {self.train_list} lacks: {few(foreign)}")
+            raise UserError(f"{base / self.val_list} has labels that {train_list} lacks: {few(foreign)}")
         if shared := sorted({path for path, _ in val} & {path for path, _ in train}):
             raise UserError(
-                f"{few(shared)}: in both {base / self.train_list} and {base / self.val_list}; validate on other images"
+                f"{few(shared)}: in both {base / train_list} and {base / self.val_list}; validate on other images"
             )
 
 

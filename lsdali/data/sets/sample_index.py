@@ -44,7 +44,7 @@ class Index:
     upright: bool = False  # sizes are those after the EXIF orientation
     # What a choice adds.
     clean: Ints = UNKNOWN  # [N] labels before noise
-    numbers: Ints = UNKNOWN  # [N] places in the whole set
+    numbers: Ints = UNKNOWN  # [N] places in the whole set, or in `pixels` where they are those of a part
     held: bool = False  # whether the pixels are kept on the device, without DALI
 
     def __post_init__(self) -> None:
