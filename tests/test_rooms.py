@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "lsdali").rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"config", "batch", "clock", "disk", "limits", "metric_names"},
-    {"page", "event_file", "skips"},
+    {"page", "event_file", "skips", "bar"},
     {"dist"},
     {"functional", "label_noise", "faults"},
     {"state"},
