@@ -9,7 +9,7 @@ from rich.text import Text
 
 LONGEST_BAR = 40
 SHORTEST_BAR = 8
-LEAST_FIRST = ("wait", "lr", "rate", "bar", "loss", "left", "epoch")
+LEAST_FIRST = ("wait", "lr", "rate", "bar", "loss", "left", "doing", "epoch")
 """What is left out of a narrow terminal; the step stays."""
 
 
@@ -41,7 +41,8 @@ class Progress:
         return {
             "epoch": f"epoch {self.epoch}/{self.epochs}",
             "bar": "",
-            "step": f"step {self.step}/{self.steps}" + (f" {self.doing}" if self.doing else ""),
+            "step": f"step {self.step}/{self.steps}",
+            "doing": self.doing,
             "loss": self.loss,
             "lr": self.lr,
             "rate": self.rate,

@@ -210,7 +210,7 @@ def start_line(event: Begun) -> str:
     """What begins, for people: network, data, length, device, optimizer."""
     recipe, data = event.recipe, event.data
     model, optimizer, method = recipe["model"]["name"], recipe["optimizer"], recipe["method"]["name"]
-    start = f"resumes after step {event.step} of {event.steps}" if event.step else "starts"
+    start = f"resumes at step {event.step}" if event.step else "starts"
     images = f"{data['train']:,} training and {data['val']:,} validation images" if data else "images"
     what = "GPU" if event.device == "cuda" else f"process on the {event.device.upper()}"
     where = f"{event.world} {what}" if event.world == 1 else f"{event.world} {what.replace('process', 'processes')}"

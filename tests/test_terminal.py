@@ -32,7 +32,7 @@ def test_the_least_important_column_goes_first() -> None:
         present.append((width, names | ({"bar"} if "━" in line or "╌" in line else set())))
     gone = [a - b for (_, a), (_, b) in pairwise(present) if a != b]
     order = [name for names in gone for name in names]
-    assert order == ["wait", "lr", "rate", "bar", "loss", "left", "epoch"]
+    assert order == ["wait", "lr", "rate", "bar", "loss", "left", "doing", "epoch"]
     assert "step 1234/56789" in FULL.line(21, 100.0)
 
 
@@ -70,7 +70,7 @@ def screens(columns: int, recipe: Path, folder: Path) -> list[str]:
 @pytest.mark.parametrize(("columns", "shown"), [(60, "epoch loss"), (80, "epoch loss lr"), (120, "epoch loss lr wait")])
 def test_a_run_in_a_terminal(columns: int, shown: str, folder: Path, place: Path) -> None:
     place.mkdir()
-    tree = tiny("ce", folder / "images", place, epochs=4, log={"every_steps": 50}, method={"name": "ce"})
+    tree = tiny({"name": "ce"}, folder / "images", place, epochs=4, log={"every_steps": 50})
     (place / "tiny.yaml").write_text(yaml.safe_dump(tree))
     lines = screens(columns, place / "tiny.yaml", place / "run")
     live = [line for line in lines if "step " in line and "/20" in line]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,7 +21,7 @@ from lsdali.models.families.torchvision_weights import torchvision_state, weight
 from lsdali.models.student import Network
 from lsdali.state.checkpoint import read as read_checkpoint
 from lsdali.state.find import find_checkpoint
-from lsdali.state.foreign import read_torch, refusal
+from lsdali.state.foreign import no_weights, read_torch, refusal
 
 Which = Literal["model", "ema"]
 
@@ -120,29 +121,48 @@ WeightsConfig = Annotated[TorchvisionWeights | TimmWeights | FileWeights | RunWe
 
 def read_file(path: Path) -> Mapping[str, Any]:
     """Return the content of a file by its keys. Raises UserError if it cannot be read or has no keys."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"model.weights: the file '{path}' does not exist")
     try:
+        if why := no_weights(path):
+            raise UserError(f"model.weights: the file '{path}' cannot be read: {why}")
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         content = read_torch(path)
+    except UserError:
+        raise
     except Exception as fault:  # whatever the readers raise on foreign bytes
         raise UserError(f"model.weights: the file '{path}' cannot be read: {refusal(fault)}") from fault
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping | list | tuple):
         raise UserError(f"model.weights: the file '{path}' holds a {type(content).__name__}, not tensors by name")
-    return content
+    return content if isinstance(content, Mapping) else {str(place): part for place, part in enumerate(content)}
+
+
+DEEPEST = 20  # levels of wrappers that are looked into; a dictionary may hold itself
 
 
 def find_states(content: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """Return every mapping of names to tensors inside a file's content, by the keys that lead to it."""
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    """Return every mapping of names to tensors inside a file's content, by the keys and places that lead to it."""
+    tensors = {str(key): as_tensor(value) for key, value in content.items() if len(path) < DEEPEST}
+    state = {key: value for key, value in tensors.items() if value is not None}
     found = {path: state} if state else {}
     for key, value in content.items():
-        if isinstance(value, Mapping):
-            found |= find_states(value, (*path, str(key)))
+        inner = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if isinstance(inner, Mapping) and len(path) < DEEPEST and value is not content:
+            found |= find_states(inner, (*path, str(key)))
     return found
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """Return a tensor, or NumPy's numbers as one; None for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" else None
 
 
 def is_average(path: tuple[str, ...]) -> bool:
@@ -173,7 +193,8 @@ def pick_state(network: Network, content: Mapping[str, Any], title: str, which: 
     fitting = [path for path, (count, _) in fits.items() if count]
     if not fitting:
         names = [key for state in states.values() for key in state]
-        found = f"its tensors are {shorten(names)}" if names else f"its keys are {shorten(list(map(str, content)))}"
+        keys = shorten(list(map(str, content))) or "none"
+        found = f"its tensors are {shorten(names)}" if names else f"its keys are {keys}"
         raise UserError(f"the weights {title} hold no tensor of the network; {found}")
     chosen = [path for path in fitting if is_average(path) == (which == "ema")]
     if not chosen and which == "ema":
@@ -229,6 +250,8 @@ def load_weights(network: Network, name: str, config: WeightsConfig, log: Callab
     fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     if not fitting:
         raise UserError(f"the weights {title} hold no tensor of '{name}'")
+    if wrong := [key for key, value in fitting.items() if not value.isfinite().all()]:
+        raise UserError(f"the weights {title} are not finite in {shorten(wrong)}: their training had diverged")
     network.load_state_dict({**own, **fitting})
 
 

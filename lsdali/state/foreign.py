@@ -5,6 +5,7 @@ import collections
 import pathlib
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,32 @@ def refusal(fault: Exception) -> str:
         detail = re.sub(r"\x1b\[[0-9;]*m", "", said).rpartition("WeightsUnpickler error: ")[2]
         return f"it is no file of tensors ({detail.strip().partition(chr(10))[0]})"
     return first_line(fault)
+
+
+KINDS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS, not the file: run git lfs pull where it was cloned"),
+    (b"\x89HDF\r\n", "it is an HDF5 file, as Keras writes: save the tensors from there with torch.save or safetensors"),
+    (b"\x1f\x8b", "it is compressed with gzip: unpack it"),
+    (b"BZh", "it is compressed with bzip2: unpack it"),
+    (b"<!doctype", "it is a web page, not the file that the page offers: download the file itself"),
+    (b"<html", "it is a web page, not the file that the page offers: download the file itself"),
+    (b"{", "it is JSON, as an index of several files is: name the file with the tensors"),
+)
+"""How files begin that people take for weights, in lower case, and what to say of them."""
+
+
+def no_weights(path: Path) -> str:
+    """Return what a file is that holds no tensors, and what to do; empty where it may hold some."""
+    if path.is_dir():
+        return "it is a folder: name the file in it"
+    with path.open("rb") as file:
+        begin = file.read(64)
+        file.seek(0, 2)
+        length = file.tell()
+    if not length:
+        return "it is empty: get it again"
+    if path.suffix == ".safetensors":
+        return ""
+    if begin.startswith(b"PK\x03\x04"):
+        return "" if zipfile.is_zipfile(path) else "it is cut off or overwritten: get it again"
+    return next((said for magic, said in KINDS if begin.lstrip().lower().startswith(magic.lower())), "")

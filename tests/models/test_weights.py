@@ -113,6 +113,9 @@ def trainers():
         "huggingface": lambda own, average: {**under("timm_model.", own)},
         "cs-kd": lambda own, average: {"net": under("module.", own), "acc": 3.0, "ema_net": average},
         "tf-kd": lambda own, average: {"epoch": 1, "state_dict": own, "optim_dict": {}, "averaged_weights": average},
+        "a tuple": lambda own, average: ({"epoch": 3}, own, {"ema": average}),
+        "members of an ensemble": lambda own, average: {"models": [own], "ema": [average]},
+        "numbers of numpy": lambda own, average: {"state_dict": {k: v.numpy() for k, v in own.items()}, "ema": average},
         "compiled": lambda own, average: {k.replace("stage1.", "stage1._orig_mod."): v for k, v in own.items()},
     }
 
@@ -323,3 +326,38 @@ def test_nothing_runs_and_nobody_is_advised_to_let_it(tmp_path, kind, monkeypatc
     said = [sentence(path), checkpoint.fault(path)]
     assert ran == []
     assert not any("weights_only" in text or "\x1b" in text or "\n" in text for text in said)
+
+
+LOOKALIKES = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "it is a pointer of Git LFS",
+    b"<!DOCTYPE html><html>not found</html>": "it is a web page, not the file that the page offers",
+    b"\x89HDF\r\n\x1a\n" + bytes(90): "it is an HDF5 file, as Keras writes",
+    b"\x1f\x8b\x08" + bytes(90): "it is compressed with gzip: unpack it",
+    b'{"weight_map": {}}': "it is JSON, as an index of several files is: name the file with the tensors",
+    b"PK\x03\x04" + bytes(90): "it is cut off or overwritten: get it again",
+    b"": "it is empty: get it again",
+}
+
+
+@pytest.mark.parametrize("content", LOOKALIKES, ids=LOOKALIKES.values())
+def test_what_people_take_for_weights_is_named(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    said = sentence(tmp_path / "w.pt")
+    assert said.startswith(f"model.weights: the file '{tmp_path}/w.pt' cannot be read: {LOOKALIKES[content]}")
+
+
+def test_folders_loops_and_weights_that_diverged(tmp_path):
+    assert sentence(tmp_path).endswith(f"the file '{tmp_path}' cannot be read: it is a folder: name the file in it")
+    own = network().state_dict()
+    loop = {"model": own}
+    torch.save({**loop, "again": {"again": loop}}, tmp_path / "deep.pt")
+    loop["again"] = loop
+    torch.save(loop, tmp_path / "loop.pt")
+    for name in ("deep.pt", "loop.pt"):
+        assert weights_digest(load(tmp_path / name)[0]) == weights_digest(network())
+    torch.save({**own, "stem.0.weight": own["stem.0.weight"] * torch.nan}, tmp_path / "nan.pt")
+    assert sentence(tmp_path / "nan.pt") == (
+        f"the weights '{tmp_path}/nan.pt' are not finite in stem.0.weight: their training had diverged"
+    )
+    np.savez(tmp_path / "w.npz", **{key: value.numpy() for key, value in own.items()})
+    assert weights_digest(load(tmp_path / "w.npz")[0]) == weights_digest(network())
