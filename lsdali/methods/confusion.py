@@ -35,7 +35,7 @@ class PairwiseConfusion(Method):
         variant: Variant = "paper"
         """paper: the Euclidean distance of each pair; code: for each class the norm over all pairs (OLS)."""
         from_epoch: int = Field(0, ge=0)
-        """Cross-entropy alone before this epoch."""
+        """After how many epochs of cross-entropy alone the term joins it."""
 
     config: Config
 
