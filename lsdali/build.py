@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lsdali import dist
@@ -22,7 +21,7 @@ from lsdali.errors import SharedError, UserError
 from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
-from lsdali.methods.shared.class_weights import class_weights
+from lsdali.methods.shared.class_weights import recipe_weights
 from lsdali.models import build_network
 from lsdali.models.checks import check_aux_heads, check_features, check_image_size, count_classes
 from lsdali.models.pretrained import load_weights, shorten
@@ -247,29 +246,10 @@ def build_method(
         seed=recipe.seed,
         teacher=teacher,
         label_noise=recipe.data.noise,
-        class_weights=weights_of_classes(recipe, kind, network.classes, train, device),
+        class_weights=recipe_weights(recipe.class_weights, recipe.method, METHODS, train, network.classes, device),
         validation=validation,
     )
     return cast(Method, kind(recipe.method, context)), digests
-
-
-def weights_of_classes(
-    recipe: Recipe, method: type[Method], classes: int, train: Index, device: torch.device
-) -> Tensor | None:
-    """[K] float64, what the recipe's class_weights are for the training labels in use.
-
-    Raises UserError for a method that has no use for them.
-    """
-    if recipe.class_weights is None:
-        return None
-    if not method.weighs_classes:
-        able = ", ".join(name for name, kind in METHODS.items() if kind.weighs_classes)
-        raise UserError(
-            f"class_weights and the method '{cast(Any, recipe.method).name}' do not go together: its loss is no mean "
-            f"over samples that classes could weigh; leave the key out, or use one of {able}"
-        )
-    found = class_weights(recipe.class_weights, np.asarray(train.labels), train.classes, classes)
-    return torch.from_numpy(found).to(device)
 
 
 def wrap(student: Student, device: torch.device) -> DistributedDataParallel:

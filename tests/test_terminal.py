@@ -67,7 +67,9 @@ def screens(columns: int, recipe: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("columns", "shown"), [(60, "epoch loss"), (80, "epoch loss images/s"), (120, "epoch loss lr wait")])
+@pytest.mark.parametrize(
+    ("columns", "shown"), [(60, "epoch loss"), (80, "epoch loss images/s"), (120, "epoch loss lr wait")]
+)
 def test_a_run_in_a_terminal(columns: int, shown: str, folder: Path, place: Path) -> None:
     place.mkdir()
     tree = tiny({"name": "ce"}, folder / "images", place, epochs=4, log={"every_steps": 50})

@@ -84,6 +84,7 @@ class OneCycleSchedule(Config):
     The learning rate's half of the policy: momentum stays as it is.
     """
 
+    needs_length: ClassVar[bool] = True
     name: Literal["one_cycle"] = "one_cycle"
     rise: float = Field(default=0.3, gt=0, lt=1)
     """Share of the run in which the rate rises."""

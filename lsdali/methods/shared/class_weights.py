@@ -1,19 +1,32 @@
 """Weights of classes: given, or from how many training images each class has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from lsdali.config import Config, PathText
 from lsdali.errors import UserError
 from lsdali.label_noise import read_numbers
+from lsdali.methods.base import Method
 
 Weights = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+
+class Labelled(Protocol):
+    """What is known of the training samples."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
 
 class GivenWeights(Config):
@@ -84,3 +97,27 @@ def class_weights(config: ClassWeights, labels: NDArray[np.int64], names: Sequen
     if wrong := np.flatnonzero(~(np.isfinite(found) & (found > 0))).tolist():
         raise UserError(f"class_weights: weight {wrong[0]} (from 0) is {found[wrong[0]]:g}; weights are above 0")
     return found
+
+
+def recipe_weights(
+    config: ClassWeights | None,
+    method: Any,
+    methods: Mapping[str, type[Method]],
+    train: Labelled,
+    classes: int,
+    device: torch.device,
+) -> Tensor | None:
+    """[K] float64, what a recipe's class_weights are for the training labels in use; None where it has none.
+
+    `method` is the recipe's part of that name. Raises UserError for a method that has no use for them.
+    """
+    if config is None:
+        return None
+    if not methods[method.name].weighs_classes:
+        able = ", ".join(name for name, kind in methods.items() if kind.weighs_classes)
+        raise UserError(
+            f"class_weights and the method '{method.name}' do not go together: its loss is no mean over samples that "
+            f"classes could weigh; leave the key out, or use one of {able}"
+        )
+    found = class_weights(config, np.asarray(train.labels), train.classes, classes)
+    return torch.from_numpy(found).to(device)
