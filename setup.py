@@ -56,11 +56,13 @@ setup(
         # By the CUDA of PyTorch; the GPU decodes windows of JPEGs with subsampled colours since nvJPEG 13.2.
         "cuda12": ["nvidia-dali-cuda120"],
         "cuda13": ["nvidia-dali-cuda130", "nvidia-nvjpeg>=13.2"],
+        "mlflow": ["mlflow"],
         "onnx": ONNX,
         "parquet": PARQUET,
         "plots": PLOTS,
         "remote": REMOTE,
         "timm": ["timm"],
+        "wandb": ["wandb"],
     },
     entry_points={"console_scripts": ["lsdali = lsdali.cli:main"]},
 )

@@ -1,4 +1,4 @@
-"""What a recipe can name: `lsdali list models|methods|data|augmentations|optimizers|schedules [TEXT]`, one per line."""
+"""What a recipe can name: `lsdali list models|methods|data|augmentations|optimizers|schedules|loggers [TEXT]`."""
 
 import argparse
 import sys
@@ -52,6 +52,7 @@ LISTINGS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "augmentations": lambda: iter(sorted({*kinds_of("data.train.augment")})),
     "optimizers": lambda: kinds_of("optimizer"),
     "schedules": lambda: kinds_of("schedule"),
+    "loggers": lambda: kinds_of("log.loggers"),
 }
 
 

@@ -83,6 +83,8 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
     from lsdali.errors import Stopped
     from lsdali.events import open_events
     from lsdali.faults import marker
+    from lsdali.loggers import with_loggers
+    from lsdali.loggers.profile import profiled
     from lsdali.recipe import to_yaml
     from lsdali.selection import stopped
     from lsdali.state.checkpoint import Checkpoints
@@ -90,7 +92,7 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
     folder = Path(recipe.run_dir or "runs")
     with dist.raise_together():
         lock = claim(folder)
-        events = open_events(folder)
+        events = with_loggers(open_events(folder), recipe.log.loggers, folder)
     try:
         if any(dist.gather_objects(marker.stopped_before(folder))):
             marker.end_launcher()
@@ -112,6 +114,8 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
         fingerprint = None if content is None else content["data"]
         trainer = build(recipe, folder, device, checkpoints, events, begun=fingerprint)
         trainer.pulse = pulse or trainer.pulse
+        with dist.raise_together():
+            trainer.train = profiled(trainer.train, recipe.log.profile, trainer.clock.steps, folder, events.log)
         if content is not None:
             same_inputs(trainer.header, content, folder)
             not_too_long(trainer, content, folder)

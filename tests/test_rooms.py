@@ -17,7 +17,7 @@ LEVELS = [
     {"functional", "label_noise", "faults"},
     {"state"},
     {"data", "models", "optim", "metrics", "posthoc", "events", "meter"},
-    {"methods"},
+    {"methods", "loggers"},
     {"selection"},
     {"recipe"},
     {"trainer"},

@@ -12,6 +12,8 @@ from lsdali.config import Config, PathText
 from lsdali.data import DATASETS
 from lsdali.data.sampling.mixing import MixConfig
 from lsdali.data.sets.catalog import DataSet
+from lsdali.loggers import USUAL, Logger
+from lsdali.loggers.profile import ProfileConfig
 from lsdali.methods import METHODS
 from lsdali.methods.shared.class_weights import ClassWeights
 from lsdali.models import ModelConfig
@@ -62,6 +64,11 @@ class LogConfig(Config):
 
     every_steps: int = Field(50, ge=1)
     """Read losses back from the device, and report, every so many steps."""
+    loggers: Annotated[tuple[Logger, ...], Field(strict=False)] = USUAL
+    """Where figures go beside events.jsonl and the scalars of TensorBoard. One that fails is told once, and never stops
+    the run."""
+    profile: ProfileConfig | None = None
+    """Training steps to profile; null: none."""
 
 
 class FaultsConfig(Config):
