@@ -173,6 +173,25 @@ def test_the_ensemble_of_the_newest_checkpoints(base, tmp_path, capsys):
     assert "needs 3 checkpoints, and" in said(capsys, base / "a", "--ensemble", "last:3")
 
 
+def test_the_ensemble_of_the_newest_checkpoints_with_temperatures(base, tmp_path):
+    found = evaluated(tmp_path, base / "a", "--ensemble", "last:2", "--temperature", "half")
+    a = str(base / "a")
+    ways = ["", ", other half", ", other half, with temperatures"]
+    assert [one["run"] for one in found["ensembles"]] == [a + way for way in ways]
+    mean = 0
+    for name in ("step-0000000010.pt", "step-0000000005.pt"):
+        options = ("--temperature", "--predictions", tmp_path / "p.npz")
+        one = evaluated(tmp_path, base / "a", "--checkpoint", name, *options)
+        p = np.load(tmp_path / "p.npz")
+        rest = np.setdiff1d(np.arange(25), stratified(p["labels"], 12))
+        logits = torch.from_numpy(p["logits"][rest]).double() / one["rows"][-1]["temperature"]
+        mean = mean + logits.softmax(1).numpy() / 2
+    last = found["rows"][-1]
+    assert last["scaled"]
+    assert last["metrics"]["n"] == 13
+    assert last["metrics"]["nll"] == pytest.approx(log_loss(p["labels"][rest], mean, labels=np.arange(5)), rel=1e-9)
+
+
 @pytest.mark.parametrize("views", VIEW_NAMES)
 def test_views_are_averaged(base, tmp_path, views):
     """Torchvision's FlipCrop and TenCrop of the same images, through the network by hand."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
 
-    from lsdali.evaluate.figures import Ensemble
+    from lsdali.evaluate.figures import Ensemble, Member
     from lsdali.evaluate.runs import Predicted, Run, Samples
 
 VIEW_NAMES = ("flip", "five", "ten")  # views.VIEWS says what they are
@@ -69,6 +69,14 @@ def arguments() -> argparse.ArgumentParser:
         help="also the ECE, MCE and ACE with other bins: width:N (equal), mass:N (equally full), ibls:N, pskd:WIDTH",
     )
     parser.add_argument(
+        "--robust",
+        action="append",
+        default=[],
+        metavar="KIND[:SIZE]",
+        help="also on disturbed images, in grey levels of 255: shift, diagonal, noise:SIGMA, fgsm:SIZE, "
+        "pgd:SIZE[:STEP[:STEPS]]",
+    )
+    parser.add_argument(
         "--plane",
         nargs=3,
         metavar="CLASS",
@@ -109,6 +117,7 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     from lsdali import dist
     from lsdali.evaluate.figures import calibrate, rows
     from lsdali.evaluate.output import check, print_results
+    from lsdali.evaluate.robust import disturbed_rows, parse_disturbance, shifts
     from lsdali.evaluate.runs import open_held_out, open_run, open_samples, predict, same_samples, with_views
 
     overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
@@ -130,27 +139,50 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     with dist.raise_together():
         calibrations = [calibrate(args.temperature, *pair) for pair in pairs] if args.temperature else []
         lines = rows(parts, calibrations, args.bins, together=args.ensemble == 0)
-    curves = last_ensembles(args, runs, samples, device) if args.ensemble else []
+    curves = last_ensembles(args, runs, samples, held_out, device) if args.ensemble else []
+    asked = [parse_disturbance(text) for text in args.robust]
+    for run, part in zip(runs, samples, strict=True):
+        lines += disturbed_rows(run, part, asked, args.bins, device)
+    moved = [found for run, part in zip(runs, samples, strict=True) for found in shifts(run, part, asked, device)]
     with dist.raise_together():
         if dist.is_main():
-            print_results(args, runs, samples, parts, calibrations, lines, curves)
+            print_results(args, runs, samples, parts, calibrations, lines, curves, moved)
 
 
 def last_ensembles(
-    args: argparse.Namespace, runs: Sequence["Run"], samples: Sequence["Samples"], device: "torch.device"
+    args: argparse.Namespace,
+    runs: Sequence["Run"],
+    samples: Sequence["Samples"],
+    held_out: Sequence["Samples"],
+    device: "torch.device",
 ) -> list["Ensemble"]:
     """The ensembles of each run's newest checkpoints, one member after another. Collective."""
     from lsdali import dist
-    from lsdali.evaluate.figures import ensemble_curve
-    from lsdali.evaluate.runs import newest_checkpoints, open_run, predict
+    from lsdali.evaluate.figures import ensemble_curves
+    from lsdali.evaluate.runs import newest_checkpoints
 
     out = []
-    for run, part in zip(runs, samples, strict=True):
+    for number, (run, part) in enumerate(zip(runs, samples, strict=True)):
         with dist.raise_together():
             paths = newest_checkpoints(Path(run.name), args.ensemble)
-        found = (predict(open_run(path, "best", args.weights), part, device) for path in paths)
-        out.append(ensemble_curve(run.name, found, args.bins))
+        kept = held_out[number] if held_out else None
+        out += ensemble_curves(run.name, (member(args, path, part, kept, device) for path in paths), args.bins)
     return out
+
+
+def member(
+    args: argparse.Namespace, path: Path, part: "Samples", held_out: "Samples | None", device: "torch.device"
+) -> "Member":
+    """What a checkpoint predicts, and its temperature if one is asked for. Collective."""
+    from lsdali import dist
+    from lsdali.evaluate.figures import calibrate
+    from lsdali.evaluate.runs import open_run, predict
+
+    run = open_run(path, "best", args.weights)
+    found = predict(run, part, device)
+    kept = None if held_out is None else predict(run, held_out, device)
+    with dist.raise_together():
+        return found, calibrate(args.temperature, found, kept) if args.temperature else None
 
 
 def draw(args: argparse.Namespace, runs: Sequence["Run"], overrides: Sequence[str], device: "torch.device") -> None:

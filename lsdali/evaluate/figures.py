@@ -1,7 +1,7 @@
 """From what runs predict to rows of figures: metrics, temperatures, the ensemble, reliability. Pure functions."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -158,19 +158,41 @@ def curve(confidence: Tensor, right: Tensor) -> list[tuple[float, float]]:
 class Ensemble:
     """The ensemble of one run's newest checkpoints."""
 
-    run: str
+    run: str  # with what sets it apart from others of the run
     curve: list[dict[str, float]]  # the metrics of 1, 2, ... members
     line: Row  # of all of them
 
 
-def ensemble_curve(name: str, members: Iterable[Predicted], bins: Sequence[str]) -> Ensemble:
-    """The mean softmax output of the first 1, 2, ... members, which are read one after another, two held at most."""
-    curve: list[dict[str, float]] = []
-    total, line = torch.zeros(()), None
-    for count, part in enumerate(members, 1):
-        log_p = part.logits.double().log_softmax(1)
-        total = log_p if count == 1 else total.logaddexp(log_p)
-        line = row(f"{name}, mean of the newest {count}", "all", total - math.log(count), part.labels, bins)
-        curve.append(line.metrics)
-    assert line is not None, "an ensemble has members"
-    return Ensemble(name, curve, line)
+Member = tuple[Predicted, Calibration | None]
+
+
+def looks(part: Predicted, found: Calibration | None) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """Yield name, samples, logits and labels of each way to evaluate a member: as trained, and with its temperature."""
+    yield "", "all", part.logits.double(), part.labels
+    if found is None:
+        return
+    scaled = part.logits.double() / found.temperature
+    if found.rest is None:
+        yield ", with temperatures", "all", scaled, part.labels
+    else:
+        labels = part.labels[found.rest]
+        yield ", other half", "other half", part.logits[found.rest].double(), labels
+        yield ", other half, with temperatures", "other half", scaled[found.rest], labels
+
+
+def ensemble_curves(name: str, members: Iterable[Member], bins: Sequence[str]) -> list[Ensemble]:
+    """The mean softmax output of the first 1, 2, ... members, which are read one after another, two held at most.
+
+    With calibrations also that of the scaled members, each by its own temperature.
+    """
+    totals: dict[str, Tensor] = {}
+    found: dict[str, Ensemble] = {}
+    for count, (part, calibration) in enumerate(members, 1):
+        for way, samples, logits, labels in looks(part, calibration):
+            log_p = logits.log_softmax(1)
+            total = totals[way] = log_p if count == 1 else totals[way].logaddexp(log_p)
+            line = row(f"{name}, mean of the newest {count}", samples, total - math.log(count), labels, bins)
+            before = found[way].curve if count > 1 else []
+            line = replace(line, scaled=way.endswith("temperatures"))
+            found[way] = Ensemble(name + way, [*before, line.metrics], line)
+    return list(found.values())

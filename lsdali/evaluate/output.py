@@ -19,6 +19,7 @@ from lsdali.errors import UserError
 from lsdali.evaluate.binning import check_bins
 from lsdali.evaluate.figures import CALIBRATE_ON, Calibration, Ensemble, Row
 from lsdali.evaluate.plane import figures
+from lsdali.evaluate.robust import parse_disturbance, shift_sentence
 from lsdali.evaluate.runs import Predicted, Run, Samples
 from lsdali.evaluate.views import VIEWS
 from lsdali.metric_names import METRICS
@@ -33,19 +34,27 @@ def check(args: argparse.Namespace, names: Sequence[str]) -> None:
         raise UserError("which run? Give a run folder, such as runs/digits_ce")
     if args.ensemble == 0 and len(names) < 2:
         raise UserError(f"--ensemble needs two runs or more, and {names[0]} is one; last:20 takes its checkpoints")
-    if args.ensemble and args.temperature:
-        raise UserError("--ensemble last:N evaluates networks as trained: leave out --temperature")
-    if args.plane and args.html is None:
-        raise UserError("--plane draws into a page: add --html FILE")
-    if args.plane and (args.ensemble is not None or args.temperature or args.predictions):
-        raise UserError("--plane evaluates nothing: leave out --ensemble, --temperature and --predictions")
     if args.predictions is not None and len(names) > 1:
         raise UserError(f"--predictions writes those of one run, and these are {len(names)}")
+    if args.robust and args.views:
+        raise UserError("--robust looks at each image alone: leave out --views")
+    if args.plane:
+        check_plane(args)
     for text in args.bins:
         check_bins(text)
+    for text in args.robust:
+        parse_disturbance(text)
     for path in (args.json, args.html, args.predictions):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def check_plane(args: argparse.Namespace) -> None:
+    """Raises UserError if --plane has no page, or a company that evaluates."""
+    if args.html is None:
+        raise UserError("--plane draws into a page: add --html FILE")
+    if args.ensemble is not None or args.temperature or args.predictions or args.robust:
+        raise UserError("--plane evaluates nothing: leave out --ensemble, --temperature, --predictions and --robust")
 
 
 def print_results(
@@ -56,9 +65,11 @@ def print_results(
     calibrations: Sequence[Calibration],
     lines: Sequence[Row],
     curves: Sequence[Ensemble],
+    moved: Sequence[dict[str, Any]],
 ) -> None:
     """Print the table, and write the files that were asked for."""
     found = contents(args, runs, samples, calibrations, [*lines, *(one.line for one in curves)], curves)
+    found["shifts"] = list(moved)
     print_found(found)
     if args.json is not None:
         write_file(args.json, json.dumps(found, indent=1))
@@ -114,6 +125,8 @@ def print_found(found: Mapping[str, Any]) -> None:
     for one in found["ensembles"]:
         errors = "  ".join(f"{m['members']}: {m['metrics']['error1']:.2f}" for m in one["curve"])
         say(console, f"{one['run']}: top-1 error (%) of the newest checkpoints together, by their number: {errors}")
+    for one in found["shifts"]:
+        say(console, shift_sentence(one))
 
 
 def say(console: Console, text: str) -> None:

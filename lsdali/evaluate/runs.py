@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lsdali import dist
+from lsdali.batch import Batch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.evaluate.views import Views, averaged, choose
-from lsdali.metrics import predictions
 from lsdali.models.checkpoint_net import open_network, same_classes
 from lsdali.models.checks import check_image_size, count_classes
 from lsdali.models.digest import weights_digest
@@ -196,6 +196,14 @@ def read_outputs(
 
     Also their labels [N] and numbers [N]. On the host, the same on every rank. Collective.
     """
+    return read_rows(lambda batch: network(batch.images), width, samples, device)
+
+
+@torch.no_grad()
+def read_rows(
+    function: Callable[[Batch], Tensor], width: int, samples: Samples, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a function of batches gives for all samples, as `read_outputs`; it runs in the recipe's precision."""
     recipe, index = samples.recipe, samples.index
     with dist.raise_together():
         precision = Precision(recipe.precision, device)
@@ -203,7 +211,9 @@ def read_outputs(
             index, recipe.data, batch=recipe.evaluate.batch_on(device.type), device=device, half=precision.half
         )
     parts, numbers = [torch.empty((0, width))], [torch.empty(0, dtype=torch.int64)]
-    for rows, batch in predictions(network, loader, precision.autocast):
+    for batch in loader:
+        with precision.autocast():
+            rows = function(batch)
         valid = batch.valid.cpu()
         parts.append(rows.float().cpu()[valid])
         numbers.append(batch.index[valid])

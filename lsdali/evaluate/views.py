@@ -42,18 +42,25 @@ def choose(name: str, recipe: Recipe) -> tuple[Views, Recipe]:
 
     Raises UserError if the recipe's images are no larger than what the network sees.
     """
-    window = recipe.data.eval
     if name == "flip":
         return flip_views, recipe
+    views = partial(crops if name == "five" else ten, size=recipe.data.eval.size)
+    return views, larger(recipe, f"--views {name}", ", or use --views flip")
+
+
+def larger(recipe: Recipe, option: str, instead: str = "") -> Recipe:
+    """The recipe, loading the central square of data.eval.resize pixels, from which the option cuts crops.
+
+    Raises UserError if that is no larger than what the network sees.
+    """
+    window = recipe.data.eval
     if window.resize == window.size:
         raise UserError(
-            f"--views {name} crops the images, but data.eval.resize and data.eval.size are both {window.size}: "
-            f"add data.eval.resize={window.size * 8 // 7}, or use --views flip"
+            f"{option} crops the images, but data.eval.resize and data.eval.size are both {window.size}: "
+            f"add data.eval.resize={window.size * 8 // 7}{instead}"
         )
     whole = window.model_copy(update={"size": window.resize})
-    data = recipe.data.model_copy(update={"eval": whole})
-    views = partial(crops if name == "five" else ten, size=window.size)
-    return views, recipe.model_copy(update={"data": data})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"eval": whole})})
 
 
 def averaged(network: Callable[[Tensor], Tensor], views: Views) -> Callable[[Tensor], Tensor]:
