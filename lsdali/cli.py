@@ -11,6 +11,7 @@ from lsdali.errors import UserError, command
 VERBS = {
     "train": "train from a recipe; the same command again continues",
     "evaluate": "metrics of trained networks, temperature scaling, ensembles",
+    "figure": "t-SNE, projections, OLS's matrix and others, for papers",
     "report": "compare runs",
     "sweep": "train every cell of a table, and print the table",
     "scan": "look at a data set before the first run",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def module_of(verb: str) -> str:
-    return f"lsdali.{verb}.__main__" if verb in ("evaluate", "bench", "sweep") else f"lsdali.{verb}"
+    return f"lsdali.{verb}.__main__" if verb in ("evaluate", "figure", "bench", "sweep") else f"lsdali.{verb}"
 
 
 if __name__ == "__main__":

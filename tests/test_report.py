@@ -14,6 +14,7 @@ import pytest
 from lsdali.evaluate.__main__ import parse
 from lsdali.evaluate.binning import check_bins
 from lsdali.events import Begun, Evaluated, JsonLines, Trained
+from lsdali.figure.__main__ import arguments as figure_arguments
 from lsdali.recipe import load
 from lsdali.report import main
 from lsdali.report.command import arguments
@@ -187,15 +188,16 @@ def test_the_page_stands_alone(page: Path) -> None:
 
 
 COMMANDS = re.findall(
-    r"^lsdali (report|evaluate) ([^#\n]*)",
-    "".join((ROOT / "docs" / name).read_text() for name in ("reports.md", "evaluate.md")),
+    r"^lsdali (report|evaluate|figure) ([^#\n]*)",
+    "".join((ROOT / "docs" / name).read_text() for name in ("reports.md", "evaluate.md", "figures.md")),
     re.MULTILINE,
 )
 
 
 @pytest.mark.parametrize(("verb", "line"), COMMANDS)
 def test_documented_commands_are_understood(verb: str, line: str) -> None:
-    args = arguments().parse_args(shlex.split(line)) if verb == "report" else parse(shlex.split(line))
+    parsers = {"report": arguments().parse_args, "evaluate": parse, "figure": figure_arguments().parse_args}
+    args = parsers[verb](shlex.split(line))
     for text in getattr(args, "bins", []):
         check_bins(text)
 

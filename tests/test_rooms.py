@@ -23,6 +23,7 @@ LEVELS = [
     {"trainer"},
     {"build"},
     {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env", "sweep"},
+    {"figure"},
     {"cli"},
     {"__main__"},
 ]

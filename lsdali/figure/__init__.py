@@ -1,0 +1,1 @@
+"""Figures of trained networks, for papers (`lsdali figure NAME RUN ...`)."""
