@@ -7,6 +7,7 @@ set is; index scans it once; pipeline delivers batches. Only pipeline.graph and 
 from lsdali.data.sets.arrays import ARRAYS
 from lsdali.data.sets.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
 from lsdali.data.sets.finegrained import LISTS
+from lsdali.data.sets.gaussians import Gaussians
 from lsdali.data.sets.shards import Shards
 
 DATASETS: dict[str, type[DataSet]] = {
@@ -14,6 +15,7 @@ DATASETS: dict[str, type[DataSet]] = {
     "imagenet": ImageNet,
     "tinyimagenet": TinyImageNet,
     "digits": Digits,
+    "gaussians": Gaussians,
     "shards": Shards,
     **ARRAYS,
     **LISTS,

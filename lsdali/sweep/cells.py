@@ -18,6 +18,7 @@ from lsdali.recipe import Recipe, check_recipe, check_tree, read_tree, set_key, 
 from lsdali.sweep.schema import Evaluate, Stage, Sweep, When
 
 PLACE = re.compile(r"\{([A-Za-z][\w-]*)(?::([\w.]+))?\}")
+SEED = "{seed}"  # a value that is the seed of the cell
 Lookup = Callable[[str, str | None], Any]
 
 
@@ -148,7 +149,7 @@ def one_cell(
     for part in [{"recipe": stage.recipe}, *parts, further, {"seed": seed, "run_dir": str(run_dir)}]:
         for key, value in part.items():
             merged.pop(key, None)  # so that the last one of a key is also applied last
-            merged[key] = value
+            merged[key] = seed if value == SEED else value
     recipe = merged.pop("recipe")
     if not isinstance(recipe, str):
         raise UserError(f"{path}: {name}/{run_dir.name} has no recipe: give one to the stage or to its points")

@@ -108,7 +108,8 @@ class Stage(Config):
     set: Overrides = {}
     """Overrides of all runs: `dotted.key: value`, as on the command line; a mapping replaces the whole part. A text
     may hold the place of an earlier stage: {teacher} is the folder of its run with the same labels and seed, and
-    {teacher:test.temperature} a figure of that run. An axis on which that stage has one point needs no equal label."""
+    {teacher:test.temperature} a figure of that run. An axis on which that stage has one point needs no equal label. The
+    text {seed} is the seed itself."""
     axes: dict[str, Axis] = {}
     """What varies. The labels name run folders and the table's rows and columns."""
     rules: Annotated[tuple[SweepRule, ...], Field(strict=False)] = ()

@@ -27,6 +27,7 @@ CELLS: dict[str, int] = {  # without seeds: what the tables have
     "lskd_imagenet": 2 + 16,
     "lskd_cub": 2 + 2 + 40,
     "ibls": 4 + 24 + 24,
+    "ibls_synthetic": 1 + 5 + 1 + 6 + 4 + 8,
     "pskd_cifar100": 25,
     "pskd_imagenet": 6,
     "digits": 3,

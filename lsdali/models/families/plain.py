@@ -75,6 +75,16 @@ def shallow_cnn(classes: int, dropout: float = 0.5) -> Network:
     return assemble_network(PadTo(32), stages, classes, dropout=dropout)
 
 
+def mlp(classes: int) -> Network:
+    """The network of IBLS's synthetic study (Maher and Kull 2021): five hidden layers of 64 with ReLU, for one pixel.
+
+    A layer is a 1x1 convolution, which starts as torch's linear layer does; on larger images it acts at every position
+    and the last map is averaged.
+    """
+    stages = {f"stage{k}": (nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU()), 64) for k in range(1, 5)}
+    return assemble_network(nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU()), stages, classes)
+
+
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 PLAIN: dict[str, Callable[..., Network]] = {
@@ -83,5 +93,6 @@ PLAIN: dict[str, Callable[..., Network]] = {
     "lenet": partial(lenet, 5, 5),
     "convnet": partial(lenet, 3, 6),
     "shallow_cnn": shallow_cnn,
+    "mlp": mlp,
 }
 """Builders (classes); shallow_cnn takes dropout=..."""
