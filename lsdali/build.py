@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lsdali import dist
+from lsdali import dist, parts
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
@@ -123,6 +123,7 @@ def prepare(
             "data": train_index.fingerprint,
             "teachers": teachers,
             "class_weights": None if method.class_weights is None else method.class_weights.tolist(),
+            "uses": parts.in_use(recipe.names),
         },
         parts={},
         classes=classes,

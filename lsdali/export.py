@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lsdali import parts
 from lsdali.errors import command
 
 FORMATS = ("hub-folder", "onnx", "safetensors", "torch-export", "torchscript")
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pixels", action="store_true", help="the program takes pixels 0 .. 255 (uint8) and normalises them itself"
     )
+    parts.add_refusal(parser)
     options = parser.parse_args(argv)
     from lsdali.models.exports import export
 

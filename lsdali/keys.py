@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lsdali import parts
 from lsdali.errors import UserError, command
 
 
@@ -19,7 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("path", nargs="?", default="", metavar="PATH", help="keys and kinds, joined by points")
     parser.add_argument("--json-schema", action="store_true", help="print the JSON Schema of recipes, for editors")
+    parser.add_argument("--uses", action="append", default=[], metavar="MODULE", help="also what this module has")
+    parts.add_refusal(parser)
     options = parser.parse_args(argv)
+    parts.use_installed()
+    parts.use(options.uses)
     print(schema_text() if options.json_schema else "\n".join(lines_at(options.path)))
     return 0
 

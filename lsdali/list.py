@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from lsdali import parts
 from lsdali.errors import command
 
 
@@ -55,17 +56,30 @@ LISTINGS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "loggers": lambda: kinds_of("log.loggers"),
 }
 
+REGISTRIES = {
+    "models": "MODELS",
+    "methods": "METHODS",
+    "data": "DATASETS",
+    "augmentations": "AUGMENTATIONS",
+    "optimizers": "OPTIMIZERS",
+}
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lsdali list", description=__doc__)
     parser.add_argument("what", choices=LISTINGS, metavar="|".join(LISTINGS))
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="only names that hold this text")
+    parser.add_argument("--uses", action="append", default=[], metavar="MODULE", help="also what this module has")
+    parts.add_refusal(parser)
     options = parser.parse_args(argv)
+    parts.use_installed()
+    parts.use(options.uses)
     rows = [row for row in LISTINGS[options.what]() if options.text in row[0]]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
-        print(f"{name:{width}}  {text}".rstrip())
+        source = parts.owner(REGISTRIES.get(options.what, ""), name)
+        print(f"{name:{width}}  {text}".rstrip() + (f"  [{source}]" if source else ""))
     return 0
 
 

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lsdali import parts
+
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
 
@@ -65,6 +67,7 @@ def arguments() -> argparse.ArgumentParser:
         dest="show",
         help="print the resolved recipe with every default, and stop",
     )
+    parts.add_refusal(parser)
     return parser
 
 
@@ -120,6 +123,8 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
             same_inputs(trainer.header, content, folder)
             not_too_long(trainer, content, folder)
             trainer.restore(content["parts"])
+            for sentence in parts.changes(content.get("uses", ()), trainer.header["uses"]):
+                events.log(sentence)
         if dist.is_main():
             (folder / "summary.json").unlink(missing_ok=True)  # of a run that goes on longer
             write_whole(folder / "recipe.yaml", to_yaml(recipe))
@@ -211,10 +216,11 @@ def begun(trainer: "Trainer") -> "Begun":
     from lsdali.events import Begun
 
     packages = (lsdali, torch, torchvision, nvidia.dali, numpy)
+    used = {part["name"]: str(part["version"]) for part in trainer.header["uses"]}
     clock = trainer.clock
     return Begun(
         recipe=trainer.recipe.model_dump(mode="json"),
-        versions={"python": platform.python_version(), **{p.__name__: p.__version__ for p in packages}},
+        versions={"python": platform.python_version(), **{p.__name__: p.__version__ for p in packages}, **used},
         device=str(trainer.device.type),
         world=dist.world(),
         step=clock.step,

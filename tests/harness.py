@@ -9,49 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
+from lsdali.testing.small import equal, make_images, tiny
+
+__all__ = ["equal", "make_images", "tiny"]
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-
-
-def make_images(root: Path, classes: int = 5, train: int = 8, val: int = 5, size: int = 16) -> Path:
-    """root/{train,val}/<class>/<n>.png, textured noise around a colour of the class; made once."""
-    if root.exists():
-        return root
-    rng = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", val)):
-        for label in range(classes):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for n in range(count):
-                pixels = rng.integers(0, 120, (size, size, 3)) + 25 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
-    return root
-
-
-def tiny(method: str, root: Path, run_dir: Path, **others: Any) -> dict[str, Any]:
-    """The tree of a recipe that trains in a second; `method` is YAML-like text already parsed by the caller."""
-    tree: dict[str, Any] = {
-        "epochs": 2,
-        "batch": 8,
-        "data": {
-            "name": "folder",
-            "root": str(root),
-            "train": {"crop": "random_resized", "size": 16},
-            "eval": {"resize": 16, "size": 16},
-            "threads": 1,
-        },
-        "model": {"name": "preact_resnet10", "width": 16},
-        "method": method,
-        "optimizer": {"name": "nesterov", "lr": 0.05, "weight_decay": 0.001},
-        "schedule": {"name": "cosine"},
-        "log": {"every_steps": 2},
-        "run_dir": str(run_dir),
-    }
-    return {**tree, **others}
 
 
 def environment(ranks: int) -> dict[str, str]:
@@ -127,14 +90,3 @@ def summary(run_dir: Path) -> dict[str, Any]:
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == kind]
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two nested states are the same to the last bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)

@@ -13,6 +13,7 @@ LEVELS = [
     {"errors"},
     {"config", "batch", "clock", "disk", "limits", "metric_names"},
     {"page", "event_file", "skips", "bar"},
+    {"parts"},
     {"dist"},
     {"functional", "label_noise", "faults"},
     {"state"},
@@ -23,7 +24,7 @@ LEVELS = [
     {"trainer"},
     {"build"},
     {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env", "sweep"},
-    {"figure"},
+    {"figure", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -4,6 +4,7 @@ io (bytes, headers, cache) and sampling (pure functions: order, crops, augmentat
 set is; index scans it once; pipeline delivers batches. Only pipeline.graph and pipeline.dali_ops import nvidia.dali.
 """
 
+from lsdali import parts
 from lsdali.data.sets.arrays import ARRAYS
 from lsdali.data.sets.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
 from lsdali.data.sets.finegrained import LISTS
@@ -20,3 +21,5 @@ DATASETS: dict[str, type[DataSet]] = {
     **ARRAYS,
     **LISTS,
 }
+
+parts.opened("DATASETS", DATASETS, "data set", parts.tagged(DataSet, lambda kind: kind))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsdali import parts
+
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
 
@@ -88,6 +90,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write logits [N, K], labels [N], index [N] of one run (.npz)"
     )
+    parts.add_refusal(parser)
     return parser
 
 

@@ -1,5 +1,6 @@
 """The methods that a recipe can name."""
 
+from lsdali import parts
 from lsdali.methods.bake import BatchEnsembling
 from lsdali.methods.base import Method
 from lsdali.methods.bce import BinaryCrossEntropy
@@ -62,3 +63,5 @@ METHODS: dict[str, type[Method]] = {
     "nkd": NormalisedDistillation,
     "uskd": NormalisedSelfDistillation,
 }
+
+parts.opened("METHODS", METHODS, "method", parts.tagged(Method, lambda method: method.Config))

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
+from lsdali import parts
 from lsdali.config import Config
 from lsdali.errors import UserError
 from lsdali.models.families.cifar_resnet import CIFAR_RESNETS
@@ -50,6 +51,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter. What one gives is a
 Network, or any module from images [B, 3, H, W] to logits [B, K]."""
+parts.opened("MODELS", MODELS, "network", parts.callable_entry)
 
 OPTIONS = ("width", "dropout", "drop_path")
 KNOWN: dict[str, Callable[[str], None]] = {PREFIX: known_timm, THEIRS: known_torchvision}
@@ -83,13 +85,15 @@ def known_model(name: str) -> str:
     return name
 
 
-NAME_SCHEMA = {"anyOf": [{"enum": sorted(MODELS)}, {"pattern": f"^({'|'.join(KNOWN)}).+"}]}
+def name_schema(schema: dict[str, Any]) -> None:
+    """Let editors offer the names that there are."""
+    schema["anyOf"] = [{"enum": sorted(MODELS)}, {"pattern": f"^({'|'.join(KNOWN)}).+"}]
 
 
 class ModelConfig(Config):
     """Which network is trained."""
 
-    name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=NAME_SCHEMA)]
+    name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=name_schema)]
     """A name in MODELS, or timm/<name> or torchvision/<name> for any classifier of these packages."""
     stages: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Parts of the module, in order, whose maps [B, C, H, W] are its stages, such as [layer1, layer2]; null: found. For

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lsdali import parts
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import Network
@@ -32,11 +33,16 @@ def open_network(content: dict[str, Any], what: str, weights: str = "model") -> 
 
     Raises UserError, about `what`, where the model is not known, the weights are another's, or there is no average.
     """
-    parts = content["parts"]
-    if weights == "ema" and weights not in parts:
+    states = content["parts"]
+    if weights == "ema" and weights not in states:
         raise UserError(f"{what} keeps no moving average of its weights (ema): evaluate those of the model")
-    state = parts["ema"]["weights"] if weights == "ema" else parts["student"]
+    state = states["ema"]["weights"] if weights == "ema" else states["student"]
     prefix = "network."
+    parts.use_installed()
+    try:
+        parts.use(content["recipe"].get("uses", ()))
+    except UserError as error:
+        raise UserError(f"{what}: uses: {error}") from error
     try:
         network = build_network(ModelConfig.model_validate(content["recipe"]["model"]), content["classes"])
         network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field
 
+from lsdali import parts
 from lsdali.config import Config
 from lsdali.optim.groups import Decay
 
@@ -168,3 +169,6 @@ TORCH: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+
+parts.opened("OPTIMIZERS", OPTIMIZERS, "optimizer", parts.tagged(Common, lambda kind: kind), "TORCH")
+parts.opened("TORCH", TORCH, "class of an optimizer", parts.callable_entry)

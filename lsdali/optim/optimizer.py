@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 import torch
@@ -155,7 +156,12 @@ def build_optimizer(
     if implementation == "auto":
         implementation = "torch-fused"
         reason = f"{config.name} by torch-fused, the fewest kernels a step on {device.type}"
-    inner = TORCH[config.name](groups, **{**arguments, **FLAGS[implementation]})
+    flags = FLAGS[implementation]
+    if not flags.keys() <= signature(TORCH[config.name]).parameters.keys():  # another package's
+        if config.implementation != "auto":
+            raise UserError(f"optimizer.implementation: {config.name} has no {implementation}; use auto")
+        flags, reason = {}, f"{config.name} as its package has it"
+    inner = TORCH[config.name](groups, **{**arguments, **flags})
     return Optimizer(inner, f"torch {config.name}", config.clip, reason)
 
 

@@ -11,6 +11,7 @@ from lsdali.recipe.parse import (
     set_key,
     split_override,
     to_yaml,
+    use_parts,
 )
 from lsdali.recipe.schema import Recipe
 
@@ -26,4 +27,5 @@ __all__ = [
     "set_key",
     "split_override",
     "to_yaml",
+    "use_parts",
 ]

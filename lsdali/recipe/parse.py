@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lsdali import parts
 from lsdali.config import TAGS
 from lsdali.errors import UserError
 from lsdali.recipe.kinds import Kinds, kinds_at, narrowed, tags, under
@@ -46,6 +47,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     tree = read_tree(path)
+    use_parts(tree, path)
     for override in overrides:
         apply_override(tree, override)
     if tree.get("run_dir") is None:
@@ -61,8 +63,24 @@ def default_name(path: Path) -> str:
 
 
 def check_recipe(tree: Mapping[str, Any], path: str | Path) -> Recipe:
-    """Return the recipe that a tree of plain values is. Raises UserError with every key that is wrong."""
+    """Return the recipe that a tree of plain values is, with the modules in use that it names.
+
+    Raises UserError with every key that is wrong, or for a module that cannot be used.
+    """
+    use_parts(tree, path)
     return check_tree(Recipe, tree, path)
+
+
+def use_parts(tree: Mapping[str, Any], path: str | Path) -> None:
+    """Use the modules that a tree names, so that their parts can be read. Raises UserError where that fails."""
+    parts.use_installed()
+    names = tree.get("uses", ())
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return  # check_tree says so
+    try:
+        parts.use(names)
+    except UserError as error:
+        raise UserError(f"{source_of(tree, path, ('uses',))[1]}: uses: {error}") from error
 
 
 def check_tree(kind: type[Root], tree: Mapping[str, Any], path: str | Path) -> Root:
@@ -166,6 +184,8 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
         drop_foreign(node, names[-1], value, kinds_at(Recipe, above, {}), {g[-1] for g in given if g[:-1] == above})
     node[names[-1]] = value
     given.add(names)
+    if key == "uses":
+        use_parts(tree, "recipe")
 
 
 def drop_foreign(node: dict[str, Any], tag: str, value: Any, kinds: Kinds, kept: set[str]) -> None:

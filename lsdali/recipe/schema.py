@@ -1,12 +1,12 @@
 """The typed tree of a recipe. Each room's part is that room's own Config; this file only puts them together."""
 
-from functools import reduce
+from functools import partial
 from itertools import pairwise
-from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
+from lsdali import parts
 from lsdali.clock import PerEpoch
 from lsdali.config import Config, PathText
 from lsdali.data import DATASETS
@@ -20,19 +20,15 @@ from lsdali.models import ModelConfig
 from lsdali.optim import OptimizerConfig
 from lsdali.optim.ema import EMA
 from lsdali.optim.schedule import ScheduleConfig
+from lsdali.recipe.unions import rebuild, union
 from lsdali.selection import Select, Stop
 
 if TYPE_CHECKING:
     DataConfig = DataSet
     MethodConfig = Config
 else:
-
-    def one_of(kinds: list[type[Config]]) -> Any:
-        """The union of the kinds, told apart by their `name`."""
-        return Annotated[reduce(or_, kinds), Field(discriminator="name")] if len(kinds) > 1 else kinds[0]
-
-    DataConfig = one_of(list(DATASETS.values()))
-    MethodConfig = one_of([method.Config for method in METHODS.values()])
+    DataConfig = Annotated[union(DATASETS.values()), Field(discriminator="name")]
+    MethodConfig = Annotated[union(method.Config for method in METHODS.values()), Field(discriminator="name")]
 
 
 class EvaluationConfig(Config):
@@ -94,6 +90,9 @@ class BatchChange(Config):
 class Recipe(Config):
     """One experiment: everything that decides a run's result, and how the run is kept and reported."""
 
+    uses: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Modules of other packages whose methods, networks, data sets, augmentations and optimizers this recipe names.
+    Their code runs: read a foreign recipe first, or refuse it with `--no-uses`."""
     seed: int = Field(0, ge=0)
     """Initial weights, data order, augmentation and dropout are functions of it."""
     epochs: int = Field(ge=1)
@@ -163,6 +162,12 @@ class Recipe(Config):
         """The global batch of each epoch."""
         return PerEpoch(self.batch, tuple((change.epoch, change.batch) for change in self.batch_schedule))
 
+    @property
+    def names(self) -> set[str]:
+        """The names of its parts, and the modules that it uses."""
+        kinds: list[Any] = [self.data, self.model, self.method, self.optimizer, *self.data.train.augment]
+        return {*self.uses, *(kind.name for kind in kinds)}
+
     @model_validator(mode="after")
     def _batches_rise(self) -> "Recipe":
         epochs = [0, *(change.epoch for change in self.batch_schedule)]
@@ -197,6 +202,7 @@ class Recipe(Config):
 
 # Keys that change where and how a run is carried out, never its result: a run may be resumed with other values.
 OPERATIONAL = (
+    "uses",
     "run_dir",
     "save",
     "log",
@@ -211,3 +217,5 @@ OPERATIONAL = (
     "data.resident_bytes",
     "evaluate.batch",
 )
+
+parts.on_growth(partial(rebuild, Recipe))

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsdali import parts
 from lsdali.errors import UserError, command
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
@@ -51,6 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=seeds_of, default=[], metavar="N,N,...", help="instead of those of the file")
     parser.add_argument("--rate", type=float, metavar="X", help="training images a second, for --dry-run")
+    parts.add_refusal(parser)
     return parser
 
 

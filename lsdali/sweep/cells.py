@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lsdali.errors import UserError
-from lsdali.recipe import Recipe, check_recipe, check_tree, read_tree, set_key, split_override
+from lsdali.recipe import Recipe, check_recipe, check_tree, read_tree, set_key, split_override, use_parts
 from lsdali.sweep.schema import Evaluate, Stage, Sweep, When
 
 PLACE = re.compile(r"\{([A-Za-z][\w-]*)(?::([\w.]+))?\}")
@@ -73,7 +73,9 @@ class Cell:
 
 @cache
 def base_tree(path: Path) -> dict[str, Any]:
-    return read_tree(path)
+    tree = read_tree(path)
+    use_parts(tree, path)
+    return tree
 
 
 def label_text(value: Any) -> str:

@@ -20,8 +20,8 @@ from lsdali.methods.shared.class_weights import (
     WeightsFile,
     class_weights,
 )
+from lsdali.testing.contract import check_resume
 from tests.harness import make_images, tiny
-from tests.methods.test_contract import check_resume
 from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher
 from tests.ranks import OnRanks
 

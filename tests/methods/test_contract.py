@@ -1,22 +1,20 @@
-"""What every method promises, for each entry of METHODS: nothing here names one."""
+"""What every method promises (lsdali.testing.contract), for each entry of METHODS: nothing here names one."""
 
-import copy
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from lsdali.batch import Batch
-from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.models.digest import weights_digest
-from lsdali.trainer import Trainer
-from tests.harness import equal
-from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher
+from lsdali.testing.contract import (
+    check_loss,
+    check_resume,
+    check_unknown_state,
+    check_weights,
+    save_weights,
+)
+from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 from tests.ranks import OnRanks
 
 
@@ -26,108 +24,17 @@ def test_every_method_is_tested() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_one_loss(config: Any, folder: Path, place: Path) -> None:
-    trainer = trainer_for(with_teacher(config, folder), place)
-    batch = next(trainer.train.epoch(0))
-    trainer.step(batch)  # so that a memory holds something
-    before = copy.deepcopy(trainer.method.state_dict())
-    weights = weights_digest(trainer.student)
-    loss = trainer.method.loss(trainer.forward, batch, trainer.clock)
-    assert loss.total.shape == ()
-    assert torch.isfinite(loss.total)
-    assert not loss.observed.requires_grad
-    assert loss.observed.shape[1] == trainer.classes
-    assert not any(term.requires_grad for term in loss.terms.values())
-    assert equal(before, trainer.method.state_dict()), "loss wrote to the method's state"
-    loss.total.backward()
-    without = [n for n, p in trainer.student.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not without, "no gradient reached these parameters"
-    stepped = {id(p) for group in trainer.optimizer.inner.param_groups for p in group["params"]}
-    assert stepped == {id(p) for p in trainer.student.parameters()}
-    assert weights_digest(trainer.student) != weights or not list(trainer.student.buffers())
+    check_loss(with_teacher(config, folder), place)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_state_that_it_does_not_know_is_refused(config: Any, folder: Path, place: Path) -> None:
-    method = trainer_for(with_teacher(config, folder), place).method
-    with pytest.raises(UserError):
-        method.load_state_dict({**method.state_dict(), "nobody_knows_this": torch.zeros(1)})
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(trainer: Trainer, steps: int) -> None:
-    """Let the loader fail when `steps` batches have been read."""
-    inner, count = trainer.train, 0
-
-    class Failing:
-        def epoch(self, step: int) -> Iterator[Batch]:
-            nonlocal count
-            for batch in inner.epoch(step):
-                if count == steps:
-                    raise Stopped
-                count += 1
-                yield batch
-
-    trainer.train = Failing()
-
-
-def final_state(trainer: Trainer) -> dict[str, Any]:
-    """All that decides how a run would go on, less its clocks on the wall."""
-    parts = {name: copy.deepcopy(part.state_dict()) for name, part in trainer.parts.items()}
-    parts["trainer"].pop("seconds")
-    return parts
-
-
-def check_resume(config: Any, base: Path, others: Any = types.MappingProxyType({})) -> None:
-    """A run to the end; one stopped in mid-epoch; one from its checkpoint to the end: equal on each rank.
-
-    `others` are more parts of the recipe; an epoch must have 5 steps.
-    """
-    parts: dict[str, Any] = {"ema": {"decay": 0.5}, **others}
-    whole = trainer_for(config, base / "whole", **parts)
-    whole.run()
-    stopped = trainer_for(config, base / "stopped", **parts, save={"every_steps": 3})
-    stop_after(stopped, 8)  # 5 steps an epoch: the checkpoint of step 6 is inside the second epoch
-    with pytest.raises(Stopped):
-        stopped.run()
-    resumed = trainer_for(config, base / "stopped", **parts, save={"every_steps": 3})
-    content = resumed.checkpoints.newest()
-    assert content is not None
-    assert content["step"] == 6
-    resumed.restore(content["parts"])
-    resumed.run()
-    first, second = final_state(whole), final_state(resumed)
-    for name in first:
-        told = f"\n{first[name]}\n{second[name]}" if name == "trainer" else ""
-        assert equal(first[name], second[name]), f"{name} differs after a resume{told}"
+    check_unknown_state(with_teacher(config, folder), place)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_resume_is_exact_on_one_rank(config: Any, folder: Path, place: Path) -> None:
     check_resume(with_teacher(config, folder), place)
-
-
-def weights_after(config: Any, folder: Path) -> Tensor:
-    """Return the final weights of a run with BatchNorm frozen, since each rank would normalise over its own samples."""
-    trainer = trainer_in_float64(config, folder)
-    for module in trainer.student.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train = types.MethodType(lambda self, mode=True: self, module.eval())  # type: ignore[method-assign]
-    for _ in range(trainer.clock.epochs):
-        for batch in trainer.train.epoch(trainer.clock.step):
-            trainer.step(batch)
-            trainer.clock = trainer.clock.tick()
-        trainer.method.end_epoch(trainer.student, trainer.clock)
-    return torch.cat([p.detach().flatten() for p in trainer.student.parameters()])
-
-
-def check_weights(config: Any, place: Path) -> None:
-    """Compare this rank's weights with those that one process left in the folder."""
-    one = torch.load(place / "one.pt")
-    away = torch.dist(weights_after(config, place), one) / one.norm()
-    assert away < 1e-9, f"{named(config)}: {away:.1e} away"
 
 
 BATCHWIDE = [
@@ -142,8 +49,7 @@ BATCHWIDE = [
 @pytest.mark.parametrize("config", CONFIGS + BATCHWIDE, ids=named)
 def test_two_ranks_train_as_one_does(config: Any, folder: Path, place: Path, on_ranks: OnRanks) -> None:
     config = with_teacher(config, folder)
-    place.mkdir()
-    torch.save(weights_after(config, place), place / "one.pt")
+    save_weights(config, place)
     on_ranks(2, check_weights, config, place)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lsdali.errors import UserError
+from lsdali.testing.contract import check_resume, final_state
 from tests.harness import equal
-from tests.methods.test_contract import check_resume, final_state
 from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 
 MIXED = {"ce", "ls", "bce", "exits", "kd", "dist", "multi_level", "ibls", "tfkd", "zls", "zls_kd"}

@@ -13,6 +13,7 @@ from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
 from nvidia.dali.auto_aug.augmentations import identity
 from nvidia.dali.auto_aug.core import augmentation, select, signed_bin
 
+from lsdali import parts
 from lsdali.data.sampling.augment import erasing, photometric, policies
 from lsdali.data.sampling.augment.base import Augmentation
 from lsdali.data.sampling.augment.policies import BINS, STAGES, SUB_POLICIES, SUITE
@@ -167,3 +168,4 @@ EFFECTS: dict[str, Effect] = {
     "auto_augment": _auto_augment,
     "random_erasing": _random_erasing,
 }
+parts.opened("EFFECTS", EFFECTS, "DALI side of an augmentation", parts.callable_entry)

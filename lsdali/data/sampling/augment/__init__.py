@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from lsdali import parts
 from lsdali.config import Config
 from lsdali.data.sampling.augment.base import Augmentation, Choices, Fraction
 from lsdali.data.sampling.augment.erasing import RandomErasing
@@ -40,6 +41,7 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
     "auto_augment": AutoAugment,
     "random_erasing": RandomErasing,
 }
+parts.opened("AUGMENTATIONS", AUGMENTATIONS, "augmentation", parts.tagged(Augmentation, lambda kind: kind), "EFFECTS")
 
 if TYPE_CHECKING:
     Augment = Augmentation

@@ -1,0 +1,3 @@
+"""A module that fails when it is imported."""
+
+METHODS = {"never": 1 // 0}
