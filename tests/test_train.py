@@ -10,8 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from lsdali import dist
+from lsdali.build import build
+from lsdali.events import Events
+from lsdali.recipe import load
 from tests.harness import (
     ROOT,
     TORCHRUN,
@@ -24,6 +29,7 @@ from tests.harness import (
     train,
     train_and_kill,
 )
+from tests.ranks import OnRanks
 
 pytestmark = pytest.mark.ranks
 
@@ -170,39 +176,18 @@ def test_the_run_folder(recipe: Path, tmp_path: Path) -> None:
     assert kept == ["best.pt", "step-0000000028.pt", "step-0000000030.pt"]
 
 
-METRICS = """
-import json, sys
-from pathlib import Path
-import torch
-from lsdali import dist
-from lsdali.build import build
-from lsdali.events import Events
-from lsdali.recipe import load
-with dist.session() as device:
-    torch.set_num_threads(1)
-    trainer = build(load(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), device, None, Events([]))
+def write_metrics(recipe: Path, folder: Path, batch: int) -> None:
+    trainer = build(load(recipe, [f"evaluate.batch={batch}"]), folder, torch.device("cpu"), None, Events([]))
     metrics = trainer.evaluate()
     if dist.is_main():
-        print("METRICS", json.dumps({name: f"{value:.6f}" for name, value in metrics.items()}))
-"""
+        (folder / "metrics.json").write_text(json.dumps({name: f"{value:.6f}" for name, value in metrics.items()}))
 
 
-def test_metrics_are_equal_on_any_number_of_ranks(recipe: Path, tmp_path: Path) -> None:
-    script = tmp_path / "metrics.py"
-    script.write_text(METRICS)
+def test_metrics_are_equal_on_any_number_of_ranks(recipe: Path, tmp_path: Path, on_ranks: OnRanks) -> None:
     found = []
-    for ranks, batch in ((1, 64), (2, 64), (3, 64), (3, 2), (1, 7)):
-        command = [
-            *TORCHRUN,
-            "--nproc_per_node",
-            str(ranks),
-            str(script),
-            str(recipe),
-            str(tmp_path),
-            f"evaluate.batch={batch}",
-        ]
-        done = subprocess.run(command, cwd=ROOT, env=environment(ranks), capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout.split("METRICS")[1]))
+    for ranks, batch in ((1, 64), (1, 7), (2, 64), (3, 64), (3, 2)):
+        on_ranks(ranks, write_metrics, recipe, tmp_path, batch)
+        found.append(json.loads((tmp_path / "metrics.json").read_text()))
     assert found[0]["n"] == "25.000000"
     assert all(other == found[0] for other in found), found
 
