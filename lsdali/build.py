@@ -205,13 +205,8 @@ def new_network(recipe: Recipe, classes: int) -> Network:
     model, data = recipe.model, recipe.data
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
-    check_image_size(network, model.name, (*train_sizes(recipe), data.eval.size))
+    check_image_size(network, model.name, (*data.train.sizes(recipe.epochs), data.eval.size))
     return network
-
-
-def train_sizes(recipe: Recipe) -> list[int]:
-    """Pixels a side of training images in each epoch."""
-    return [recipe.data.train.size_at(epoch) for epoch in range(recipe.epochs)]
 
 
 def open_student(recipe: Recipe, network: Network, method: Method, device: torch.device) -> Student:
@@ -233,7 +228,7 @@ def build_method(
 
     def teacher(config: TeacherConfig) -> Teacher:
         loaded = load_teacher(config, network.classes, device, train.classes)
-        check_image_size(loaded, "the teacher", train_sizes(recipe))
+        check_image_size(loaded, "the teacher", recipe.data.train.sizes(recipe.epochs))
         loaded.expect((recipe.data.mean, recipe.data.std))
         digests.append(loaded.digest)
         return loaded

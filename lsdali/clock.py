@@ -1,6 +1,7 @@
 """Clock: where a run stands. Immutable; everything that depends on time is a function of it."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class PerEpoch:
         """The sum over all earlier epochs."""
         ends = [*(first for first, _ in self.changes), epoch]
         return sum(n * max(min(end, epoch) - first, 0) for (first, n), end in zip(self.spans, ends, strict=True))
+
+    def weighted(self, other: "PerEpoch", epoch: int) -> int:
+        """The sum of the products with another one over all earlier epochs."""
+        starts = sorted({first for first, _ in (*self.spans, *other.spans) if first < epoch})
+        return sum(self.at(first) * other.at(first) * (end - first) for first, end in pairwise([*starts, epoch]))
 
     def locate(self, count: int) -> tuple[int, int]:
         """The epoch that `count` falls into, where epochs are laid end to end, and its place there."""

@@ -1,10 +1,15 @@
 """Small files that are written whole or not at all, and what a full disk means: one sentence that names the place."""
 
+import errno
 import os
+import stat
 from io import FileIO
 from pathlib import Path
 
 from lsdali.errors import UserError, first_line
+
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO without a writer answers at once
+NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def refused(path: Path, error: OSError, then: str) -> str:
@@ -34,20 +39,59 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         UserError: the disk is full, or the place cannot be written; what was there before stays.
     """
+    refuse_other(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.unlink(missing_ok=True)
+        with part.open("x", encoding="utf-8") as file:
+            file.write(text)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(refused(path, error, "make room, and the same command goes on")) from error
 
 
+def refuse_other(path: Path, *, folder: bool = False) -> None:
+    """Raises UserError where `path` is there and is no plain file, or no plain folder."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise UserError(f"{path} is a link: a run writes through no link in its folder; remove it, and start again")
+    if (stat.S_ISDIR if folder else stat.S_ISREG)(found.st_mode):
+        return
+    kind = "a file" if stat.S_ISREG(found.st_mode) else "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+    raise UserError(f"{path} is {kind}, where a run has a {'folder' if folder else 'file'}: move it away")
+
+
+def refuse_shared(path: Path) -> None:
+    """Raises UserError where `path` is to be appended to, and is a link or has another name elsewhere."""
+    refuse_other(path)
+    if path.exists() and path.stat().st_nlink > 1:
+        raise UserError(
+            f"{path} is also a file elsewhere (a hard link), which a run would write to: put a copy in its place"
+        )
+
+
+def read_plain(path: Path) -> bytes:
+    """Return the content of a file. Raises OSError for what is no plain file, such as a FIFO, too."""
+    handle = os.open(path, READ)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        return file.read()
+
+
 class Appended:
-    """A file that grows by whole records: one that finds no room leaves nothing of itself behind."""
+    """A file that grows by whole records: one that finds no room leaves nothing of itself behind.
+
+    Raises UserError for what is no plain file, such as a link, and OSError.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = FileIO(path, "a+")
+        refuse_shared(path)
+        self._file = FileIO(path, "a+", opener=lambda name, flags: os.open(name, flags | NO_LINK, 0o666))
 
     def append(self, record: bytes) -> None:
         """Write a record to the end. Raises OSError."""
@@ -60,11 +104,13 @@ class Appended:
             os.ftruncate(self._file.fileno(), size)
             raise
 
-    def cut_half_line(self) -> None:
-        """Remove what stands behind the last end of line: a killed process may have left half a line."""
-        self._file.seek(0)
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)
+    def end_line(self) -> bool:
+        """End a last line that was cut off, as by a kill, so that the next one stands alone; return whether it was."""
+        size = self._file.seek(0, os.SEEK_END)
+        cut = size > 0 and os.pread(self._file.fileno(), 1, size - 1) != b"\n"
+        if cut:
+            self.append(b"\n")
+        return cut
 
     def close(self) -> None:
         self._file.close()

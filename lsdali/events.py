@@ -1,10 +1,9 @@
 """What a run tells: typed events, written as JSON lines and to TensorBoard, shown as a progress bar or plain lines."""
 
-import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from lsdali.bar import Progress, live
 from lsdali.disk import Appended, refused
 from lsdali.errors import UserError
 from lsdali.event_file import EventFile
+from lsdali.state.run_folder import EVENTS, strict_json
 
 Metrics = Mapping[str, float]
 TERMINAL = Path("/dev/stdout")
@@ -124,14 +124,21 @@ def close(sink: Sink) -> None:
         sink.close()
 
 
-def open_events(folder: Path) -> Events:
-    """The events of a run: rank 0 writes and shows them, and also what other ranks have told it."""
+def open_events(folder: Path, check: Callable[[], None] = lambda: None) -> Events:
+    """The events of a run: rank 0 writes and shows them, and also what other ranks have told it.
+
+    `check` raises where the folder is not what it was; it is called before an event is written there.
+    """
     if not dist.is_main():
         return Events([])
     folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     shown: Sink = Bar(console) if console.is_terminal else Lines()
-    return Events([JsonLines(folder / "events.jsonl"), TensorBoard(folder / "tensorboard"), shown])
+    lines = JsonLines(folder / EVENTS, check)
+    events = Events([lines, TensorBoard(folder / "tensorboard"), shown])
+    if lines.cut:
+        events.log(f"the last line of {lines.place} was cut off: it stays, and what follows begins a new line")
+    return events
 
 
 class JsonLines:
@@ -140,16 +147,17 @@ class JsonLines:
     A resumed run appends: lines before its `begun` with a later step belong to work that was done again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.place = path
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.place, self.check = path, check
         self.file = Appended(path)
-        self.file.cut_half_line()
+        self.cut = self.file.end_line()
 
     def write(self, event: Event) -> None:
         """Raises UserError where the line cannot be written."""
         line = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **asdict(event)}
+        self.check()
         try:
-            self.file.append((json.dumps(line) + "\n").encode())
+            self.file.append((strict_json(line) + "\n").encode())
         except OSError as error:
             then = "make room, and the same command goes on from the newest checkpoint"
             raise UserError(refused(self.place, error, then)) from error

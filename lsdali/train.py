@@ -6,17 +6,17 @@ Without torchrun, `python -m lsdali.train RECIPE` is a run of one process.
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from lsdali import parts
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
 
-    from lsdali.events import Begun
+    from lsdali.events import Begun, Events
     from lsdali.faults.pulse import Pulse
     from lsdali.recipe import Recipe
     from lsdali.trainer import Trainer
@@ -81,21 +81,18 @@ def start(recipe: "Recipe") -> int:
 def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) -> None:
     """Train into the recipe's run folder; continue from its newest whole checkpoint."""
     from lsdali import dist
-    from lsdali.build import build
-    from lsdali.disk import write_whole
-    from lsdali.errors import Stopped
+    from lsdali.errors import Stopped, UserError
     from lsdali.events import open_events
     from lsdali.faults import marker
     from lsdali.loggers import with_loggers
-    from lsdali.loggers.profile import profiled
-    from lsdali.recipe import to_yaml
-    from lsdali.selection import stopped
-    from lsdali.state.checkpoint import Checkpoints
+    from lsdali.state.run_folder import claim
 
     folder = Path(recipe.run_dir or "runs")
     with dist.raise_together():
-        lock = claim(folder)
-        events = with_loggers(open_events(folder), recipe.log.loggers, folder)
+        claimed = claim(folder) if dist.is_main() else None
+        guard = nothing if claimed is None else claimed.check
+        events = with_loggers(open_events(folder, guard), recipe.log.loggers, folder)
+    started = False
     try:
         if any(dist.gather_objects(marker.stopped_before(folder))):
             marker.end_launcher()
@@ -104,56 +101,74 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
             marker.remove(folder)
         if pulse is not None:
             pulse.on_early_stop = partial(marker.leave, folder, None, None)
-        checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, events.log)
-        content = checkpoints.newest()
-        if content is not None:
-            same_recipe(recipe, content, folder)
-            early = stopped(content["parts"]["trainer"]["record"], recipe.stop)
-            over = early or (content["step"] == content["steps"] and recipe.epochs == content["recipe"]["epochs"])
-            if over and (folder / "summary.json").is_file():
-                how = "stopped early" if early else f"is finished: {recipe.epochs} epochs"
-                events.log(f"this run {how}; its figures are in {folder / 'summary.json'}")
-                return
-        fingerprint = None if content is None else content["data"]
-        trainer = build(recipe, folder, device, checkpoints, events, begun=fingerprint)
-        trainer.pulse = pulse or trainer.pulse
-        with dist.raise_together():
-            trainer.train = profiled(trainer.train, recipe.log.profile, trainer.clock.steps, folder, events.log)
-        if content is not None:
-            same_inputs(trainer.header, content, folder)
-            not_too_long(trainer, content, folder)
-            trainer.restore(content["parts"])
-            for sentence in parts.changes(content.get("uses", ()), trainer.header["uses"]):
-                events.log(sentence)
-        if dist.is_main():
-            (folder / "summary.json").unlink(missing_ok=True)  # of a run that goes on longer
-            write_whole(folder / "recipe.yaml", to_yaml(recipe))
-        events.write(begun(trainer))
-        trainer.run()
+        trainer = open_trainer(recipe, folder, device, events, guard)
+        started = trainer is not None
+        if trainer is not None:
+            trainer.pulse = pulse or trainer.pulse
+            events.write(begun(trainer))
+            trainer.run()
+    except UserError:
+        if claimed is not None and not started:
+            claimed.abandon()
+        raise
     finally:
         events.close()
-        lock.close()
+        if claimed is not None:
+            claimed.release()
 
 
-def claim(folder: Path) -> IO[str]:
-    """Hold the run folder for this run; the lock goes with the process, however it ends."""
-    import fcntl
+def nothing() -> None:
+    """The check of ranks that do not write."""
 
+
+def open_trainer(
+    recipe: "Recipe", folder: Path, device: "torch.device", events: "Events", guard: Callable[[], None]
+) -> "Trainer | None":
+    """The trainer at the step where its run stands; None where the run is finished.
+
+    Raises UserError, the same on every rank, where the recipe does not fit the data, the device or the folder.
+    """
     from lsdali import dist
-    from lsdali.errors import UserError
+    from lsdali.build import build
+    from lsdali.disk import write_whole
+    from lsdali.loggers.profile import profiled
+    from lsdali.recipe import to_yaml
+    from lsdali.resume import resume, wrong_in
+    from lsdali.selection import stopped
+    from lsdali.state.checkpoint import Checkpoints
+    from lsdali.state.run_folder import read_summary
 
-    if not dist.is_main():
-        return open(os.devnull)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"run_dir {folder} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another run is writing to {folder}: wait for it, or give another run_dir") from None
-    return lock
+    summary = folder / "summary.json"
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.save.keep, events.log, guard)
+    content = checkpoints.newest(wrong_in)
+    if content is not None:
+        same_recipe(recipe, content, folder)
+        early = stopped(content["parts"]["trainer"]["record"], recipe.stop)
+        if early or (content["step"] == content["steps"] and recipe.epochs == content["recipe"]["epochs"]):
+            if dist.from_main(read_summary(summary) is not None):
+                how = "stopped early" if early else f"is finished: {recipe.epochs} epochs"
+                events.log(f"this run {how}; its figures are in {summary}")
+                return None
+            if summary.is_file():
+                events.log(f"{summary} is damaged; it is written anew")
+    trainer = build(recipe, folder, device, checkpoints, events, begun=None if content is None else content["data"])
+    with dist.raise_together():
+        trainer.train = profiled(trainer.train, recipe.log.profile, trainer.clock.steps, folder, events.log)
+    if content is not None:
+        content = resume(trainer, checkpoints, content, lambda found: same_run(trainer, found, folder))
+        for sentence in parts.changes(content.get("uses", ()), trainer.header["uses"]):
+            events.log(sentence)
+    with dist.raise_together():
+        if dist.is_main():
+            summary.unlink(missing_ok=True)  # of a run that goes on longer
+            write_whole(folder / "recipe.yaml", to_yaml(recipe))
+    return trainer
+
+
+def same_run(trainer: "Trainer", content: dict[str, Any], folder: Path) -> None:
+    same_recipe(trainer.recipe, content, folder)
+    same_inputs(trainer.header, content, folder)
+    not_too_long(trainer, content, folder)
 
 
 def same_recipe(recipe: "Recipe", content: dict[str, Any], folder: Path) -> None:

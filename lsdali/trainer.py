@@ -1,6 +1,5 @@
 """The training loop: step, epoch, evaluation, save. It knows protocols only, and names no method, model or data set."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
-from lsdali.disk import write_whole
 from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
 from lsdali.faults import marker
@@ -30,7 +28,9 @@ from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
 from lsdali.selection import note, stopped, watch
 from lsdali.skips import Buffers, observe
-from lsdali.state.checkpoint import Checkpoints, Stateful, restore
+from lsdali.state.checkpoint import Checkpoints, Stateful
+from lsdali.state.restore import restore
+from lsdali.state.run_folder import write_json
 
 
 class TrainData(Protocol):
@@ -257,7 +257,7 @@ class Trainer:
     def summarize(self) -> None:
         """Write summary.json: last and best metrics, speed, time, and the digest of the final weights."""
         batches, lengths = self.recipe.batches, self.clock.steps_per_epoch
-        images = sum(batches.at(epoch) * lengths.at(epoch) for epoch in range(self.clock.epoch))
+        images = lengths.weighted(batches, self.clock.epoch)
         summary = {
             **self.record["model"],
             **{name: self.record[name] for name in self.averages},
@@ -271,7 +271,7 @@ class Trainer:
             "data": self.data,
         }
         if dist.is_main():
-            write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_json(self.folder / "summary.json", summary)
         self.events.write(Finished(self.clock.step, summary))
 
     # ---- its own state

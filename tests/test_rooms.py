@@ -22,7 +22,7 @@ LEVELS = [
     {"selection"},
     {"recipe"},
     {"trainer"},
-    {"build"},
+    {"build", "resume"},
     {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env", "sweep"},
     {"figure", "testing"},
     {"cli"},

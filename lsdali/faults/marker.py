@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from lsdali.disk import write_whole
+from lsdali.disk import read_plain, write_whole
 
 NAME = "stopped.json"
 
@@ -38,10 +38,10 @@ def stopped_before(folder: Path) -> bool:
     A host that joins or leaves makes torchrun start the workers again too; that is no restart by its count.
     """
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(read_plain(folder / NAME))
+        return restarts() > int(content.get("restarts", 0))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none there, or damaged
         return False
-    return restarts() > int(content.get("restarts", 0))
 
 
 def end_launcher() -> None:

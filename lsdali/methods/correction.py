@@ -125,6 +125,8 @@ class Correction(Method):
             self.set_matrix(state["matrix"])
             self.estimates = False
         elif isinstance(self.config.noise, Estimated) and set(state) == {"best", "rows"}:
+            if (state["best"].shape, state["rows"].shape) != (self.best.shape, self.rows.shape):
+                raise UserError(f"the checkpoint holds the estimate of a matrix of {len(state['best'])} classes")
             self.best, self.rows = state["best"].to(self.device), state["rows"].to(self.device)
         elif isinstance(self.config.noise, Estimated):
             raise UserError(

@@ -103,8 +103,27 @@ class Optimizer:
         counts = [{k: g[k] for k in g.keys() - known} for g, known in zip(saved, self._options, strict=True)]
         groups = [{**mine, **count} for mine, count in zip(own, counts, strict=True)]
         moments = {number: _step_on_host(entry) for number, entry in state["state"].items()}
+        self._check_moments(moments)
         self.inner.load_state_dict({"state": moments, "param_groups": groups})
         start_momentum(self.inner)
+
+    def _check_moments(self, moments: Mapping[int, Mapping[str, Any]]) -> None:
+        """Raises UserError for moments that cannot be those of these parameters; timm's have shapes of their own."""
+        parameters = self.parameters()
+        names = {name for entry in moments.values() for name in entry}
+        for number, entry in moments.items():
+            if not isinstance(number, int) or not 0 <= number < len(parameters):
+                raise UserError(f"the checkpoint's optimizer has moments of a parameter {number}, which there is not")
+            if self._kind.startswith("timm"):
+                continue
+            if lacking := sorted(names - entry.keys()):
+                raise UserError(f"the checkpoint's optimizer lacks {lacking[0]} of parameter {number}")
+            shape = parameters[number].shape
+            for name, x in entry.items():
+                if isinstance(x, Tensor) and x.ndim and name != "step" and x.shape != shape:
+                    raise UserError(
+                        f"the checkpoint's optimizer has {name} {list(x.shape)} of parameter {number} {list(shape)}"
+                    )
 
 
 def start_momentum(inner: torch.optim.Optimizer) -> None:

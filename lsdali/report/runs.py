@@ -1,17 +1,20 @@
 """RunRecord folders to what is known of them. Damage is named and survived, and unfinished runs are welcome."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lsdali.disk import read_plain
 from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
+from lsdali.state.run_folder import EVENTS, figures, is_number, read_summary
 
 MODEL = ("model", "student")  # the weights themselves; the second is their name of version 0.1
-MARKS = ("events.jsonl", "summary.json")  # what makes a folder one of a run
+MARKS = (EVENTS, "summary.json")  # what makes a folder one of a run
 
 
 @dataclass
@@ -107,9 +110,9 @@ def read_run(folder: Path) -> RunRecord:
     for line in read_lines(run):
         try:
             take(run, line)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             run.faults.append(f"{folder / MARKS[0]}: an event of the kind {line.get('event')!r} is not as expected")
-    run.summary = read_summary(run)
+    run.summary = summary_of(run)
     if not run.begun and run.summary is None:
         run.faults.append(f"{folder}: nothing was trained here")
     return run
@@ -118,27 +121,48 @@ def read_run(folder: Path) -> RunRecord:
 def take(run: RunRecord, line: Mapping[str, Any]) -> None:
     """Add one event; a start drops what comes after its step, which is done again."""
     if line["event"] == "begun":
+        step = count(line["step"])
         run.begun = {key: line[key] for key in line}
-        run.trained = [old for old in run.trained if old["step"] <= line["step"]]
-        run.evaluated = [old for old in run.evaluated if old["step"] <= line["step"]]
+        for part in ("recipe", "versions", "data"):
+            if not isinstance(run.begun.get(part, {}), Mapping):
+                run.begun[part] = {}
+        run.trained = [old for old in run.trained if old["step"] <= step]
+        run.evaluated = [old for old in run.evaluated if old["step"] <= step]
     elif line["event"] == "trained":
-        run.trained.append({key: line[key] for key in ("step", "epoch", "loss", "images_per_second", "data_wait")})
+        values = {key: number(line[key]) for key in ("loss", "images_per_second", "data_wait")}
+        run.trained.append({key: count(line[key]) for key in ("step", "epoch")} | values)
     elif line["event"] == "evaluated":
-        run.evaluated.append({key: line[key] for key in ("step", "epoch", "weights", "metrics")})
+        metrics = {k: v for k, v in figures({**line["metrics"], "epoch": line["epoch"]}).items() if k != "epoch"}
+        place = {key: count(line[key]) for key in ("step", "epoch")}
+        run.evaluated.append({**place, "weights": str(line["weights"]), "metrics": metrics})
+
+
+def count(value: Any) -> int:
+    """Return a whole number. Raises TypeError for anything else."""
+    if not isinstance(value, int):
+        raise TypeError("a count is no whole number")
+    return value
+
+
+def number(value: Any) -> Any:
+    """A number as it is, NaN for null. Raises TypeError for anything else."""
+    if value is not None and not is_number(value):
+        raise TypeError("a figure is no number")
+    return math.nan if value is None else value
 
 
 def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
     """The events of a run; lines that are no JSON are counted and named."""
-    path, broken = run.folder / "events.jsonl", []
+    path, broken = run.folder / EVENTS, []
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         run.faults.append(f"{path} cannot be read: {error.strerror}")
         return
     for number, text in enumerate(content.splitlines(), 1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken.append(number)
             continue
         if isinstance(line, dict) and "event" in line:
@@ -150,17 +174,12 @@ def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
         run.faults.append(f"{path}: {'line' if len(broken) == 1 else 'lines'} {which} cannot be read and left out")
 
 
-def read_summary(run: RunRecord) -> dict[str, Any] | None:
+def summary_of(run: RunRecord) -> dict[str, Any] | None:
     """summary.json; None, and a sentence, if it is damaged."""
     path = run.folder / "summary.json"
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return None
-    try:
-        summary = json.loads(path.read_bytes())
-        figures = [part[which] for part in (summary, summary.get("ema", summary)) for which in ("last", "best")]
-        if all(isinstance(part["top1"], float | int) and "epoch" in part for part in figures):
-            return dict(summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    run.faults.append(f"{path} is damaged; the figures are those of events.jsonl")
-    return None
+    summary = read_summary(path)
+    if summary is None:
+        run.faults.append(f"{path} is damaged; the figures are those of events.jsonl")
+    return summary

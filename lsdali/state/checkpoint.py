@@ -6,10 +6,11 @@ of each named part.
 """
 
 import os
+import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lsdali import dist
-from lsdali.disk import in_words, refused
-from lsdali.errors import SharedError, UserError
+from lsdali.disk import in_words, refuse_other, refused
+from lsdali.errors import SharedError, UserError, first_line
+from lsdali.state.archive import link, size_of, sync_folder, write_synced
 from lsdali.state.background import Background, snapshot
 from lsdali.state.foreign import read_torch, refusal
 from lsdali.state.memory import SampleMemory
@@ -27,6 +29,7 @@ from lsdali.state.upgrade import upgraded
 
 FORMAT = 1
 ROWS = ("method",)  # not looked through before a save: a memory may have gigabytes, and only finite rows enter it
+NAME = re.compile(r"step-[0-9]{10,}\.pt")
 CHECKPOINT_KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
 
 
@@ -41,6 +44,8 @@ class Stateful(Protocol):
 def fault(path: Path) -> str | None:
     """What is wrong with a checkpoint file, in a few words; None where it is whole."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "no file but a folder, a pipe or a device"
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         if bad is not None:
@@ -63,40 +68,85 @@ def read(path: Path) -> dict[str, Any]:
     return {**content, "recipe": upgraded(content["recipe"])}
 
 
+def nothing_wrong(content: Mapping[str, Any]) -> None:
+    """The check of those who have none."""
+
+
 class Checkpoints:
     """The checkpoint folder of one run: `step-<n>.pt`, the newest `keep` of them, and `best.pt`.
 
-    Only rank 0 writes, in a thread; the folder must be one that every rank can read.
+    Only rank 0 writes, in a thread; the folder must be one that every rank can read. `guard` raises where the run
+    folder is not what it was; it is called before anything is written.
     """
 
-    def __init__(self, folder: Path, keep: int, log: Callable[[str], None]) -> None:
-        self.folder, self.keep, self.log = folder, keep, log
+    def __init__(
+        self, folder: Path, keep: int, log: Callable[[str], None], guard: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.keep, self.log, self.guard = folder, keep, log, guard
         self._writer = Background()
+        self.unfit: dict[Path, str] = {}  # files that are whole, and what in them does not fit this run
 
     def files(self) -> list[Path]:
         """Step checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name))
 
-    def newest(self) -> dict[str, Any] | None:
-        """The content of the newest whole checkpoint, the same on every rank; what is skipped is said."""
+    def newest(self, wrong: Callable[[Mapping[str, Any]], str | None] = nothing_wrong) -> dict[str, Any] | None:
+        """The content of the newest whole checkpoint, the same on every rank; what is skipped is said.
+
+        `wrong` tells in a few words what in a content cannot be right.
+        Raises SharedError where nothing is left but such as that.
+        """
         self._writer.finish()
-        chosen: Path | None = None
-        if dist.is_main():
-            for path in reversed(self.files()):
-                wrong = fault(path)
-                if wrong is None:
-                    chosen = path
-                    break
-                aside = path.replace(path.with_name(path.name + ".bad"))
-                self.log(f"checkpoint {path} is {wrong}; it is set aside as {aside.name}")
+        with dist.raise_together():
+            chosen = self._newest(wrong) if dist.is_main() else None
         chosen = dist.from_main(chosen)
         if chosen is None:
             return None
-        if not chosen.is_file():
-            raise UserError(
-                f"checkpoint {chosen} is seen by rank 0 alone: run_dir must be a folder that every node shares"
-            )
+        with dist.raise_together():
+            if not chosen.is_file():
+                raise UserError(
+                    f"checkpoint {chosen} is seen by rank 0 alone: run_dir must be a folder that every node shares"
+                )
         return read(chosen)
+
+    def _newest(self, wrong: Callable[[Mapping[str, Any]], str | None]) -> Path | None:
+        for path in reversed([path for path in self.files() if path not in self.unfit]):
+            if (damage := fault(path)) is not None:
+                self._set_aside(path, damage)
+                continue
+            try:
+                found = wrong(read(path))
+            except Exception as error:  # whatever a strange content leads to
+                found = f"wrong inside: it cannot be understood ({type(error).__name__}: {first_line(error)})"
+            if found is None:
+                return path
+            self.unfit[path] = found
+        if self.unfit:
+            each = "; ".join(f"{path.name} is {why}" for path, why in self.unfit.items())
+            raise UserError(
+                f"no checkpoint in {self.folder} can be continued from: {each}; put back one that can, or give another "
+                "run_dir to begin anew"
+            )
+        return None
+
+    def refuse_newest(self, why: str) -> None:
+        """Let the next `newest` be an older one: the last one does not fit this run."""
+        if dist.is_main():
+            newest = next(path for path in reversed(self.files()) if path not in self.unfit)
+            self.unfit[newest] = why
+
+    def set_unfit_aside(self) -> None:
+        """Rename what was found not to fit, now that an older one does."""
+        for path, why in self.unfit.items():
+            self._set_aside(path, why)
+        self.unfit = {}
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        try:
+            aside = path.replace(path.with_name(path.name + ".bad"))
+        except OSError as error:
+            raise UserError(f"checkpoint {path} is {why}, and cannot be set aside: {error.strerror}") from None
+        self.log(f"checkpoint {path} is {why}; it is set aside as {aside.name}")
 
     def save(
         self,
@@ -149,8 +199,10 @@ class Checkpoints:
     def _write(self, content: dict[str, Any], *, best: bool) -> None:
         path = self.folder / f"step-{content['step']:010d}.pt"
         part = self.folder / f".{path.name}.{os.getpid()}.part"
+        self.guard()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            refuse_other(self.folder, folder=True)
             for stale in self.folder.glob(".*.part"):
                 stale.unlink()
             write_synced(content, part)
@@ -169,80 +221,17 @@ class Checkpoints:
             old.unlink()
 
 
-class Target:
-    """A new file as torch.save writes to it; it keeps the error of the disk, of which torch's own tells nothing."""
-
-    def __init__(self, file: FileIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        left = memoryview(data)
-        try:
-            while left:
-                left = left[self.file.write(left) :]
-        except OSError as error:
-            self.error = error
-            raise
-        return len(data)
-
-    def flush(self) -> None: ...
-
-
-def write_synced(content: Mapping[str, Any], path: Path) -> None:
-    """Save to a new file that is on disk when this returns. Raises OSError."""
-    with FileIO(path, "w") as file:
-        target = Target(file)
-        try:
-            torch.save(content, target)  # type: ignore[arg-type]
-        except Exception as error:
-            raise target.error or error from None
-        os.fsync(file.fileno())
-
-
-def size_of(state: Any) -> int:
-    """Return the bytes of all tensors in a state."""
-    return sum(x.nbytes for x in tree_leaves(state) if isinstance(x, Tensor))
-
-
 def refuse_infinite(states: Mapping[str, Any], step: int) -> None:
     """Raises SharedError where a number is not finite; states are the same on every rank."""
     for name, state in states.items():
-        numbers = [x for x in tree_leaves(state) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
-        if not all(bool(low.isfinite() & high.isfinite()) for low, high in (x.aminmax() for x in numbers)):
+        if not finite(state):
             raise SharedError(
                 f"the state of the {name} is not finite at step {step}, so no checkpoint of it is written: "
                 "training has diverged; lower optimizer.lr or add schedule.warmup_epochs"
             )
 
 
-def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        target.write_bytes(source.read_bytes())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
-    """Give each part its state back.
-
-    Raises:
-        UserError: the checkpoint has other parts than this run.
-    """
-    if parts.keys() != states.keys():
-        raise UserError(
-            f"the checkpoint holds the parts {', '.join(sorted(states))}, but this run has {', '.join(sorted(parts))}: "
-            "start it in another run_dir"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(states[name])
+def finite(state: Any) -> bool:
+    """Whether every number of the tensors in a state is finite."""
+    numbers = [x for x in tree_leaves(state) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    return all(bool(low.isfinite() & high.isfinite()) for low, high in (x.aminmax() for x in numbers))

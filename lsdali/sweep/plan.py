@@ -43,7 +43,7 @@ def size(recipe: Recipe) -> RunSize:
     repeats = recipe.data.train.repeats
     plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
     lengths = plan.steps_per_epoch
-    images = sum(recipe.batches.at(epoch) * lengths.at(epoch) for epoch in range(recipe.epochs))
+    images = lengths.weighted(recipe.batches, recipe.epochs)
     return RunSize(lengths.before(recipe.epochs), images)
 
 

@@ -1,7 +1,6 @@
 """A full disk, wherever it is: one sentence, the last good state kept, and the same command goes on."""
 
 import importlib
-import json
 import resource
 import subprocess
 import sys
@@ -241,10 +240,3 @@ def test_a_record_that_finds_no_room_leaves_nothing_behind(tmp_path: Path, mount
     with pytest.raises(UserError, match=r"cannot write .*/summary.json: No space left on device \(0 bytes free"):
         write_whole(disk / "summary.json", "new" * 3000)
     assert (disk / "summary.json").read_text() == "old"
-
-
-def test_a_cut_line_is_not_glued_to_the_next_event(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl").write_text('{"event": "message", "text": "whole"}\n{"event": "mess')
-    assert main([str(recipe), f"run_dir={tmp_path}"]) == 0
-    lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines][:2] == ["message", "message"]

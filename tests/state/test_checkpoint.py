@@ -10,7 +10,8 @@ import torch
 
 from lsdali.errors import UserError
 from lsdali.state import checkpoint
-from lsdali.state.checkpoint import Checkpoints, restore
+from lsdali.state.checkpoint import Checkpoints
+from lsdali.state.restore import restore
 
 
 class Part:

@@ -5,6 +5,7 @@ erasing comes last, after normalisation. What is drawn depends on (seed, epoch, 
 alone: the same on any number of ranks and after any seek. pipeline/dali_ops.py has the DALI side of each.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
@@ -69,6 +70,14 @@ class TrainImages(Config):
     def size_at(self, epoch: int) -> int:
         """Pixels a side in one epoch."""
         return self.size if self.ramp is None else self.ramp.size_at(epoch, self.size)
+
+    def sizes(self, epochs: int) -> list[int]:
+        """Each size that a run of so many epochs has, once, rising."""
+        out, epoch = [], 0
+        while epoch < epochs:
+            out.append(self.size_at(epoch))
+            epoch = bisect_right(range(epochs), out[-1], lo=epoch, key=self.size_at)
+        return out
 
     @model_validator(mode="after")
     def _rising(self) -> "TrainImages":
