@@ -1,7 +1,7 @@
 """Recipe -> live objects. The only place where names become things."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,13 @@ from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import MixedBatches
 from lsdali.data.sets.sample_index import Index
-from lsdali.errors import SharedError, UserError
+from lsdali.errors import SharedError, UserError, first_line
 from lsdali.events import Events
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
 from lsdali.methods.shared.class_weights import recipe_weights
 from lsdali.models import build_network
-from lsdali.models.checks import check_aux_heads, check_features, check_image_size, count_classes
+from lsdali.models.checks import check_aux_heads, check_features, check_image_size, check_memory, count_classes
 from lsdali.models.pretrained import load_weights, shorten
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import Teacher, load_teacher
@@ -56,7 +56,7 @@ def build(
     Raises:
         SharedError: the recipe does not fit the data, the device, the teacher or the number of processes.
     """
-    with dist.raise_together():
+    with dist.raise_together(), enough_memory():
         trainer = prepare(recipe, folder, device, checkpoints, events, begun=begun)
     with dist.raise_together():
         trainer.method.begin(trainer.student)
@@ -68,6 +68,20 @@ def build(
         trainer.student.compile(mode=recipe.compile, dynamic=False)  # each size of image or batch its own kernels
     seed_all(recipe.seed)
     return trainer
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raises UserError where a block asks for more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("allocat", "out of memory")):
+            raise
+        raise UserError(
+            f"there is no memory for this run ({first_line(error)}): lower batch, data.train.size, model.width, "
+            "model.classes or data.prefetch"
+        ) from error
 
 
 def prepare(
@@ -203,6 +217,7 @@ def check_start(recipe: Recipe, method: Method) -> None:
 def new_network(recipe: Recipe, classes: int) -> Network:
     """The network as it is initialised."""
     model, data = recipe.model, recipe.data
+    check_memory(model, classes)
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
     check_image_size(network, model.name, (*data.train.sizes(recipe.epochs), data.eval.size))

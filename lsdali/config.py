@@ -39,6 +39,8 @@ def expand_path(path: str) -> str:
             raise ValueError(f"the environment has no variable {found[1]}: export it, or write the path out")
         return os.environ[found[1]]
 
+    if not path.strip():
+        raise ValueError("a path cannot be empty; write . for the current folder")
     if "\0" in path:
         raise ValueError("a path cannot hold the character NUL")
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, path))

@@ -23,7 +23,7 @@ class Stop(Config):
 
     metric: MetricName = "nll"
     """The validation metric to watch."""
-    patience: int = Field(10, ge=1)
+    patience: int = Field(10, ge=1, le=1_000_000)
     """Stop if this metric has not improved for so many epochs."""
 
 

@@ -14,7 +14,7 @@ from lsdali.batch import Batch
 from lsdali.config import Config
 from lsdali.errors import UserError, first_line
 
-Step = Annotated[int, Field(ge=1)]
+Step = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class ProfileConfig(Config):

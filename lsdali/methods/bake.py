@@ -28,11 +28,11 @@ class BatchEnsembling(Method):
         """Cross-entropy + weight T^2 KL(mixed predictions at T || student at T)."""
 
         name: Literal["bake"] = "bake"
-        temperature: float = Field(4.0, gt=0)
+        temperature: float = Field(4.0, gt=0, le=1e9)
         """T, which divides the logits of both."""
         propagation: float = Field(0.5, ge=0, lt=1)
         """omega, how far predictions spread; published: 0.5 (ImageNet), 0.9 (TinyImageNet)."""
-        weight: float = Field(1.0, ge=0)
+        weight: float = Field(1.0, ge=0, le=1e9)
         """Weight of the ensemble's term."""
 
     config: Config

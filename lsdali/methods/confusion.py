@@ -28,13 +28,13 @@ class PairwiseConfusion(Method):
         """CE + weight / B * sum of norms of the differences between the first and the second half of the batch."""
 
         name: Literal["pairwise_confusion"] = "pairwise_confusion"
-        weight: float = Field(10.0, ge=0)
+        weight: float = Field(10.0, ge=0, le=1e9)
         """Weight of the confusion term."""
         of: Literal["probabilities", "logits"] = "probabilities"
         """What is compared."""
         variant: Variant = "paper"
         """paper: the Euclidean distance of each pair; code: for each class the norm over all pairs (OLS)."""
-        from_epoch: int = Field(0, ge=0)
+        from_epoch: int = Field(0, ge=0, le=1_000_000)
         """After how many epochs of cross-entropy alone the term joins it."""
 
     config: Config

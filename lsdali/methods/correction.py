@@ -33,7 +33,7 @@ class Estimated(Part):
     """
 
     name: Literal["estimated"] = "estimated"
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=1_000_000)
     """Epochs of cross-entropy before the estimate."""
 
 

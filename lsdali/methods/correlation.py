@@ -25,13 +25,13 @@ class CorrelationDistillation(Method):
         name: Literal["dist"] = "dist"
         teacher: TeacherConfig
         """The network whose prediction is the target."""
-        between: float = Field(2.0, ge=0)
+        between: float = Field(2.0, ge=0, le=1e9)
         """beta: weight of the relation between the classes of a sample."""
-        within: float = Field(2.0, ge=0)
+        within: float = Field(2.0, ge=0, le=1e9)
         """gamma: weight of the relation within a class, among the samples of a batch."""
-        temperature: float = Field(1.0, gt=0)
+        temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the logits of both; published: 1 (ImageNet), 4 (CIFAR-100)."""
-        hard: float = Field(1.0, ge=0)
+        hard: float = Field(1.0, ge=0, le=1e9)
         """Weight of the cross-entropy with the label."""
 
     config: Config

@@ -31,9 +31,9 @@ class ClassWiseDistillation(Method):
         """Cross-entropy + weight T^2 KL(partner at T || sample at T)."""
 
         name: Literal["cskd"] = "cskd"
-        temperature: float = Field(4.0, gt=0)
+        temperature: float = Field(4.0, gt=0, le=1e9)
         """T, which divides the logits of both."""
-        weight: float = Field(1.0, ge=0)
+        weight: float = Field(1.0, ge=0, le=1e9)
         """Weight of the partner's term; published: 1, and 3 for fine-grained data and ImageNet's ResNet-50."""
 
     config: Config

@@ -27,15 +27,15 @@ class DecoupledDistillation(Method):
         name: Literal["dkd"] = "dkd"
         teacher: TeacherConfig
         """The network whose prediction is the target."""
-        alpha: float = Field(1.0, ge=0)
+        alpha: float = Field(1.0, ge=0, le=1e9)
         """Weight of what is on the label against what is on all other classes."""
-        beta: float = Field(8.0, ge=0)
+        beta: float = Field(8.0, ge=0, le=1e9)
         """Weight of how the other classes share theirs."""
-        temperature: float = Field(4.0, gt=0)
+        temperature: float = Field(4.0, gt=0, le=1e9)
         """T, which divides the logits of both."""
-        hard: float = Field(1.0, ge=0)
+        hard: float = Field(1.0, ge=0, le=1e9)
         """Weight of the cross-entropy with the label."""
-        warmup_epochs: int = Field(20, ge=1)
+        warmup_epochs: int = Field(20, ge=1, le=1_000_000)
         """Epochs over which the teacher's terms rise in equal steps to their full weight."""
         standardise: bool = False
         """Give every row of logits, of both networks, mean 0 and standard deviation 1 (Sun et al. 2024)."""

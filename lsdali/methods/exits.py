@@ -19,7 +19,7 @@ from lsdali.models.student import AuxHead, Forward
 class FromFinal(Part):
     """Each exit should predict what the final one does; no gradient reaches the final one by this."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1e9)
     """Of the sum over exits of T^2 KL(final at T || exit at T)."""
     temperature: float = Field(1.0, gt=0, le=1000)
     """T, which divides the logits of both."""
@@ -37,20 +37,20 @@ class DeepSupervision(Method):
         """final_weight L(final) + exit_weight sum of L(exit) + distillation; L is label smoothing or cross-entropy."""
 
         name: Literal["exits"] = "exits"
-        exits: int = Field(2, ge=1)
+        exits: int = Field(2, ge=1, le=100)
         """How many of the stages before the last have one."""
         head: Kind = "linear"
         """linear: on the mean of the stage's positions; convolutional: three convolutions before that, as in the
         OLS code."""
-        final_weight: float = Field(1.5, gt=0)
+        final_weight: float = Field(1.5, gt=0, le=1e9)
         """Weight of the loss on the final logits."""
-        exit_weight: float = Field(0.5, ge=0)
+        exit_weight: float = Field(0.5, ge=0, le=1e9)
         """Weight of the summed losses of the exits."""
         smoothing: float = Field(0.0, ge=0, lt=1)
         """Label smoothing; 0 is cross-entropy."""
         mass: Mass = "all"
         """Where the smoothed mass goes, as in the method ls."""
-        hard_epochs: int = Field(0, ge=0)
+        hard_epochs: int = Field(0, ge=0, le=1_000_000)
         """Epochs at the start without smoothing; 1 in the OLS code."""
         distill: FromFinal | None = None
         """What exits learn from the final one; null: nothing."""

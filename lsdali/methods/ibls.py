@@ -58,7 +58,7 @@ class Quadratic(Part):
 
     shift: float = Field(0.8, ge=0, le=1)
     """P1; the paper's appendix tries 0.75 to 0.85 (made-up data) and 0.85 to 0.975 (images)."""
-    coefficient: float = Field(2.0, ge=0)
+    coefficient: float = Field(2.0, ge=0, le=1e9)
     """P2; the paper's appendix tries 0.75 to 2."""
 
 
@@ -101,7 +101,7 @@ class InstanceSmoothing(Method):
         """Who loses how much, and to whom; see the table of the method."""
         smoothing: float = Field(0.1, ge=0, lt=1)
         """a, the most that a label loses."""
-        temperature: float = Field(1.0, gt=0)
+        temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the teacher's logits; not of the rules logits, logits_code and paper_ils1."""
         quadratic: Quadratic = Quadratic()
         """P1 and P2 of the rules paper_ils1 and paper_ils."""

@@ -45,7 +45,7 @@ class ClassSmoothing(ClassMatrix):
         """paper: more mass for classes that the teacher takes for the label's; code: as the published code has it."""
         smoothing: float = Field(0.1, ge=0, lt=1)
         """a, what a label loses."""
-        temperature: float = Field(1.0, gt=0)
+        temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the mean logits."""
         means: Literal["training", "validation"] = "training"
         """training: over the training images of the first epoch, in which labels are smoothed evenly. validation: over

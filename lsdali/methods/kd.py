@@ -27,11 +27,11 @@ class KnowledgeDistillation(Method):
         name: Literal["kd"] = "kd"
         teacher: TeacherConfig
         """The network whose prediction is the target."""
-        temperature: float = Field(1.0, gt=0)
+        temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the logits of both."""
-        hard: float = Field(0.0, ge=0)
+        hard: float = Field(0.0, ge=0, le=1e9)
         """Weight of the cross-entropy with the label; 0 trains on the teacher alone, as LS-KD does."""
-        soft: float = Field(1.0, gt=0)
+        soft: float = Field(1.0, gt=0, le=1e9)
         """Weight of the teacher's term."""
         standardise: bool = False
         """Give every row of logits, of both networks, mean 0 and standard deviation 1, as Sun et al. 2024

@@ -1,6 +1,6 @@
 """Multi-level logit distillation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,8 @@ from lsdali.functional import as_float32, cross_entropy, distillation_kl, gram_d
 from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher_configs import TeacherConfig
+
+Degree = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class MultiLevelDistillation(Method):
@@ -28,11 +30,11 @@ class MultiLevelDistillation(Method):
         name: Literal["multi_level"] = "multi_level"
         teacher: TeacherConfig
         """The network whose prediction is the target."""
-        temperatures: list[float] = Field([2.0, 3.0, 4.0, 5.0, 6.0], min_length=1, max_length=20)
+        temperatures: list[Degree] = Field([2.0, 3.0, 4.0, 5.0, 6.0], min_length=1, max_length=20)
         """T, each above 0; every term is a sum over them."""
-        weight: float = Field(0.9, gt=0)
+        weight: float = Field(0.9, gt=0, le=1e9)
         """Weight of the teacher's terms."""
-        hard: float = Field(0.1, ge=0)
+        hard: float = Field(0.1, ge=0, le=1e9)
         """Weight of the cross-entropy with the label."""
         standardise: bool = False
         """Give every row of logits in the KL term mean 0 and standard deviation 1 (Sun et al. 2024; weight 9 there)."""

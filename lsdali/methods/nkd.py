@@ -39,9 +39,9 @@ class NormalisedDistillation(Method):
         name: Literal["nkd"] = "nkd"
         teacher: TeacherConfig
         """The network whose prediction is the target."""
-        gamma: float = Field(1.5, ge=0)
+        gamma: float = Field(1.5, ge=0, le=1e9)
         """Weight of the other classes' term."""
-        temperature: float = Field(1.0, gt=0)
+        temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the logits of both in the other classes' term."""
 
     config: Config
@@ -81,11 +81,11 @@ class NormalisedSelfDistillation(Method):
         """cross-entropy + alpha target's term + beta other classes' term + mu smoothed cross-entropy of the exit."""
 
         name: Literal["uskd"] = "uskd"
-        alpha: float = Field(1.0, ge=0)
+        alpha: float = Field(1.0, ge=0, le=1e9)
         """Weight of the label's term; published: 1 (ImageNet's ResNets), 0.1 (CIFAR-100)."""
-        beta: float = Field(0.1, ge=0)
+        beta: float = Field(0.1, ge=0, le=1e9)
         """Weight of the other classes' term."""
-        mu: float = Field(0.005, gt=0)
+        mu: float = Field(0.005, gt=0, le=1e9)
         """Weight of the exit's loss; published: 0.005 (ImageNet), 0.1 (CIFAR-100)."""
         variant: Variant = "paper"
         """paper: order the classes by two sums of probabilities; code: by what the published code adds."""

@@ -59,9 +59,9 @@ class SymmetricCrossEntropy(LogitLoss):
         """forward * CE + reverse * CE with label and prediction exchanged."""
 
         name: Literal["sce"] = "sce"
-        forward: float = Field(6.0, ge=0)
+        forward: float = Field(6.0, ge=0, le=1e9)
         """Weight of the cross-entropy."""
-        reverse: float = Field(0.1, ge=0)
+        reverse: float = Field(0.1, ge=0, le=1e9)
         """Weight of the reverse cross-entropy."""
         zero: float = Field(1e-4, ge=1e-30, lt=1)
         """log 0 in the label is log of this."""
@@ -111,9 +111,9 @@ class JointOptimisation(LogitLoss):
         """CE + prior * distance of the mean prediction from uniform + entropy * mean entropy."""
 
         name: Literal["joint"] = "joint"
-        prior: float = Field(1.2, ge=0)
+        prior: float = Field(1.2, ge=0, le=1e9)
         """Weight of the prior term, which keeps the mean prediction near uniform."""
-        entropy: float = Field(0.8, ge=0)
+        entropy: float = Field(0.8, ge=0, le=1e9)
         """Weight of the predictions' mean entropy."""
 
     config: Config

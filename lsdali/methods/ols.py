@@ -30,9 +30,9 @@ class OnlineLabelSmoothing(ClassMatrix):
         """hard * cross-entropy + soft * cross-entropy with the label's row of the matrix."""
 
         name: Literal["ols"] = "ols"
-        hard: float = Field(0.5, ge=0)
+        hard: float = Field(0.5, ge=0, le=1e9)
         """Weight of the cross-entropy with the label."""
-        soft: float = Field(0.5, ge=0)
+        soft: float = Field(0.5, ge=0, le=1e9)
         """Weight of the soft term."""
         start: Literal["zeros", "uniform"] = "zeros"
         """The matrix of the first epoch; zeros: no soft term there."""

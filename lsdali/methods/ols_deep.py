@@ -25,15 +25,15 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         """hard (final_weight CE + exit_hard CE of exits) + soft (final_weight SCE + exit_soft SCE of exits)."""
 
         name: Literal["ols_deep"] = "ols_deep"  # type: ignore[assignment]
-        exits: int = Field(2, ge=1)
+        exits: int = Field(2, ge=1, le=100)
         """How many of the stages before the last have one."""
         head: Kind = "convolutional"
         """convolutional: three convolutions before a stage's positions are averaged, as published; linear: none."""
-        final_weight: float = Field(1.5, gt=0)
+        final_weight: float = Field(1.5, gt=0, le=1e9)
         """Weight of the final logits, in the hard and in the soft term."""
-        exit_hard: float = Field(0.5, ge=0)
+        exit_hard: float = Field(0.5, ge=0, le=1e9)
         """Weight of the exits' summed cross-entropies in the hard term."""
-        exit_soft: float = Field(0.25, ge=0)
+        exit_soft: float = Field(0.25, ge=0, le=1e9)
         """Weight of the exits' summed soft cross-entropies in the soft term."""
         variant: Variant = "paper"
         """paper: one loss in all epochs; code: the first epoch is cross-entropy of the final logits, with weight 1."""

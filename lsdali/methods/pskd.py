@@ -42,7 +42,7 @@ class ProgressiveDistillation(Method):
         """Where the past is kept. dense32: every probability of every sample, as published (5.1 GB per node and
         checkpoint on ImageNet); dense16: in half precision; topk: the `keep` greatest, the rest spread evenly; network:
         a copy of the network at the epoch's end, in evaluation mode, run once more on each batch."""
-        keep: int = Field(16, ge=1)
+        keep: int = Field(16, ge=1, le=100_000)
         """How many probabilities of a sample the history topk keeps; all of them where there are fewer classes."""
 
         @model_validator(mode="after")

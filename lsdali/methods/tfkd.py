@@ -38,13 +38,13 @@ class TeacherFreeDistillation(Method):
         """For the form self."""
         alpha: float = Field(gt=0, lt=1)
         """Weight of the teacher; published for CIFAR-100's ResNet-18: self 0.95, virtual 0.1."""
-        temperature: float = Field(gt=0)
+        temperature: float = Field(gt=0, le=1e9)
         """T; published for CIFAR-100's ResNet-18: self 6, virtual 20."""
         correct: float = Field(0.99, gt=0, lt=1)
         """The virtual teacher's probability of the label."""
         variant: Variant = "paper"
         """paper: distillation as it is commonly written; code: what the published code does."""
-        multiplier: float = Field(1.0, gt=0)
+        multiplier: float = Field(1.0, gt=0, le=1e9)
         """Of the variant code; published for CIFAR-100's ResNet-18: self 50, virtual 100."""
 
         @model_validator(mode="after")

@@ -99,7 +99,7 @@ class DeepVotes(Part):
 
     exits: int = Field(1, ge=1, le=2)
     """How many of the stages before the last; published as deeplayer 2 and 3, which is one more."""
-    weight: float = Field(0.5, ge=0)
+    weight: float = Field(0.5, ge=0, le=1e9)
     """Weight of the criterion on each head's own logits."""
 
 
@@ -115,7 +115,7 @@ class ZipfLabelSmoothing(Method):
         """Criterion + weight KL(target by rank || softmax without the label)."""
 
         name: Literal["zls"] = "zls"
-        weight: float = Field(1.0, ge=0)
+        weight: float = Field(1.0, ge=0, le=1e9)
         """Weight of the Zipf term; published: 0.1 (CIFAR-100, ImageNet), 1.0 (TinyImageNet, INAT21)."""
         distribution: Distribution = RankZipf()
         """What mass a rank earns."""

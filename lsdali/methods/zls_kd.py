@@ -27,7 +27,7 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
         name: Literal["zls_kd"] = "zls_kd"  # type: ignore[assignment]
         teacher: TeacherConfig
         """The network of the distillation term."""
-        teacher_weight: float = Field(1.0, ge=0)
+        teacher_weight: float = Field(1.0, ge=0, le=1e9)
         """Weight of the distillation term."""
         alpha: float = Field(0.5, ge=0, le=1)
         """Share of the teacher in it; the rest is cross-entropy."""

@@ -100,11 +100,11 @@ class ModelConfig(Config):
     modules of other packages only."""
     classifier: str | None = None
     """The module's last linear layer, such as fc; null: found. For modules of other packages only."""
-    width: Annotated[int, Field(ge=16)] | None = None
+    width: Annotated[int, Field(ge=16, le=1024)] | None = None
     """Channels of the first stage, for some networks for small images; null is the published width. With fewer
     than 16 channels torch's CPU kernels of strided 1x1 convolutions overrun their buffers (seen with torch 2.15)."""
 
-    classes: Annotated[int, Field(ge=2)] | None = None
+    classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
     """Outputs of the classifier; null: as many as the data has classes."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of features dropped in training, where the network's paper drops them; null is the published rate."""

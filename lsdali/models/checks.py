@@ -3,9 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
+from lsdali.disk import in_words
 from lsdali.errors import UserError
+from lsdali.models import ModelConfig, build_network
 from lsdali.models.student import AuxHead, Network
 from lsdali.models.teacher import Teacher
+from lsdali.state.shared import free_bytes
 
 
 def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHead], method: str) -> None:
@@ -42,6 +47,21 @@ def check_features(network: Network, model: str, reads_features: bool, method: s
         raise UserError(
             f"the method '{method}' reads the features before the classifier, and that of '{model}' was not found: "
             "name it (model.classifier)"
+        )
+
+
+def check_memory(model: ModelConfig, classes: int) -> None:
+    """Raises UserError where the weights that `width` or `classes` ask for have no room, before they are made."""
+    if model.width is None and model.classes is None:
+        return
+    with torch.device("meta"):
+        network = build_network(model, classes)
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    if 3 * size > (free := free_bytes()):  # with gradients and a moment
+        raise UserError(
+            f"model: {model.name} with width {model.width or 'as published'} and {classes} classes has weights of "
+            f"{in_words(size)}, of which training needs three times as much, and {in_words(free)} are free: "
+            "give a smaller width or fewer classes"
         )
 
 

@@ -16,7 +16,7 @@ class Scaled(Config):
 
     digest: str | None = None
     """SHA-256 of the network's weights, as in the summary of an lsdali run; null takes any."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=1e9)
     """That of temperature scaling (Guo et al. 2017), as lsdali.evaluate --temperature fits it: the teacher's logits are
     divided by it before anything else is done to them."""
 
@@ -66,7 +66,7 @@ class TimmTeacher(Scaled):
     """timm's name of the training run, such as augreg_in1k; null is timm's default."""
 
 
-Share = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1e9)]
 RGB = Annotated[tuple[Share, Share, Share], Field(strict=False)]
 
 

@@ -17,18 +17,18 @@ FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 class Common(Config):
     """What every optimizer has."""
 
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e9)
     """Peak learning rate; the schedule scales it."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e9)
     """Coefficient of the weight decay."""
     decay: Decay = "weights"
     """`weights` spares norm layers and biases; `all` decays every parameter."""
     implementation: Implementation = "auto"
     """`auto` is torch-fused; `apex` needs NVIDIA apex with its compiled kernels and a GPU. With precision fp16, foreach
     and loop wait for the device at each step, and apex is refused because it would."""
-    clip: float | None = Field(default=None, gt=0)
+    clip: float | None = Field(default=None, gt=0, le=1e9)
     """Largest allowed norm of the whole gradient; null: no clipping."""
-    backbone_lr_scale: float = Field(default=1.0, ge=0)
+    backbone_lr_scale: float = Field(default=1.0, ge=0, le=1e9)
     """Factor on the learning rate of everything but the classifier and the method's own heads, for fine-tuning."""
 
 
@@ -60,7 +60,7 @@ class Adam(Common):
     name: Literal["adam"] = "adam"
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1e9)
     """Added to the denominator of the update, against division by 0."""
 
     def arguments(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class AdamW(Common):
     name: Literal["adamw"] = "adamw"
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1e9)
     """Added to the denominator of the update, against division by 0."""
 
     def arguments(self) -> dict[str, Any]:
@@ -88,9 +88,9 @@ class LARS(Common):
     """Both are this project's own, which compute a step for all tensors at once."""
     momentum: FractionBelowOne = 0.9
     """Share of the last update that is kept."""
-    trust: float = Field(default=1e-3, gt=0)
+    trust: float = Field(default=1e-3, gt=0, le=1e9)
     """The paper's eta: how far one step may move a tensor, as a share of its norm."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1e9)
     """Added to the denominator of the layer's rate."""
 
     def arguments(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class LAMB(Common):
     """`auto` and `foreach` are this project's own; `apex` is FusedLAMB and needs apex's compiled kernels and a GPU."""
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the means of the gradient and of its square."""
-    eps: float = Field(default=1e-6, gt=0)
+    eps: float = Field(default=1e-6, gt=0, le=1e9)
     """Added to the root of the mean square."""
 
     def arguments(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class NovoGrad(Common):
     """FusedNovoGrad; without apex, `name: timm/novograd`."""
     betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], Field(strict=False)] = (0.95, 0.98)
     """Decay rates of the means of the gradient and of a layer's squared norm."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1e9)
     """Added to the root of the mean squared norm."""
 
     def arguments(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class EMA(Config):
 
     decay: float = Field(gt=0, lt=1)
     """Share of the old average kept at each update."""
-    every: int = Field(default=1, gt=0)
+    every: int = Field(default=1, gt=0, le=1_000_000_000)
     """Steps from one update to the next."""
     warmup: bool = False
     """Let the decay rise to its value as (1 + n) / (10 + n) with the number n of updates, as timm and TensorFlow do."""

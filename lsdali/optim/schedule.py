@@ -17,7 +17,7 @@ class Warm(Config):
 
     needs_length: ClassVar[bool] = True  # whether the rate of an epoch depends on how many follow
 
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1_000_000)
     """Epochs of linear warm-up, per step from peak / W to peak, where W is the number of its steps."""
 
 
@@ -26,7 +26,7 @@ class StepSchedule(Warm):
 
     needs_length = False
     name: Literal["step"] = "step"
-    milestones: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False)]
+    milestones: Annotated[tuple[Annotated[int, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
     """After how many epochs the learning rate falls, each time by gamma."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
     """Factor on the learning rate at each milestone."""
@@ -68,7 +68,7 @@ class PolynomialSchedule(Warm):
     """(1 - share done)^power from the end of the warm-up to the run's end."""
 
     name: Literal["polynomial"] = "polynomial"
-    power: float = Field(default=2.0, gt=0)
+    power: float = Field(default=2.0, gt=0, le=1e9)
     """1 is the linear schedule; published: 2 (LARS, You et al., 2017)."""
     final: float = Field(default=0.0, ge=0, lt=1)
     """Share of the peak that the run ends on."""
@@ -88,9 +88,9 @@ class OneCycleSchedule(Config):
     name: Literal["one_cycle"] = "one_cycle"
     rise: float = Field(default=0.3, gt=0, lt=1)
     """Share of the run in which the rate rises."""
-    start: float = Field(default=25.0, ge=1)
+    start: float = Field(default=25.0, ge=1, le=1_000_000)
     """The run starts on this fraction of the peak: PyTorch's div_factor."""
-    end: float = Field(default=1e4, ge=1)
+    end: float = Field(default=1e4, ge=1, le=1_000_000)
     """It ends on this fraction of where it started: PyTorch's final_div_factor."""
     warmup_epochs: ClassVar[float] = 0.0
 

@@ -79,14 +79,18 @@ def key_path(root: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any
 
 def show(value: Any) -> str:
     """Return a value in at most 80 characters."""
-    text = f"the text {value!r}" if isinstance(value, str) else ("null" if value is None else repr(value))
+    return cut(f"the text {value!r}" if isinstance(value, str) else ("null" if value is None else repr(value)))
+
+
+def cut(text: str) -> str:
+    """Return a text with at most 80 characters."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def not_allowed(given: Any, allowed: Sequence[str]) -> str:
-    near = get_close_matches(str(given), allowed, 1)
+    near = get_close_matches(cut(str(given)), allowed, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(allowed)}"
-    return f"{given!r} is not allowed; {hint}"
+    return f"{cut(repr(given))} is not allowed; {hint}"
 
 
 def choices(root: type[BaseModel], path: Keys, tree: Mapping[str, Any]) -> list[str]:
@@ -96,7 +100,7 @@ def choices(root: type[BaseModel], path: Keys, tree: Mapping[str, Any]) -> list[
 
 def unknown_key(root: type[BaseModel], path: Keys, tree: Mapping[str, Any]) -> str:
     """Return what to write instead: a synonym, the nearest key beside it, one of that name elsewhere, or all here."""
-    name, above = str(path[-1]), path[:-1]
+    name, above = cut(str(path[-1])), path[:-1]
     beside = sorted({field for kind in kinds_at(root, above, tree) for field in kind.model_fields})
     said = NESTED.get((str(above[-1]), name)) if above else KEYS.get(name)
     if said is None:

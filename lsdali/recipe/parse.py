@@ -3,7 +3,8 @@
 All errors come at once, each with its line, its key and what would be right.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from math import inf
@@ -17,11 +18,12 @@ from lsdali import parts
 from lsdali.config import TAGS
 from lsdali.errors import UserError
 from lsdali.recipe.kinds import Kinds, kinds_at, narrowed, tags, under
-from lsdali.recipe.messages import explain
+from lsdali.recipe.messages import cut, explain
 from lsdali.recipe.schema import OPERATIONAL, Recipe
-from lsdali.recipe.yaml12 import parse_yaml
+from lsdali.recipe.yaml12 import DEEPEST, parse_yaml
 
 Root = TypeVar("Root", bound=BaseModel)
+LONGEST = 4096  # characters of a text: no path is longer
 
 
 class Tree(dict[str, Any]):
@@ -86,12 +88,31 @@ def use_parts(tree: Mapping[str, Any], path: str | Path) -> None:
 def check_tree(kind: type[Root], tree: Mapping[str, Any], path: str | Path) -> Root:
     """Return the Config of a file of its own. Raises UserError with every key that is wrong."""
     full = written_out(kind, tree)
+    for place, why in unusable(full):
+        _, where = source_of(tree, path, place)
+        raise UserError(f"{where}: {cut('.'.join(map(str, place)))}: {why}")
     try:
         return kind.model_validate(full)
     except ValidationError as error:
         found = {explain(kind, detail, full) for detail in error.errors(include_url=False)}
         lines = sorted((*source_of(tree, path, place), text) for place, text in found)
         raise UserError("\n  ".join(f"{where}: {text}" for _, where, text in lines)) from None
+
+
+def unusable(node: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield where a text is that no path, name or class can be, and why."""
+    if isinstance(node, str) and "\0" in node:
+        yield place, "text cannot hold the character NUL"
+    elif isinstance(node, str) and len(node) > LONGEST:
+        yield place, f"a text of {len(node):,} characters; at most {LONGEST:,} are read"
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if len(str(key)) > LONGEST:
+                yield (*place, str(key)), "unknown key"
+            yield from unusable(value, (*place, key))
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from unusable(value, (*place, number))
 
 
 def source_of(tree: Mapping[str, Any], path: str | Path, place: tuple[str | int, ...]) -> tuple[float, str]:
@@ -106,13 +127,15 @@ def source_of(tree: Mapping[str, Any], path: str | Path, place: tuple[str | int,
 
 def read_tree(path: Path, what: str = "recipe", keys: str = "epochs, batch, data, model and method") -> Tree:
     """Return a file's top mapping, unchecked; `what` it should be, with such `keys`, is what an error says."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         raise UserError(
             f"no {what} {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ": give a YAML file")
         )
     try:
         values, lines = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -155,13 +178,15 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 def split_override(override: str) -> tuple[str, Any]:
     """Return the dotted key and the value of `dotted.key=value`. Raises UserError for another form."""
     key, sign, text = override.partition("=")
+    if key.count(".") > DEEPEST:
+        raise UserError(f"override {cut(key)}: no key has more than {DEEPEST} parts")
     if not sign or not all(key.strip().split(".")):
-        raise UserError(f"override {override!r}: write key=value, for example data.root=/data/imagenet")
+        raise UserError(f"override {cut(override)!r}: write key=value, for example data.root=/data/imagenet")
     try:
         return key.strip(), parse_yaml(text)[0]
     except yaml.YAMLError as error:
-        if "nested" in str(error) or "digits" in str(error):
-            raise UserError(f"override {key}: {error}") from None
+        if any(word in str(error) for word in ("nested", "digits", "alias")):
+            raise UserError(f"override {cut(key)}: {error}") from None
         return key.strip(), text
 
 

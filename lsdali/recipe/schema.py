@@ -34,9 +34,9 @@ else:
 class EvaluationConfig(Config):
     """How the model is evaluated on the validation split."""
 
-    every_epochs: int = Field(1, ge=1)
+    every_epochs: int = Field(1, ge=1, le=1_000_000)
     """Evaluate after every so many epochs, and after the last."""
-    batch: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=1, le=16_384)
     """Images per forward and process; null: 256 on a GPU, 64 elsewhere. It changes no result."""
 
     def batch_on(self, device: str) -> int:
@@ -47,18 +47,18 @@ class EvaluationConfig(Config):
 class SaveConfig(Config):
     """When checkpoints are written."""
 
-    every_epochs: int = Field(1, ge=1)
+    every_epochs: int = Field(1, ge=1, le=1_000_000)
     """After every so many epochs, and after the last."""
-    every_steps: int | None = Field(None, ge=1)
+    every_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Also after every so many optimizer steps."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, le=100_000)
     """How many of the newest stay, beside the best."""
 
 
 class LogConfig(Config):
     """How often a run reports while it trains."""
 
-    every_steps: int = Field(50, ge=1)
+    every_steps: int = Field(50, ge=1, le=1_000_000_000)
     """Read losses back from the device, and report, every so many steps."""
     loggers: Annotated[tuple[Logger, ...], Field(strict=False)] = USUAL
     """Where figures go beside events.jsonl and the scalars of TensorBoard. One that fails is told once, and never stops
@@ -70,10 +70,10 @@ class LogConfig(Config):
 class FaultsConfig(Config):
     """When a run gives up."""
 
-    stall_minutes: float = Field(5.0, gt=0)
+    stall_minutes: float = Field(5.0, gt=0, le=1_000_000)
     """From the first step on, a process that stands still for so long, or of which nothing is heard, ends the run. It
     is named with its host, step and Python stack. Longer than any step, batch of the validation and save takes."""
-    max_skipped_steps: int = Field(10, ge=0)
+    max_skipped_steps: int = Field(10, ge=0, le=1_000_000_000)
     """A step whose loss or gradient is not finite on any process updates nothing. More of them than this end the run.
     In fp16, steps that overflow are the loss scale's business and do not count."""
 
@@ -81,9 +81,9 @@ class FaultsConfig(Config):
 class BatchChange(Config):
     """Another global batch from an epoch on."""
 
-    epoch: int = Field(ge=1)
+    epoch: int = Field(ge=1, le=1_000_000)
     """After how many epochs it begins."""
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=1_000_000)
     """Images per optimizer step, over all processes."""
 
 
@@ -93,15 +93,15 @@ class Recipe(Config):
     uses: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules of other packages whose methods, networks, data sets, augmentations and optimizers this recipe names.
     Their code runs: read a foreign recipe first, or refuse it with `--no-uses`."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Initial weights, data order, augmentation and dropout are functions of it."""
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=1_000_000)
     """Passes over the training data."""
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=1_000_000)
     """The global batch: images per optimizer step, over all processes."""
     batch_schedule: Annotated[tuple[BatchChange, ...], Field(strict=False)] = ()
     """Later changes of `batch` (Smith et al., 2018). The learning-rate schedule is not affected."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1, le=1_000_000)
     """Largest number of images per forward pass and process; null: the process's whole part of the batch. Gradients
     add up over micro-batches; BatchNorm, and losses that compare samples, see one micro-batch at a time."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -139,7 +139,7 @@ class Recipe(Config):
     """What a run reports while it trains."""
     faults: FaultsConfig = FaultsConfig()
     """What a run does when a process hangs or dies."""
-    run_dir: PathText | None = Field(None, min_length=1)
+    run_dir: PathText | None = None
     """The run folder; null: runs/<recipe name>."""
 
     @property

@@ -9,6 +9,10 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
+DEEPEST = 50  # levels of lists and mappings
+MOST = 1_000_000  # values, each use of an alias counted
+TOO_DEEP = yaml.YAMLError(f"it is nested too deeply, more than {DEEPEST} levels")
+OPENED = re.compile(rf"(?:[\[{{]\s*){{{DEEPEST + 1}}}")  # PyYAML looks through all of it before it nests
 PLAIN_SCALARS = (  # tag, pattern, first characters
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -22,6 +26,16 @@ class RecipeLoader(yaml.SafeLoader):
     """Safe loading that refuses a key given twice, which YAML would answer with the last one."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node; refuse one inside more than DEEPEST others before Python's own limit would."""
+        if self.depth > DEEPEST:
+            raise TOO_DEEP
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -51,18 +65,47 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path, int]]:
 
     Raises yaml.YAMLError for text that is no YAML, nested too deeply, or holds a number of over 100 digits.
     """
+    if OPENED.search(text):
+        raise TOO_DEEP
     loader = RecipeLoader(text)
     try:
         node = loader.get_single_node()
         lines: dict[Path, int] = {}
         if node is None:
             return None, lines
+        _extent(node, {})
         _find_lines(node, (), lines, set())
         return loader.construct_document(node), lines
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
     finally:
         loader.dispose()
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Return how many values a node stands for, and how many levels.
+
+    Raises yaml.YAMLError where a few aliases stand for more than memory holds, or for what they are in.
+    """
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            raise yaml.YAMLError(f"the alias in line {node.start_mark.line + 1} stands for something that it is in")
+        return found
+    known[id(node)] = None
+    below: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        below = [value for _, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    parts = [_extent(value, known) for value in below]
+    size, depth = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
+    if depth > DEEPEST + 2:
+        raise TOO_DEEP
+    if size > MOST:
+        raise yaml.YAMLError(f"its aliases stand for more than {MOST:,} values")
+    known[id(node)] = size, depth
+    return size, depth
 
 
 def _find_lines(node: yaml.Node, path: Path, lines: dict[Path, int], seen: set[int]) -> None:

@@ -46,7 +46,7 @@ def test_settings_as_yaml_gives_them():
         ({"train": {"crop": "center", "size": 32}}, "does not match any of the expected tags"),
         ({"train": {"crop": "pad", "size": 32, "scale": [0.1, 1]}}, "Extra inputs"),
         ({"eval": {"resize": 31, "size": 32}}, "size 32 must not be larger than resize 31"),
-        ({"std": [0.1, 0, 0.1]}, "must be above 0"),
+        ({"std": [0.1, 0, 0.1]}, "greater than or equal to 0.000001"),
         ({"mean": [0.1, 0.1]}, "Field required"),
         ({"mean": ["0.1", 0.1, 0.1]}, "valid number"),
         ({"max_samples": 0}, "greater than or equal to 1"),

@@ -24,7 +24,7 @@ class Mixup(Config):
     """Zhang et al. 2018: each image is a weighted sum of two, and so is its target."""
 
     name: Literal["mixup"] = "mixup"
-    alpha: float = Field(gt=0)
+    alpha: float = Field(gt=0, le=1e9)
     """lam, the weight of the first image, is drawn from Beta(alpha, alpha), once for a step; published: 0.2, 1.0."""
     probability: float = Field(1.0, gt=0, le=1)
     """Share of the steps whose images are mixed."""
@@ -34,7 +34,7 @@ class CutMix(Config):
     """Yun et al. 2019: a box of each image is its partner's; the targets are weighted by area."""
 
     name: Literal["cutmix"] = "cutmix"
-    alpha: float = Field(1.0, gt=0)
+    alpha: float = Field(1.0, gt=0, le=1e9)
     """The area that stays is drawn from Beta(alpha, alpha), once for a step; published: 1.0."""
     probability: float = Field(1.0, gt=0, le=1)
     """Share of the steps whose images are mixed; published: 0.5 (CIFAR), 1.0 (ImageNet)."""
@@ -44,9 +44,9 @@ class Switch(Config):
     """Mixup in some steps and CutMix in the others (as timm and torchvision's references do)."""
 
     name: Literal["switch"] = "switch"
-    mixup: float = Field(0.2, gt=0)
+    mixup: float = Field(0.2, gt=0, le=1e9)
     """alpha of mixup; published: 0.1 (A3), 0.2 (A1, A2, torchvision's references), 0.8 (DeiT)."""
-    cutmix: float = Field(1.0, gt=0)
+    cutmix: float = Field(1.0, gt=0, le=1e9)
     """alpha of CutMix; published: 1.0."""
     share: float = Field(0.5, ge=0, le=1)
     """Share of the mixed steps that have CutMix."""

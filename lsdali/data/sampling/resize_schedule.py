@@ -10,13 +10,13 @@ from lsdali.config import Config
 class Ramp(Config):
     """Image size that rises with the epoch (progressive resizing; Howard, 2018; the linear ramp of FFCV, 2022)."""
 
-    first: Annotated[int, Field(ge=1)]
+    first: Annotated[int, Field(ge=1, le=4096)]
     """Side in pixels at the beginning."""
-    start: int = Field(0, ge=0)
+    start: int = Field(0, ge=0, le=1_000_000)
     """After how many epochs comes the last one with the first size."""
-    end: int = Field(ge=1)
+    end: int = Field(ge=1, le=1_000_000)
     """After how many epochs images have the full size; sizes in between lie on a line."""
-    multiple: int = Field(32, ge=1)
+    multiple: int = Field(32, ge=1, le=4096)
     """Sizes in between are rounded to a multiple of this."""
 
     @model_validator(mode="after")

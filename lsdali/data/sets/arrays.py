@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lsdali.data.io.byte_range import Bytes
 from lsdali.data.io.download import Download, obtain
 from lsdali.data.io.formats import read_idx, read_mat, read_pickle
-from lsdali.data.sets.catalog import CenterCrop, Channels, DataSet, PadCrop, TrainCrop
+from lsdali.data.sets.catalog import CenterCrop, Channels, DataSet, PadCrop, Spreads, TrainCrop
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
@@ -68,7 +68,7 @@ class Cifar10(Arrays):
 
     name: Literal["cifar10"] = "cifar10"
     mean: Channels = (0.4914, 0.4822, 0.4465)
-    std: Channels = (0.2023, 0.1994, 0.2010)
+    std: Spreads = (0.2023, 0.1994, 0.2010)
     source: ClassVar[Download] = Download(
         "CIFAR10",
         {
@@ -96,7 +96,7 @@ class Cifar100(Arrays):
 
     name: Literal["cifar100"] = "cifar100"
     mean: Channels = (0.4914, 0.4822, 0.4465)
-    std: Channels = (0.2023, 0.1994, 0.2010)
+    std: Spreads = (0.2023, 0.1994, 0.2010)
     source: ClassVar[Download] = Download(
         "CIFAR100",
         {
@@ -147,7 +147,7 @@ class Mnist(Idx):
     train: TrainCrop = PadCrop(size=28, pad=2, flip=0.0)
     eval: CenterCrop = CenterCrop(resize=28, size=28)
     mean: Channels = (0.1307, 0.1307, 0.1307)
-    std: Channels = (0.3081, 0.3081, 0.3081)
+    std: Spreads = (0.3081, 0.3081, 0.3081)
     source: ClassVar[Download] = _idx("MNIST")
     names: ClassVar[Sequence[str]] = _DIGITS
 
@@ -159,7 +159,7 @@ class FashionMnist(Idx):
     train: TrainCrop = PadCrop(size=28, pad=2)
     eval: CenterCrop = CenterCrop(resize=28, size=28)
     mean: Channels = (0.2860, 0.2860, 0.2860)
-    std: Channels = (0.3530, 0.3530, 0.3530)
+    std: Spreads = (0.3530, 0.3530, 0.3530)
     source: ClassVar[Download] = _idx("FashionMNIST")
     names: ClassVar[Sequence[str]] = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -173,7 +173,7 @@ class Svhn(Arrays):
     name: Literal["svhn"] = "svhn"
     train: TrainCrop = PadCrop(size=32, flip=0.0)
     mean: Channels = (0.4377, 0.4438, 0.4728)
-    std: Channels = (0.1980, 0.2010, 0.1970)
+    std: Spreads = (0.1980, 0.2010, 0.1970)
     source: ClassVar[Download] = Download(
         "SVHN",
         {"mat": (".", ("train_32x32.mat", "test_32x32.mat"))},

@@ -22,9 +22,12 @@ from lsdali.errors import UserError
 from lsdali.label_noise import Noise
 
 # YAML has lists where Python has tuples.
-Range = Annotated[tuple[float, float], Field(strict=False)]
-Channels = Annotated[tuple[float, float, float], Field(strict=False)]
-Size = Annotated[int, Field(ge=1)]
+Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+Range = Annotated[tuple[Bounded, Bounded], Field(strict=False)]
+Channels = Annotated[tuple[Bounded, Bounded, Bounded], Field(strict=False)]
+Spreads = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+Size = Annotated[int, Field(ge=1, le=4096)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,7 +55,7 @@ class PadCrop(TrainImages):
     """torchvision's RandomCrop(size, padding) with zeros (black), and a horizontal flip."""
 
     crop: Literal["pad"] = "pad"
-    pad: int = Field(default=4, ge=0)
+    pad: int = Field(default=4, ge=0, le=512)
     """Black pixels added on every side before the crop."""
 
     @model_validator(mode="after")
@@ -105,7 +108,7 @@ class DataSet(Config):
     name: str
     root: PathText
     """Folder of the data set."""
-    max_samples: Annotated[int, Field(ge=1)] | None = None
+    max_samples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Train on this many samples, always the same, in the classes' own proportions; null for all."""
     order: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: an epoch reads each training sample once; balanced: it reads as many samples, every class equally
@@ -124,30 +127,24 @@ class DataSet(Config):
     """Resize and crop of validation images."""
     mean: Channels = IMAGENET_MEAN
     """Mean of red, green and blue, of values in 0..1."""
-    std: Channels = IMAGENET_STD
+    std: Spreads = IMAGENET_STD
     """Standard deviation of red, green and blue, of values in 0..1."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """CPU threads of DALI in each process; null for an equal part of the cores that affinity and
     CPU quota leave this node's processes, 1 to 8."""
-    prefetch: Annotated[int, Field(ge=1)] | None = None
+    prefetch: Annotated[int, Field(ge=1, le=64)] | None = None
     """Batches that DALI prepares ahead; null: 3 on a GPU, 2 elsewhere."""
     hw_decoder_load: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of JPEGs for the JPEG engines of GPUs that have some; null: DALI's own, 0.65. More where cores are few."""
-    max_bad_files: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0.01
+    max_bad_files: Annotated[int, Field(ge=0, le=1_000_000_000)] | Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Unreadable training files to replace by stand-ins before the run is refused: a number of files, or a share of
     the training set, then at least one file."""
-    wait_seconds: Annotated[float, Field(ge=0)] = 30.0
+    wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """How long to wait for a folder of training images that goes away in mid-run, before the run stops."""
-    max_pixels: int = Field(default=89_478_485, ge=1)
+    max_pixels: int = Field(default=89_478_485, ge=1, le=10_000_000_000)
     """The most pixels, width times height, that an image may have; a larger one is a bad file. As Pillow's limit."""
     exif_orientation: bool = False
     """Turn images as their EXIF orientation says; false: read pixels as they are stored, as torchvision does."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> "DataSet":
-        if min(self.std) <= 0:
-            raise ValueError(f"std {self.std} must be above 0")
-        return self
 
     @abstractmethod
     def listing(self, split: Split) -> Index:
@@ -179,7 +176,7 @@ class Files(DataSet):
 
     resident: Literal["auto", "never", "always"] = "auto"
     """Decode the images once and hold them on the device: auto, where they fit and pixels stay the same to the bit."""
-    resident_bytes: int = Field(default=1_000_000_000, ge=0)
+    resident_bytes: int = Field(default=1_000_000_000, ge=0, le=2**50)
     """The most that the decoded images of a split may take for auto, in bytes."""
 
 
@@ -271,7 +268,7 @@ class Digits(Files):
     train: TrainCrop = RandomResizedCrop(size=32, scale=(0.5, 1.0), ratio=(0.8, 1.25), flip=0.0)
     eval: CenterCrop = CenterCrop(resize=32, size=32)
     mean: Channels = (0.305, 0.305, 0.305)
-    std: Channels = (0.376, 0.376, 0.376)
+    std: Spreads = (0.376, 0.376, 0.376)
 
     def listing(self, split: Split) -> Index:
         write_digits(self.root)

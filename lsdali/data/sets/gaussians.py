@@ -36,7 +36,7 @@ class Gaussians(DataSet):
     name: Literal["gaussians"] = "gaussians"
     root: PathText = Field(default_factory=lambda: str(cache_dir() / "gaussians"))
     """A folder; nothing is written into it."""
-    draw: int = Field(0, ge=0)
+    draw: int = Field(0, ge=0, le=1_000_000_000)
     """Which data set of this kind: the seed of its points."""
     part: Part = "all"
     """Which test points: all, or those of the dense or of the sparse parts."""

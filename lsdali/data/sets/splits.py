@@ -18,7 +18,7 @@ from lsdali.errors import UserError
 from lsdali.label_noise import Noise
 
 _NOISE = 105  # stream of random numbers
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Holdout(Config):

@@ -33,7 +33,7 @@ class GivenWeights(Config):
     """Weights that the recipe lists."""
 
     name: Literal["given"] = "given"
-    values: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=2)]
+    values: Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], Field(strict=False, min_length=2)]
     """One weight a class, above 0, in the order of the classes."""
 
     def weights(self, counts: Counts) -> Weights:

@@ -65,7 +65,7 @@ class LinearDecay(Config):
     """A straight line from the first rank down to `smallest_prob` at the last."""
 
     name: Literal["linear_decay"] = "linear_decay"
-    smallest_prob: float = Field(ge=0)
+    smallest_prob: float = Field(ge=0, le=1e9)
     """The mass of rank K; at most 1/K, which makes all equal."""
 
 
@@ -83,9 +83,9 @@ class UnbiasedZipf(Config):
     name: Literal["unbiased_zipf"] = "unbiased_zipf"
     power: float = Field(1.0, gt=0, le=5)
     """Exponent of the power law."""
-    left_bound: float = Field(0.001, ge=1e-6)
+    left_bound: float = Field(0.001, ge=1e-6, le=1e9)
     """Start of the interval, which belongs to rank 1."""
-    right_bound: float = Field(1.0, le=1e6)
+    right_bound: float = Field(1.0, gt=0, le=1e6)
     """End of the interval."""
 
     @model_validator(mode="after")

@@ -53,13 +53,13 @@ else:
 class TrainImages(Config):
     """What every kind of training crop has."""
 
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=4096)]
     """Side of the square that the network sees, in pixels."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     augment: Annotated[tuple[Augment, ...], Field(strict=False, max_length=MAX_STREAM)] = ()
     """Augmentations after crop and flip, applied in this order."""
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=1000)
     """Repeated augmentation (Hoffer et al., 2020): how often a batch holds each of its samples, differently augmented.
 
     An epoch then sees 1 / repeats of the samples.

@@ -12,7 +12,8 @@ from lsdali.data.sampling.crops import Floats
 Choices = tuple[NDArray[Any], ...]  # [n, ...] each, as the graph reads them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Interval = Annotated[tuple[float, float], Field(strict=False)]
+Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
+Interval = Annotated[tuple[Bounded, Bounded], Field(strict=False)]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import model_validator
 
-from lsdali.data.sampling.augment.base import Augmentation, Choices, Fraction, Interval
+from lsdali.data.sampling.augment.base import Augmentation, Bounded, Choices, Fraction, Interval
 from lsdali.data.sampling.crops import Floats
 
 ERASE_TRIES = 10
@@ -21,7 +21,7 @@ class RandomErasing(Augmentation):
     """Smallest and largest area, as a share of the image."""
     ratio: Interval = (0.3, 3.3)
     """Smallest and largest height / width."""
-    value: float = 0.0
+    value: Bounded = 0.0
     """The colour, in standard deviations from the data's mean colour; 0 is that colour."""
     outputs: ClassVar[int] = 2
     after: ClassVar[Literal["crop", "normalisation"]] = "normalisation"

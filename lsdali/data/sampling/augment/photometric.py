@@ -20,11 +20,11 @@ class ColorJitter(Augmentation):
     """
 
     name: Literal["color_jitter"] = "color_jitter"
-    brightness: float = Field(0.4, ge=0)
+    brightness: float = Field(0.4, ge=0, le=1e9)
     """The factor is drawn from max(0, 1 - brightness) to 1 + brightness."""
-    contrast: float = Field(0.4, ge=0)
+    contrast: float = Field(0.4, ge=0, le=1e9)
     """The same, for the distance to the image's mean gray."""
-    saturation: float = Field(0.4, ge=0)
+    saturation: float = Field(0.4, ge=0, le=1e9)
     """The same, for the distance to the pixel's own gray."""
     hue: float = Field(0.1, ge=0, le=0.5)
     """The turn is drawn from -hue to hue; 1 is the whole circle."""
@@ -50,7 +50,7 @@ class Lighting(Augmentation):
     """AlexNet's colour shift along the principal components of ImageNet's pixels (Krizhevsky et al., 2012)."""
 
     name: Literal["lighting"] = "lighting"
-    std: float = Field(0.1, ge=0)
+    std: float = Field(0.1, ge=0, le=1e9)
     """Standard deviation of the normal factor that each component gets."""
 
     @property
