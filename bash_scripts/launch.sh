@@ -8,8 +8,9 @@ Examples:
   NNODES=2 HEAD=node1 bash_scripts/launch.sh train recipes/imagenet_zls.yaml   # the same on both nodes
 Variables (in Slurm, NNODES, HEAD, PORT and JOB are found):
   NPROC      processes on this node; default: its GPUs, else 1
-  NNODES     nodes; default 1
+  NNODES     nodes; default 1; 1:2 goes on with one of two while the other is away (HEAD must stay)
   HEAD       name or address of the first node, which the others reach
+  ADDRESS    address of this node for the others, where its name does not lead there
   PORT       its port for the rendezvous; default 29400
   JOB        a name that all nodes share and no other run on that port uses; default lsdali
   RESTARTS   how often torchrun starts lost workers again, in place; default 1
@@ -66,10 +67,26 @@ else
     PORT=${PORT:-$((15000 + SLURM_JOB_ID % 15000))}  # below the ports that the kernel hands out
     JOB=${JOB:-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}}
     host=$([ "${SLURM_NODEID:-0}" = 0 ] && echo true || echo false)
-    arguments+=(--rdzv-conf "is_host=$host")
   fi
   : "${HEAD:?error: $nodes nodes need HEAD, the name or address of the first one}"
+  if [ -z "${host:-}" ]; then # torchrun takes an address for its own only if the node's name leads to it
+    host=$("$python" - "$HEAD" << 'END'
+import socket
+import sys
+try:
+    family, _, _, _, place = socket.getaddrinfo(sys.argv[1], 0, type=socket.SOCK_STREAM)[0]
+except OSError as error:
+    sys.exit(f"error: HEAD={sys.argv[1]} leads to no address: {error.strerror}")
+try:
+    socket.socket(family).bind(place)
+    print("true")
+except OSError:
+    print("false")
+END
+    )
+  fi
   arguments+=(--nnodes "$nodes" --rdzv-endpoint "$HEAD:${PORT:-29400}" --rdzv-id "${JOB:-lsdali}")
+  arguments+=(--rdzv-conf "is_host=$host")
   if [ -n "${ADDRESS:-}" ]; then arguments+=(--local-addr "$ADDRESS"); fi
 fi
 exec "$python" -m torch.distributed.run "${arguments[@]}" -m lsdali "$verb" "$@"

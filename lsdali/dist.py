@@ -113,13 +113,15 @@ def refuse_bare_srun() -> None:
 def join_group(*, cuda: bool, timeout: timedelta) -> None:
     """Make the process group that torchrun's environment describes.
 
-    torchrun keeps its key-value store over a restart of the workers (--max-restarts); under a prefix of its own, each
-    start finds nothing of the addresses that the dead processes left there.
+    Where torchrun itself serves the key-value store, it keeps it over a restart of the workers (--max-restarts); under
+    a prefix of its own, each start finds nothing of the addresses that the dead processes left there. A store that rank
+    0 serves is new at each start, and has no prefix: every node counts its own restarts.
     """
     store, rank, world = rendezvous_store(timeout)
-    start = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    td.init_process_group(backend, store=start, rank=rank, world_size=world, timeout=timeout)
+    td.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
 def rendezvous_store(timeout: timedelta) -> tuple[Store, int, int]:
