@@ -193,9 +193,10 @@ def killed_by_kernel() -> int:
     """Return how many processes of this one's control group the kernel has killed for want of memory."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        for name in COUNTS:
-            with suppress(OSError):
-                found = re.search(r"^oom_kill (\d+)", Path(name.format(path.rstrip("/"))).read_text(), re.M)
-                if found and controllers in ("", "memory"):
-                    return int(found[1])
+        for name in COUNTS if controllers in ("", "memory") else ():
+            for group in (path.rstrip("/"), ""):  # a container may see its own group as the root
+                with suppress(OSError):
+                    found = re.search(r"^oom_kill (\d+)", Path(name.format(group)).read_text(), re.M)
+                    if found:
+                        return int(found[1])
     return 0
