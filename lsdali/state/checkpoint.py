@@ -200,7 +200,7 @@ class Checkpoints:
         part = self.folder / f".{path.name}.{os.getpid()}.part"
         self.guard()
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             refuse_other(self.folder, folder=True)
             for stale in self.folder.glob(".*.part"):
                 stale.unlink()
