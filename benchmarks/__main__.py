@@ -10,7 +10,9 @@ from lsdali.errors import command
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_commands("python -m benchmarks", (resident, zls, pskd, models, networks), arguments)
+    scripts = (resident, zls, pskd, models, networks)
+    names = "|".join(script.__name__.rpartition(".")[2] for script in scripts)
+    return run_commands("python -m benchmarks", names, [script.add_arguments for script in scripts], arguments)
 
 
 if __name__ == "__main__":

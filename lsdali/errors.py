@@ -12,9 +12,12 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Protocol
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 FINISHED, CRASHED, REFUSED, BROKEN, STOPPED = 0, 1, 2, 3, 75
 
@@ -28,6 +31,15 @@ class UserError(Exception):
 
 class SharedError(UserError):
     """The same on every rank, so that rank 0 alone prints it."""
+
+
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """Raise as SharedError what is wrong with input that every rank reads alike."""
+    try:
+        yield
+    except UserError as error:
+        raise SharedError(str(error)) from None
 
 
 class Stopped(Exception):
@@ -48,19 +60,13 @@ def report_error(error: Exception) -> int:
     return REFUSED
 
 
-class Main(Protocol):
-    """The entry point of a command: arguments (None: those of the process) -> exit status."""
-
-    def __call__(self, argv: Sequence[str] | None = None, /) -> int: ...
-
-
-def command(function: Callable[[Sequence[str] | None], int]) -> Main:
-    """Make an entry point of a function of arguments: report a UserError in one sentence, and return status 2."""
+def command(function: Callable[P, int]) -> Callable[P, int]:
+    """Make an entry point of a function that returns an exit status: report a UserError in one sentence, return 2."""
 
     @wraps(function)
-    def main(argv: Sequence[str] | None = None) -> int:
+    def main(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
-            return function(argv)
+            return function(*args, **kwargs)
         except UserError as error:
             return report_error(error)
 

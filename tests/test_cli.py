@@ -71,7 +71,7 @@ def test_keys_show_types_defaults_and_descriptions(capsys: pytest.CaptureFixture
     assert "\npad: whole number (>= 0) = 4\n" in said(capsys, "keys", "data.cifar10.train.pad")
 
 
-@pytest.mark.parametrize("arguments", ["--help", "train --help", "scan --help", "pack --help", "export --help"])
+@pytest.mark.parametrize("arguments", ["--help", *(f"{verb} --help" for verb in VERBS), "bench methods --help"])
 def test_help_imports_nothing_heavy(arguments: str) -> None:
     imports = "import sys, contextlib\nfrom lsdali.cli import main\n"
     code = f"{imports}with contextlib.suppress(SystemExit): main({arguments.split()})\n"

@@ -243,16 +243,3 @@ def loader(options: argparse.Namespace) -> None:
 def once(options: argparse.Namespace) -> None:
     """One measurement, as JSON; what the other commands start."""
     print(json.dumps(asdict(measure_loader(LoaderRun(**json.loads(options.run))))))
-
-
-def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = commands.add_parser("loader", help="training loader against torchvision's", description=loader.__doc__)
-    sub.add_argument("root", metavar="ROOT", help="a folder of images, flat or nested")
-    sub.add_argument("--reps", type=int, default=7, help="runs of each loader")
-    sub.add_argument("--size", type=int, default=224, help="side of the crop in pixels")
-    sub.add_argument("--workers", type=int, default=2, help="DALI threads, and DataLoader workers")
-    sub.add_argument("--files", type=int, default=2000, help="images to use at most")
-    sub.set_defaults(run_command=loader)
-    sub = commands.add_parser("once")
-    sub.add_argument("run")
-    sub.set_defaults(run_command=once)

@@ -180,15 +180,3 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
     step()
     torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = commands.add_parser("methods", help="training steps against cross-entropy", description=methods.__doc__)
-    sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipes whose methods are compared")
-    sub.add_argument("--shape", choices=sorted(SHAPES), default="imagenet")
-    sub.add_argument("--batch", type=int, default=None, help="images a step; 8 or 32 on a CPU, 256 or 512 on a GPU")
-    sub.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
-    sub.add_argument("--samples", type=int, default=1_281_167, help="of the training set that the state is told for")
-    sub.add_argument("--reps", type=int, default=15, help="steps of each method")
-    sub.add_argument("--warmup", type=int, default=3, help="steps of each method before")
-    sub.set_defaults(run_command=methods)

@@ -72,19 +72,3 @@ def stream_part(options: argparse.Namespace) -> None:
         rank = dist.rank()
         loader.close()
     (Path(options.folder) / f"{rank}.json").write_text(json.dumps(digests))
-
-
-def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sub = commands.add_parser("stream", help="the same data on any number of ranks?", description=stream.__doc__)
-    sub.add_argument("recipe", metavar="RECIPE")
-    sub.add_argument("overrides", nargs="*", metavar="key=value")
-    sub.add_argument("--steps", type=int, default=20)
-    sub.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 3], help="numbers of ranks")
-    sub.set_defaults(run_command=stream)
-    sub = commands.add_parser("stream-part")
-    sub.add_argument("folder")
-    sub.add_argument("start", type=int)
-    sub.add_argument("stop", type=int)
-    sub.add_argument("recipe")
-    sub.add_argument("overrides", nargs="*")
-    sub.set_defaults(run_command=stream_part)

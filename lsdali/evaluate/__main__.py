@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsdali import parts
+from lsdali.errors import command
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
@@ -102,16 +103,13 @@ def ensemble_members(text: str) -> int:
     return int(count)
 
 
+@command
 def start(args: argparse.Namespace) -> int:
     """Evaluate on this process's device. What is not bad input is raised, for torchrun to report."""
     from lsdali import dist
-    from lsdali.errors import UserError, report_error
 
-    try:
-        with dist.session() as device:
-            evaluate(args, device)
-    except UserError as error:
-        return report_error(error)
+    with dist.session() as device:
+        evaluate(args, device)
     return 0
 
 

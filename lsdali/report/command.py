@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsdali.errors import UserError
+from lsdali.errors import UserError, command
 from lsdali.metric_names import METRICS
 from lsdali.report.groups import RunGroup, grouped
 from lsdali.report.runs import RunRecord, find_runs
@@ -19,27 +19,23 @@ from lsdali.report.tables import METRIC_COLUMNS, WRITERS, ReportTable, compariso
 NARROW = ("runs", "epochs", "figures of", "of epoch")  # columns of the terminal, beside the metrics
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry. The exit status is 0, or 2 for bad input."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = arguments().parse_args(argv)
-    try:
-        runs = find_runs(args.folders)
-        groups = grouped(runs)
-        if not groups:
-            raise UserError("; ".join(faults(runs)))
-        table = comparison(groups)
-        if args.html is not None:
-            write_page(args, runs, groups, table, shlex.join(["lsdali", "report", *argv]))
-        if args.format == "table":
-            print_table(table)
-        else:
-            print(WRITERS[args.format](table), end="")
-        for fault in faults(runs):
-            print(f"note: {fault}", file=sys.stderr)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = sys.argv[1:] if argv is None else list(argv)
+    args = arguments().parse_args(given)
+    runs = find_runs(args.folders)
+    groups = grouped(runs)
+    if not groups:
+        raise UserError("; ".join(faults(runs)))
+    table = comparison(groups)
+    if args.html is not None:
+        write_page(args, runs, groups, table, shlex.join(["lsdali", "report", *given]))
+    if args.format == "table":
+        print_table(table)
+    else:
+        print(WRITERS[args.format](table), end="")
+    for fault in faults(runs):
+        print(f"note: {fault}", file=sys.stderr)
     return 0
 
 
@@ -72,9 +68,12 @@ def print_table(table: ReportTable) -> None:
 
 
 def write_page(
-    args: argparse.Namespace, runs: Sequence[RunRecord], groups: Sequence[RunGroup], table: ReportTable, command: str
+    args: argparse.Namespace, runs: Sequence[RunRecord], groups: Sequence[RunGroup], table: ReportTable, line: str
 ) -> None:
-    """One page that stands alone. Raises UserError if it cannot be written, or matplotlib is missing."""
+    """Write a page that stands alone; `line` is the command that it repeats.
+
+    Raises UserError if it cannot be written, or matplotlib is missing.
+    """
     from lsdali.page.evaluation import Evaluation, read_evaluation
     from lsdali.page.render import render, write_file
     from lsdali.report.curves import curves
@@ -96,4 +95,4 @@ def write_page(
         "evaluations": evaluations,
         "notes": notes,
     }
-    write_file(args.html, render("report.html", command, **values))
+    write_file(args.html, render("report.html", line, **values))
