@@ -68,6 +68,23 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert len(flags) < 2, f"{path}: {node.name} has {len(flags)} boolean defaults"
 
 
+def top_level_names(tree: ast.Module) -> set[str]:
+    found = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    targets = [t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets]
+    targets += [n.target for n in tree.body if isinstance(n, ast.AnnAssign)]
+    return found | {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+
+
+def test_no_name_of_a_module_means_two_things() -> None:
+    """Two modules may define a name only where it means the same: entry points, and types without a meaning."""
+    one_meaning = {"main", "start", "arguments", "__all__", "P", "T"}
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for name in top_level_names(ast.parse(path.read_text())) - one_meaning:
+            places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_dali_is_imported_in_few_modules_of_the_data_room_only() -> None:
     def imports(path: Path) -> set[str]:
         nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]

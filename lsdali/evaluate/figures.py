@@ -26,7 +26,7 @@ from lsdali.metrics import (
 )
 from lsdali.posthoc import IBLS, WIDE_BOUNDS, ensemble, fit_temperature
 
-CHUNK = 4096  # samples scored at a time
+SCORED_AT_ONCE = 4096  # samples scored at a time
 POINTS = 200  # of a risk-coverage curve
 CALIBRATE_ON = {
     "half": "half of the samples evaluated, drawn with seed 0 in the classes' own proportions",
@@ -117,8 +117,8 @@ def group(
 def row(name: str, samples: str, logits: Tensor, labels: Tensor, bins: Sequence[str]) -> Row:
     """All figures of one network: [N, K] logits, [N] labels, and the bins asked for beside the usual ones."""
     classes = logits.shape[1]
-    starts = range(0, len(labels), CHUNK)
-    parts = [score(logits[i : i + CHUNK], labels[i : i + CHUNK]) for i in starts]
+    starts = range(0, len(labels), SCORED_AT_ONCE)
+    parts = [score(logits[i : i + SCORED_AT_ONCE], labels[i : i + SCORED_AT_ONCE]) for i in starts]
     scores = torch.cat([torch.empty((0, 4), dtype=torch.float64), *parts])
     metrics = with_errors(measure(scores))
     right, confidence = scores[:, 0], scores[:, 3]

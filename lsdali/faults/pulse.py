@@ -130,7 +130,7 @@ class Pulse:
         if verdict.end is not None:
             self.over = True
             if self.rank == 0 and verdict.end:
-                tell(verdict.end)
+                tell_cause(verdict.end)
             if self.rank in verdict.stacks:
                 time.sleep(TICK)  # the cause comes first
                 print(self.stack(), file=sys.stderr, flush=True)
@@ -179,12 +179,12 @@ class Pulse:
         time.sleep(TICK)
         if self.rank == 1:
             what = "no sign of life from" if isinstance(error, TimeoutError) else "has died:"
-            tell(f"{what} rank 0, seen from rank 1 on {self.host} at step {self.step} ({self.doing})")
+            tell_cause(f"{what} rank 0, seen from rank 1 on {self.host} at step {self.step} ({self.doing})")
         time.sleep(GRACE)
         self.end(BROKEN)
 
 
-def tell(cause: str) -> None:
+def tell_cause(cause: str) -> None:
     """Print why the run is over."""
     print(f"error: {cause}; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
 

@@ -26,7 +26,7 @@ from lsdali.state.foreign import read_torch, refusal
 from lsdali.state.memory import SampleMemory
 from lsdali.state.upgrade import upgraded
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 ROWS = ("method",)  # not looked through before a save: a memory may have gigabytes, and only finite rows enter it
 NAME = re.compile(r"step-[0-9]{10,}\.pt")
 CHECKPOINT_KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
@@ -56,8 +56,8 @@ def fault(path: Path) -> str | None:
         return f"unreadable: {refusal(error)}"
     if not isinstance(content, dict) or not content.keys() >= CHECKPOINT_KEYS:
         return "not a checkpoint of lsdali"
-    if content["format"] != FORMAT:
-        return f"of format {content['format']}, and this version reads {FORMAT}"
+    if content["format"] != CHECKPOINT_FORMAT:
+        return f"of format {content['format']}, and this version reads {CHECKPOINT_FORMAT}"
     return None
 
 
@@ -175,7 +175,7 @@ class Checkpoints:
         def work() -> None:
             try:
                 ready()
-                self._write({"format": FORMAT, **header, "parts": copy}, best=best)
+                self._write({"format": CHECKPOINT_FORMAT, **header, "parts": copy}, best=best)
             finally:
                 if memory is not None:
                     memory.release()

@@ -15,7 +15,7 @@ from lsdali.sweep.cells import Cell
 from lsdali.sweep.figures import finished, lookup_of, other_recipe
 from lsdali.sweep.work import Process, claim_cell, holder, launch
 
-POLL = 0.05  # seconds between looks at our own processes
+POLL_SECONDS = 0.05  # seconds between looks at our own processes
 LOOK = 2.0  # seconds between looks at the disk for what others have done
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ class Runner:
                     self._start()
                     looked = time.monotonic()
                 if self._running or self._left():
-                    time.sleep(POLL)
+                    time.sleep(POLL_SECONDS)
 
     def _left(self) -> list[Cell]:
         busy = {process.cell for process in self._running.values()}

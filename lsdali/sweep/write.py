@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from lsdali.sweep.tables import Entry, Grid
 
 Show = Callable[[Entry], str]
-SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"}
+TEX_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"}
 
 
 def headings(grid: Grid) -> list[str]:
@@ -79,7 +79,7 @@ def to_latex(grid: Grid) -> str:
 
 
 def escaped(text: str) -> str:
-    return "".join(SPECIAL.get(c, c) for c in text)
+    return "".join(TEX_ESCAPES.get(c, c) for c in text)
 
 
 def to_csv(grid: Grid) -> str:

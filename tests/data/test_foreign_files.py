@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from lsdali.data.index.index import open_index
 from lsdali.data.index.scan_split import examine
 from lsdali.data.io.header import FAULTS, read_header
-from lsdali.data.io.quirks import CMYK, FLOATS, ODDITIES, PLAIN
+from lsdali.data.io.quirks import CMYK, FLOATS, ODDITIES, READ_ALIKE
 from lsdali.data.pipeline.loader import EvalLoader
 from lsdali.data.sets.catalog import CenterCrop
 from lsdali.data.sets.listing import list_folders
@@ -60,12 +60,12 @@ def test_pixels_that_decoders_read_differently_are_told(tmp_path: Path, texture:
     plain, cmyk, floats = (tmp_path / name for name in ("a.jpg", "b.jpg", "c.tif"))
     texture(30, 20).save(plain)
     texture(30, 20).convert("CMYK").save(cmyk)
-    assert ODDITIES[examine(bytes(cmyk))[7]] == ODDITIES[PLAIN]  # Pillow writes Adobe's marker
+    assert ODDITIES[examine(bytes(cmyk))[7]] == ODDITIES[READ_ALIKE]  # Pillow writes Adobe's marker
     data = cmyk.read_bytes()
     at = data.index(b"\xff\xee")
     cmyk.write_bytes(data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :])
     Image.fromarray(np.zeros((20, 30), np.float32)).save(floats)
-    assert [examine(bytes(file))[7] for file in (plain, cmyk, floats)] == [PLAIN, CMYK, FLOATS]
+    assert [examine(bytes(file))[7] for file in (plain, cmyk, floats)] == [READ_ALIKE, CMYK, FLOATS]
     assert [examine(bytes(file))[:3] for file in (plain, cmyk, floats)] == [(30, 20, 0)] * 3
 
 

@@ -23,7 +23,7 @@ from lsdali.disk import free
 from lsdali.errors import UserError
 
 ARRAY_FORMAT = "2"  # of the cached array; raise it when its content changes
-THREADS, CHUNK = 4, 256
+DECODE_THREADS, DECODE_CHUNK = 4, 256
 
 
 class Unlike(Exception):
@@ -109,7 +109,7 @@ def _write_pixels(index: Index, file: Path) -> None:
     shape = (len(index), height, width, 3)
 
     def work(start: int) -> None:
-        rows = np.arange(start, min(start + CHUNK, len(index)))
+        rows = np.arange(start, min(start + DECODE_CHUNK, len(index)))
         remote = index.ranges.fetch(rows) if isinstance(index.ranges, RemoteRanges) else None
         for k, i in enumerate(rows.tolist()):
             byte_range = index.byte_range(i) if remote is None else Memory(remote[k].tobytes())
@@ -119,8 +119,8 @@ def _write_pixels(index: Index, file: Path) -> None:
         out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
         with file.open("r+b") as opened:  # else a page without room on the disk would kill the process
             os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
-        with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(work, range(0, len(index), CHUNK)):
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:
+            for _ in pool.map(work, range(0, len(index), DECODE_CHUNK)):
                 pass
         out.flush()
     except OSError as error:

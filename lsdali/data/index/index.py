@@ -37,7 +37,7 @@ def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
 
     Raises UserError for a wrong layout, and where the ranks see different files. Collective.
     """
-    index = _load(config, on_each_node(lambda: stored.current(config, source(config, split), log)))
+    index = _load(config, on_each_node(lambda: stored.current_folder(config, source(config, split), log)))
     _refuse_different(index, split, dist.gather_objects(index.fingerprint))
     return index
 

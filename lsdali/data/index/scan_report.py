@@ -14,7 +14,7 @@ from lsdali.data.io.header import GOOD
 from lsdali.data.io.image_formats import FORMAT_NAMES
 from lsdali.page import render
 
-SHOWN = 20  # rows of a list in text; JSON has them all
+ROWS_SHOWN = 20  # rows of a list in text; JSON has them all
 TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures a row, pictures in all
 
 
@@ -97,14 +97,14 @@ def _left_out(found: dict[str, Any]) -> list[str]:
         if kind == "endings":
             lines.append(f"  endings left out: {', '.join(f'{ending} {n:,}' for ending, n in entry.items())}")
         else:
-            more = [f"    and {entry['count'] - len(entry['first'])} more"] if entry["count"] > SHOWN else []
+            more = [f"    and {entry['count'] - len(entry['first'])} more"] if entry["count"] > ROWS_SHOWN else []
             lines += [f"  left out, {kind}: {entry['count']:,}", *(f"    {name}" for name in entry["first"]), *more]
     return lines
 
 
 def _rows(title: str, rows: list[str]) -> list[str]:
-    more = [f"    and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    return [f"  {title}: {len(rows)}", *(f"    {row}" for row in rows[:SHOWN]), *more]
+    more = [f"    and {len(rows) - ROWS_SHOWN} more"] if len(rows) > ROWS_SHOWN else []
+    return [f"  {title}: {len(rows)}", *(f"    {row}" for row in rows[:ROWS_SHOWN]), *more]
 
 
 def _groups(title: str, groups: list[list[dict[str, str]]]) -> list[str]:

@@ -19,7 +19,7 @@ from lsdali.data.index.stored import each_file, rescan
 from lsdali.data.io.byte_range import ByteRange, OpenRange
 from lsdali.data.io.header import FAULTS, GOOD, HEAD, NO_FILE, READ, TOO_MANY, fault_of, parse_header
 from lsdali.data.io.image_formats import FORMAT_OF_ENDING, FORMAT_OF_START
-from lsdali.data.io.quirks import ODDITIES, PLAIN, UPRIGHT, traits
+from lsdali.data.io.quirks import ODDITIES, READ_ALIKE, UPRIGHT, traits
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.sample_index import Index
@@ -56,7 +56,7 @@ class SplitScan:
 
     def odd(self) -> NDArray[np.int64]:
         """Good files whose pixels DALI and Pillow read differently."""
-        return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, ODDITY] != PLAIN))
+        return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, ODDITY] != READ_ALIKE))
 
 
 def scan_split(config: DataSet, split: Split) -> SplitScan:
@@ -102,7 +102,7 @@ def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts
 
 
 def _unread(fault: int) -> Facts:
-    return 0, 0, fault, 0, UPRIGHT, 0, 0, PLAIN, 0, 0
+    return 0, 0, fault, 0, UPRIGHT, 0, 0, READ_ALIKE, 0, 0
 
 
 def odd(part: SplitScan) -> list[dict[str, str]]:

@@ -27,13 +27,13 @@ from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
 INDEX_FORMAT = "3"  # of the cached files; raise it when they, or what read_header() returns, change
-THREADS, CHUNK = 16, 512
+SCAN_THREADS, SCAN_CHUNK = 16, 512
 EARLIER = 2  # indexes that are kept beside the newest
 Log = Callable[[str], None]
 Look = Callable[[Index], Ints]  # -> [N, 5] width, height, status, and of single files bytes and time of change
 
 
-def current(config: DataSet, split: Split, log: Log) -> Path:
+def current_folder(config: DataSet, split: Split, log: Log) -> Path:
     """Return the folder of a valid index; a new one is scanned where there is none, and `log` is told why.
 
     Raises UserError for a wrong layout.
@@ -123,10 +123,10 @@ def _stamps(root: Path, paths: NDArray[np.bytes_]) -> Ints:
     base = os.fsencode(root) + b"/"
 
     def work(start: int) -> Ints:
-        return np.array([_stamp(base + path) for path in paths[start : start + CHUNK].tolist()], np.int64)
+        return np.array([_stamp(base + path) for path in paths[start : start + SCAN_CHUNK].tolist()], np.int64)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, len(paths), CHUNK))))
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        return np.concatenate(list(pool.map(work, range(0, len(paths), SCAN_CHUNK))))
 
 
 def _stamp(path: bytes) -> tuple[int, int]:
@@ -191,13 +191,13 @@ def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
     base = os.fsencode(index.root) + b"/"
 
     def work(start: int) -> Ints:
-        stop = min(start + CHUNK, len(index.labels))
+        stop = min(start + SCAN_CHUNK, len(index.labels))
         if index.ranges is None:  # no ByteRange for each
             return np.array([look(base + path) for path in index.paths[start:stop].tolist()], np.int64)
         return np.array([look(*byte_range) for byte_range in map(index.byte_range, range(start, stop))], np.int64)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, len(index.labels), CHUNK))))
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        return np.concatenate(list(pool.map(work, range(0, len(index.labels), SCAN_CHUNK))))
 
 
 def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

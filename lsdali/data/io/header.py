@@ -106,7 +106,7 @@ def parse_header(file: Readable, head: bytes) -> Header:
 def _read_header(file: Readable, head: bytes) -> Header:
     if not head:
         return 0, 0, EMPTY
-    for start, read in _BY_START:
+    for start, read in _SIZE_BY_START:
         if head.startswith(start):
             width, height, whole = read(file, head)
             if not (width > 0 and height > 0):
@@ -136,7 +136,7 @@ def _tail(file: Readable, head: bytes, mark: bytes, start: int) -> bool:
     return near > start and mark in file.read(size - start, start)
 
 
-def _jpeg(file: Readable, head: bytes) -> Measured:
+def _jpeg_size(file: Readable, head: bytes) -> Measured:
     """Walk the segments to the frame header (SOFn) and the scan (SOS), past any embedded thumbnail."""
     base, at = 0, 2
     width = height = 0
@@ -161,7 +161,7 @@ def _jpeg(file: Readable, head: bytes) -> Measured:
     return width, height, whole if known else None
 
 
-def _png(file: Readable, head: bytes) -> Measured:
+def _png_size(file: Readable, head: bytes) -> Measured:
     if head[12:16] != b"IHDR":
         raise ValueError
     width, height = struct.unpack_from(">II", head, 16)
@@ -174,7 +174,7 @@ def _bmp(file: Readable, head: bytes) -> Measured:
     return width, abs(height), file.size > start
 
 
-def _webp(file: Readable, head: bytes) -> Measured:
+def _webp_size(file: Readable, head: bytes) -> Measured:
     if head[8:12] != b"WEBP":
         raise ValueError
     whole = file.size >= struct.unpack_from("<I", head, 4)[0] + 8
@@ -189,7 +189,7 @@ def _webp(file: Readable, head: bytes) -> Measured:
     return width & 0x3FFF, height & 0x3FFF, whole
 
 
-def _pnm(file: Readable, head: bytes) -> Measured:
+def _pnm_size(file: Readable, head: bytes) -> Measured:
     words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
     width, height, depth = (int(w) for w in words[1:])
     channels = 3 if words[0] == b"P6" else 1
@@ -197,7 +197,7 @@ def _pnm(file: Readable, head: bytes) -> Measured:
     return width, height, file.size >= pixels
 
 
-def _tiff(file: Readable, head: bytes) -> Measured:
+def _tiff_size(file: Readable, head: bytes) -> Measured:
     found = tiff_tags(file, head)
     bits, sample = found.get(258, 0), found.get(339, 1)
     known = bits > 0 and found.get(259, 1) in _TIFF_COMPRESSIONS and (bits, sample) in _TIFF_SAMPLES
@@ -229,11 +229,11 @@ def tiff_tags(file: Readable, head: bytes) -> dict[int, int]:
 
 
 _READERS: dict[str, Callable[[Readable, bytes], Measured]] = {
-    "JPEG": _jpeg,
-    "PNG": _png,
+    "JPEG": _jpeg_size,
+    "PNG": _png_size,
     "BMP": _bmp,
-    "WebP": _webp,
-    "PNM": _pnm,
-    "TIFF": _tiff,
+    "WebP": _webp_size,
+    "PNM": _pnm_size,
+    "TIFF": _tiff_size,
 }
-_BY_START = [(start, _READERS[kind.name]) for kind in IMAGE_FORMATS for start in kind.starts]
+_SIZE_BY_START = [(start, _READERS[kind.name]) for kind in IMAGE_FORMATS for start in kind.starts]

@@ -10,7 +10,7 @@ from lsdali.data.io.image_formats import IMAGE_FORMATS
 
 UPRIGHT = 1
 _ADOBE, _EXIF = 0xEE, 0xE1
-_LONGEST = 1 << 16  # bytes of EXIF data that are read
+_LONGEST_EXIF = 1 << 16  # bytes of EXIF data that are read
 # The place in this table is what traits() returns.
 ODDITIES = (
     "",
@@ -21,7 +21,7 @@ ODDITIES = (
     "TIFF with an alpha channel beside gray, or in Lab colours",
     "TIFF with an EXIF orientation, by which Pillow turns it",
 )
-PLAIN, CMYK, GRAY16, DEPTH, FLOATS, ALPHA, TURNED = range(len(ODDITIES))
+READ_ALIKE, CMYK, GRAY16, DEPTH, FLOATS, ALPHA, TURNED = range(len(ODDITIES))
 Traits = tuple[int, int]  # EXIF orientation 1 to 8, place in ODDITIES
 
 
@@ -52,12 +52,12 @@ def orientation(path: str | bytes, start: int = 0, length: int | None = None) ->
 def traits(file: Readable, head: bytes) -> Traits:
     """Return the orientation and the oddity of an open file with the first bytes `head`. Raises OSError."""
     try:
-        for start, look in _BY_START:
+        for start, look in _LOOK_BY_START:
             if head.startswith(start):
                 return look(file, head)
     except (struct.error, IndexError, ValueError):
         pass
-    return UPRIGHT, PLAIN
+    return UPRIGHT, READ_ALIKE
 
 
 def _turn(exif: bytes) -> int:
@@ -70,10 +70,10 @@ def _turn(exif: bytes) -> int:
     return found if 1 <= found <= 8 else UPRIGHT
 
 
-def _jpeg(file: Readable, head: bytes) -> Traits:
+def _jpeg_traits(file: Readable, head: bytes) -> Traits:
     sof = max(head.find(b"\xff\xc0"), head.find(b"\xff\xc2"))
     if 0 <= sof < len(head) - 9 and head[sof + 9] < 4 and len(head) < HEAD and b"Exif" not in head:
-        return UPRIGHT, PLAIN  # most small files: no walk is needed
+        return UPRIGHT, READ_ALIKE  # most small files: no walk is needed
     turn, components, adobe = UPRIGHT, 0, False
     for marker, at, size in _segments(file, head):
         if marker == _EXIF and turn == UPRIGHT:
@@ -83,7 +83,7 @@ def _jpeg(file: Readable, head: bytes) -> Traits:
             adobe = adobe or file.read(5, at) == b"Adobe"
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             components = file.read(6, at)[5]
-    return turn, CMYK if components == 4 and not adobe else PLAIN
+    return turn, CMYK if components == 4 and not adobe else READ_ALIKE
 
 
 def _segments(file: Readable, head: bytes) -> Iterator[tuple[int, int, int]]:
@@ -106,38 +106,38 @@ def _segments(file: Readable, head: bytes) -> Iterator[tuple[int, int, int]]:
         at += 2 + size
 
 
-def _png(file: Readable, head: bytes) -> Traits:
+def _png_traits(file: Readable, head: bytes) -> Traits:
     depth, color = head[24], head[25]
     turn, at = UPRIGHT, 8
     while len(chunk := file.read(8, at)) == 8:
         (size,) = struct.unpack_from(">I", chunk)
         if chunk[4:] == b"eXIf":
-            turn = _turn(file.read(min(size, _LONGEST), at + 8))
+            turn = _turn(file.read(min(size, _LONGEST_EXIF), at + 8))
         at += 12 + size
-    return turn, GRAY16 if (depth, color) == (16, 0) else PLAIN
+    return turn, GRAY16 if (depth, color) == (16, 0) else READ_ALIKE
 
 
-def _webp(file: Readable, head: bytes) -> Traits:
+def _webp_traits(file: Readable, head: bytes) -> Traits:
     turn, at = UPRIGHT, 12
     if head[12:16] != b"VP8X" or not head[20] & 8:  # no EXIF data
-        return UPRIGHT, PLAIN
+        return UPRIGHT, READ_ALIKE
     while len(chunk := file.read(8, at)) == 8:
         (size,) = struct.unpack_from("<I", chunk, 4)
         if chunk[:4] == b"EXIF":
-            turn = _turn(file.read(min(size, _LONGEST), at + 8))
+            turn = _turn(file.read(min(size, _LONGEST_EXIF), at + 8))
         at += 8 + size + size % 2
-    return turn, PLAIN
+    return turn, READ_ALIKE
 
 
-def _pnm(file: Readable, head: bytes) -> Traits:
+def _pnm_traits(file: Readable, head: bytes) -> Traits:
     words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
     depth = int(words[3])
     if depth in (255, 65535):
-        return UPRIGHT, GRAY16 if depth > 255 and words[0] == b"P5" else PLAIN
+        return UPRIGHT, GRAY16 if depth > 255 and words[0] == b"P5" else READ_ALIKE
     return UPRIGHT, DEPTH
 
 
-def _tiff(file: Readable, head: bytes) -> Traits:
+def _tiff_traits(file: Readable, head: bytes) -> Traits:
     tags = tiff_tags(file, head)
     bits, sample, channels, colors = (tags.get(tag, 1) for tag in (258, 339, 277, 262))
     turn = tags.get(274, UPRIGHT)
@@ -147,8 +147,8 @@ def _tiff(file: Readable, head: bytes) -> Traits:
         return turn, ALPHA
     if bits == 16 and channels == 1:
         return turn, GRAY16
-    return turn, PLAIN if turn == UPRIGHT else TURNED
+    return turn, READ_ALIKE if turn == UPRIGHT else TURNED
 
 
-_LOOKS = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp, "PNM": _pnm, "TIFF": _tiff}
-_BY_START = [(start, _LOOKS[kind.name]) for kind in IMAGE_FORMATS if kind.name in _LOOKS for start in kind.starts]
+_LOOKS = {"JPEG": _jpeg_traits, "PNG": _png_traits, "WebP": _webp_traits, "PNM": _pnm_traits, "TIFF": _tiff_traits}
+_LOOK_BY_START = [(start, _LOOKS[kind.name]) for kind in IMAGE_FORMATS if kind.name in _LOOKS for start in kind.starts]

@@ -20,7 +20,7 @@ from lsdali.data.io.byte_range import Memory
 from lsdali.data.io.header import FAULTS, HEAD, Header, parse_header, read_header
 from lsdali.data.io.store import Store
 
-ENDING, FORMAT = ".json", "lsdali shard 1"
+ENDING, SHARD_INDEX_FORMAT = ".json", "lsdali shard 1"
 HEADER_BYTES = 8 << 20  # bytes of a remote shard that are asked for at a time
 
 
@@ -41,7 +41,7 @@ def write_index(file: Path, shard: Shard) -> None:
     for member, label, span in zip(shard.members, shard.labels, shard.spans, strict=True):
         width, height, status = read_header(os.fspath(file), *span)
         rows.append(json.dumps([member, label, *span, width, height, FAULTS[status]]))
-    head = f'{{"format": "{FORMAT}", "shard_bytes": {file.stat().st_size}, "samples": [\n'
+    head = f'{{"format": "{SHARD_INDEX_FORMAT}", "shard_bytes": {file.stat().st_size}, "samples": [\n'
     Path(f"{file}{ENDING}").write_text(head + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def read_index(store: Store, name: str, size: int) -> Shard | None:
     text = store.text(name + ENDING)
     try:
         content = json.loads(text or b"null")
-        if content["format"] != FORMAT or content["shard_bytes"] != size:
+        if content["format"] != SHARD_INDEX_FORMAT or content["shard_bytes"] != size:
             return None
         members, labels, starts, lengths, widths, heights, faults = zip(*content["samples"], strict=True)
         numbers = np.array([labels, starts, lengths, widths, heights])

@@ -37,7 +37,7 @@ def _sharpness(data: Any, kernel: Any) -> Any:
     return fn.filter(data, kernel)
 
 
-def current(effect: Any) -> Any:
+def patched_effect(effect: Any) -> Any:
     """The operation without deprecated names, with its own range of magnitudes."""
     if effect.name == "equalize":
         return _equalize
@@ -85,7 +85,7 @@ def _rotation(x: Any, config: photometric.Rotation, inputs: Sequence[Any], side:
 
 
 def _rand_augment(x: Any, config: policies.RandAugment, inputs: Sequence[Any], side: int) -> Any:
-    suite = [current(e) for e in rand_augment.get_rand_augment_suite(max_translate_abs=RAND_SHIFT * side)]
+    suite = [patched_effect(e) for e in rand_augment.get_rand_augment_suite(max_translate_abs=RAND_SHIFT * side)]
     assert len(suite) == SUITE
     operation, sign = inputs
     magnitude = signed_bin(config.m, random_sign=sign)
@@ -102,7 +102,7 @@ def _rand_augment(x: Any, config: policies.RandAugment, inputs: Sequence[Any], s
 
 
 def _trivial_augment(x: Any, config: policies.TrivialAugment, inputs: Sequence[Any], side: int) -> Any:
-    suite = [current(e) for e in trivial_augment.get_trivial_augment_wide_suite(max_translate_abs=TRIVIAL_SHIFT)]
+    suite = [patched_effect(e) for e in trivial_augment.get_trivial_augment_wide_suite(max_translate_abs=TRIVIAL_SHIFT)]
     assert len(suite) == SUITE
     operation, magnitude, sign = inputs
     return select(
@@ -144,7 +144,7 @@ def tables(pairs: Sequence[Any]) -> tuple[list[Any], np.ndarray, np.ndarray, np.
             if effect not in suite:
                 suite.append(effect)
             operation[p, k], chance[p, k], magnitude[p, k] = suite.index(effect), share, level or 0
-    return [current(e) for e in suite], operation, chance, magnitude
+    return [patched_effect(e) for e in suite], operation, chance, magnitude
 
 
 def _random_erasing(x: Any, config: erasing.RandomErasing, inputs: Sequence[Any], side: int) -> Any:

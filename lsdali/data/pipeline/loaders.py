@@ -3,7 +3,6 @@
 `open_dataset` decides which, once; `Index.held` says what it decided.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from lsdali import dist
 from lsdali.data.index.decode_cache import decode, one_size
 from lsdali.data.index.index import as_begun, open_whole, select
+from lsdali.data.index.stored import Log
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval, ResidentTrain, obstacle
@@ -18,8 +18,6 @@ from lsdali.data.sets.catalog import DataSet, Files
 from lsdali.data.sets.listing import Split
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
-
-Log = Callable[[str], None]
 
 
 def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | None = None) -> Index:

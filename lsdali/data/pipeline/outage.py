@@ -8,27 +8,26 @@ from functools import partial
 from pathlib import Path
 
 from lsdali import dist
+from lsdali.data.index.stored import Log
 from lsdali.data.io.header import FAULTS, GOOD, MISSING, SystemFault
 from lsdali.data.pipeline.dali_pipeline import DaliPipeline
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
-POLL = 0.2  # seconds between two looks at what is away
+LOOK_SECONDS = 0.2  # seconds between two looks at what is away
 TRIES = 3  # of one batch that fails though no file of it does
 
-Log = Callable[[str], None]
 
-
-def tell(text: str) -> None:
+def print_for_rank(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 class Recovery:
     """Finds out why a batch failed; a short outage is waited for, and the same batch is tried again."""
 
-    def __init__(self, index: Index, runner: DaliPipeline, wait_seconds: float, log: Log = tell) -> None:
+    def __init__(self, index: Index, runner: DaliPipeline, wait_seconds: float, log: Log = print_for_rank) -> None:
         self._index, self._runner, self._seconds = index, runner, wait_seconds
-        self._log = log if dist.is_main() else tell
+        self._log = log if dist.is_main() else print_for_rank
         self._failed = (-1, 0)  # the position that failed without a culprit, and how often
 
     def bad_files(self, error: RuntimeError) -> dict[int, str]:
@@ -79,7 +78,7 @@ class Recovery:
         while now := problem():
             if time.monotonic() - started > self._seconds:
                 raise UserError(f"{now}; bring it back, and the same command goes on from the last checkpoint")
-            time.sleep(POLL)
+            time.sleep(LOOK_SECONDS)
         self._log(f"it is back after {time.monotonic() - started:.1f} s; the run goes on")
 
 

@@ -16,7 +16,7 @@ from lsdali.data.sampling.sampler import Ints
 from lsdali.data.sets.walk import LeftOut
 
 SampleForm = Literal["paths", "encoded", "pixels"]
-UNKNOWN: Any = object()  # until __post_init__
+TO_FILL: Any = object()  # until __post_init__
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,14 +37,14 @@ class Index:
     headers: NDArray[np.int32] | None = None  # [N, 3] what read_header() returns of each, where that is known already
     left_out: LeftOut = field(default_factory=LeftOut)  # what lies among the files and is no data
     # What a scan adds.
-    size: NDArray[np.int32] = UNKNOWN  # [N, 2] width, height in pixels; 0 where unknown
-    status: NDArray[np.uint8] = UNKNOWN  # [N] place in FAULTS; 0 is good
+    size: NDArray[np.int32] = TO_FILL  # [N, 2] width, height in pixels; 0 where unknown
+    status: NDArray[np.uint8] = TO_FILL  # [N] place in FAULTS; 0 is good
     fingerprint: str = ""  # sha256 of paths, pixels that come as arrays, lengths of ranges, and the labels in use
     stamp: str = ""  # changes with the bytes or the time of any file; empty where that is not known
     upright: bool = False  # sizes are those after the EXIF orientation
     # What a choice adds.
-    clean: Ints = UNKNOWN  # [N] labels before noise
-    numbers: Ints = UNKNOWN  # [N] places in the whole set, or in `pixels` where they are those of a part
+    clean: Ints = TO_FILL  # [N] labels before noise
+    numbers: Ints = TO_FILL  # [N] places in the whole set, or in `pixels` where they are those of a part
     held: bool = False  # whether the pixels are kept on the device, without DALI
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Index:
             "numbers": np.arange(n),
         }
         for name, value in begin.items():
-            if getattr(self, name) is UNKNOWN:
+            if getattr(self, name) is TO_FILL:
                 object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

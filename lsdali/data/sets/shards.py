@@ -29,12 +29,12 @@ from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
 
 CLASSES = "classes.txt"
-THREADS = 8
+WALK_THREADS = 8
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 _IMAGES = {e.decode().removeprefix(".") for e in EXTENSIONS}
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key, up to the first dot of the basename; ending
 _LABEL = re.compile(rb"\s*(\d{1,6})\s*")
-_BLOCK, _LONGEST = 512, 64  # bytes of a tar block; of a label that is read
+_BLOCK, _LONGEST_LABEL = 512, 64  # bytes of a tar block; of a label that is read
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
 
 
@@ -143,7 +143,7 @@ def classes_of(base: Path | Store) -> tuple[str, ...] | None:
 
 
 def walk_all(base: Path | Store, files: Sequence[str]) -> list[Shard]:
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(WALK_THREADS) as pool:
         if isinstance(base, Store):
             return _from_store(base, files, pool)
         return list(pool.map(lambda name: walk(base / name, name), files))
@@ -224,7 +224,7 @@ def _members(file: Path | RemoteFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]
                 raise UserError(f"{file} is compressed; samples are read at any place: decompress it")
             with tarfile.open(fileobj=cast(Any, raw), mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    size = min(member.size, _LONGEST) if member.name.lower().endswith(".cls") else 0
+                    size = min(member.size, _LONGEST_LABEL) if member.name.lower().endswith(".cls") else 0
                     yield member, pread(size, member.offset_data)
                     tar.members = []  # type: ignore[attr-defined]  # they would all stay in memory
                 # tarfile takes a damaged header for the end; a whole archive ends with blocks of zeros.

@@ -17,8 +17,8 @@ _SYSTEM = {
     *(b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"$recycle.bin", b"system volume information"),
     *(b"__macosx", b"icon\r", b"@eadir", b"#recycle", b"#snapshot", b"__pycache__", b"lost+found"),
 }
-SHOWN = 20  # names that are kept of each kind
-_MOST_ENDINGS, _LONGEST = 50, 12
+NAMES_KEPT = 20  # names that are kept of each kind
+_MOST_ENDINGS, _LONGEST_ENDING = 50, 12
 
 
 def is_hidden(name: bytes) -> bool:
@@ -37,13 +37,13 @@ class LeftOut:
 
     def add(self, kind: str, path: bytes) -> None:
         self.counts[kind] += 1
-        if len(self.names[kind]) < SHOWN:
+        if len(self.names[kind]) < NAMES_KEPT:
             self.names[kind].append(os.fsdecode(path))
 
     def add_file(self, path: bytes) -> None:
         """Count a file whose ending is none of an image."""
         _, dot, end = path.rpartition(b"/")[2].rpartition(b".")
-        ending = os.fsdecode(dot + end).lower() if dot and len(end) < _LONGEST else "none"
+        ending = os.fsdecode(dot + end).lower() if dot and len(end) < _LONGEST_ENDING else "none"
         known = ending in self.endings or len(self.endings) < _MOST_ENDINGS
         self.endings[ending if known else "more"] += 1
         self.add(ENDINGS, path)
