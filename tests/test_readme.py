@@ -5,6 +5,11 @@ import re
 import torch
 from torch import nn
 
+from lsdali.data import DATASETS
+from lsdali.list import LISTINGS
+from lsdali.methods import METHODS
+from lsdali.models import MODELS
+from lsdali.optim import OPTIMIZERS
 from tests.harness import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -35,6 +40,24 @@ def test_the_lines_for_a_loop_of_ones_own() -> None:
     assert len(losses) == 3
     torch.testing.assert_close(names["table"].sum(1), torch.ones(classes))
     torch.testing.assert_close(names["memory"][:batch], logits.softmax(1).detach())
+
+
+def test_its_figures_are_those_of_the_registries() -> None:
+    for what, known in (("methods", METHODS), ("networks", MODELS), ("kinds of data sets", DATASETS)):
+        assert re.findall(rf"(\d+) {what}", TEXT) == [str(len(known))], f"write {len(known)} {what} in the README"
+
+
+def test_its_table_of_methods_names_each_once() -> None:
+    table = TEXT.split("| `name` | what it does |\n|---|---|\n")[1].split("\n\n")[0]
+    named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(METHODS), "each method has one place in the README's table"
+
+
+def test_what_its_text_names_of_data_sets_optimizers_and_schedules_is_all_there_is() -> None:
+    part = TEXT.split("## Networks and data")[1].split("## Before")[0]
+    augmentations = {name for name, _ in LISTINGS["augmentations"]()}
+    for known in (DATASETS, OPTIMIZERS, augmentations, {name for name, _ in LISTINGS["schedules"]()}):
+        assert [name for name in known if f"`{name}`" not in part and name != "timm"] == []
 
 
 def test_it_says_how_to_list_what_a_recipe_can_name() -> None:
