@@ -4,22 +4,22 @@ io (bytes, headers, cache) and sampling (pure functions: order, crops, augmentat
 set is; index scans it once; pipeline delivers batches. Only pipeline.graph and pipeline.dali_ops import nvidia.dali.
 """
 
+from importlib import import_module
+
 from lsdali import parts
-from lsdali.data.sets.arrays import ARRAYS
-from lsdali.data.sets.catalog import DataSet, Digits, Folder, ImageNet, TinyImageNet
-from lsdali.data.sets.finegrained import LISTS
-from lsdali.data.sets.gaussians import Gaussians
-from lsdali.data.sets.shards import Shards
+from lsdali.data.sets.catalog import DataSet
+
+SETS = (
+    "catalog",
+    "gaussians",
+    "shards",
+    "arrays",
+    "finegrained",
+)
+"""Files in sets/, each with a dict DATA_SETS."""
 
 DATASETS: dict[str, type[DataSet]] = {
-    "folder": Folder,
-    "imagenet": ImageNet,
-    "tinyimagenet": TinyImageNet,
-    "digits": Digits,
-    "gaussians": Gaussians,
-    "shards": Shards,
-    **ARRAYS,
-    **LISTS,
+    name: kind for file in SETS for name, kind in import_module(f"lsdali.data.sets.{file}").DATA_SETS.items()
 }
 
 parts.opened("DATASETS", DATASETS, "data set", parts.tagged(DataSet, lambda kind: kind))

@@ -1,7 +1,8 @@
 """The networks that a recipe can name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from typing import Annotated, Any
 
@@ -12,43 +13,44 @@ from typing_extensions import Self
 from lsdali import parts
 from lsdali.config import Config
 from lsdali.errors import UserError
-from lsdali.models.families.cifar_resnet import CIFAR_RESNETS
-from lsdali.models.families.dense import DENSE
-from lsdali.models.families.inception import INCEPTION
-from lsdali.models.families.mobile import MOBILE
-from lsdali.models.families.plain import PLAIN
-from lsdali.models.families.preact import PREACT
-from lsdali.models.families.pyramid import PYRAMID
-from lsdali.models.families.resnext import RESNEXT
-from lsdali.models.families.san import SAN
 from lsdali.models.families.timm import PREFIX, build_timm, known_timm, timm_module
 from lsdali.models.families.torchvision import THEIRS, TORCHVISION
 from lsdali.models.families.torchvision_weights import known_torchvision, torchvision_module
-from lsdali.models.families.wide import WIDE
 from lsdali.models.names import unknown
 from lsdali.models.options import INITS, Init, zero_last_norms
 from lsdali.models.pretrained import WeightsConfig
 from lsdali.models.student import Network
 from lsdali.models.wrapped import as_network
 
-CIFAR: dict[str, Callable[..., Network]] = {
-    **PREACT,
-    **CIFAR_RESNETS,
-    **DENSE,
-    **RESNEXT,
-    **PYRAMID,
-    **WIDE,
-    **PLAIN,
-    **MOBILE,
-    **INCEPTION,
-}
+FAMILIES = (
+    "torchvision",
+    "san",
+)
+"""Files in families/ with networks for large images, each with a dict NETWORKS."""
+SMALL_FAMILIES = (
+    "preact",
+    "cifar_resnet",
+    "dense",
+    "resnext",
+    "pyramid",
+    "wide",
+    "plain",
+    "mobile",
+    "inception",
+)
+"""The same for small images."""
+
+
+def networks(families: Iterable[str]) -> dict[str, Callable[..., nn.Module]]:
+    """Return the networks of some files in families/ by name."""
+    files = (import_module(f"lsdali.models.families.{family}") for family in families)
+    return {name: build for file in files for name, build in file.NETWORKS.items()}
+
+
+CIFAR = networks(SMALL_FAMILIES)
 """For small images."""
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    **TORCHVISION,
-    **SAN,
-    **CIFAR,
-}
+MODELS = {**networks(FAMILIES), **CIFAR}
 """Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter. What one gives is a
 Network, or any module from images [B, 3, H, W] to logits [B, K]."""
 parts.opened("MODELS", MODELS, "network", parts.callable_entry)

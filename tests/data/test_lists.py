@@ -11,11 +11,11 @@ from scipy.io import savemat
 from lsdali.data import DATASETS
 from lsdali.data.index.index import open_index
 from lsdali.data.sets import catalog
-from lsdali.data.sets.finegrained import LISTS
+from lsdali.data.sets.finegrained import DATA_SETS
 from lsdali.data.sets.lists import Listed
 from lsdali.errors import UserError
 
-OFFICIAL = {k: (dict(v.samples), getattr(v, "count", None)) for k, v in LISTS.items() if issubclass(v, Listed)}
+OFFICIAL = {k: (dict(v.samples), getattr(v, "count", None)) for k, v in DATA_SETS.items() if issubclass(v, Listed)}
 
 
 def test_official_counts():
@@ -332,7 +332,7 @@ def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):
 
 
 def test_what_lacks_is_named(tmp_path):
-    for name in LISTS:
+    for name in DATA_SETS:
         said = refusal(name, tmp_path)
         assert str(tmp_path) in said
         assert "\n" not in said

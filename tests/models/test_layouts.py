@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks.layouts import COPYING, conversions, layout
 from lsdali.models import CIFAR, ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes, StageHead
-from lsdali.models.families.san import SAN
+from lsdali.models.families.san import NETWORKS as SAN
 from lsdali.models.student import Student
 
 NAMES = [

@@ -234,7 +234,7 @@ def _records(file: Path, length: int) -> Bytes:
     return content.reshape(-1, length)
 
 
-ARRAYS: dict[str, type[DataSet]] = {
+DATA_SETS: dict[str, type[DataSet]] = {
     "cifar10": Cifar10,
     "cifar100": Cifar100,
     "mnist": Mnist,

@@ -273,3 +273,11 @@ class Digits(Files):
     def listing(self, split: Split) -> Index:
         write_digits(self.root)
         return list_folders(self.root, "train", "val", split)
+
+
+DATA_SETS: dict[str, type[DataSet]] = {
+    "folder": Folder,
+    "imagenet": ImageNet,
+    "tinyimagenet": TinyImageNet,
+    "digits": Digits,
+}

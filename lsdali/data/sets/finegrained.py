@@ -210,7 +210,7 @@ def number(cell: Any) -> int:
     return int(text(cell))
 
 
-LISTS: dict[str, type[DataSet]] = {
+DATA_SETS: dict[str, type[DataSet]] = {
     "list": ImageList,
     "inat21": INat21,
     "cub": Cub,

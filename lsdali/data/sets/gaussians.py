@@ -89,3 +89,6 @@ def true_probabilities(points: Floats) -> Floats:
     density = (shares / sigmas**2 * np.exp(-squares / (2 * sigmas**2))).sum(-1)
     whole: Floats = density / density.sum(1, keepdims=True)
     return whole
+
+
+DATA_SETS = {"gaussians": Gaussians}

@@ -265,3 +265,6 @@ def listing_of(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, 
     folders = {str(folder) for name in sources for folder in Path(name).parents}
     watched = sorted({*sources, *folders})
     return Index(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))
+
+
+DATA_SETS = {"shards": Shards}

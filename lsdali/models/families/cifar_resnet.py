@@ -171,7 +171,7 @@ def stochastic_depth(depth: int, classes: int, drop_path: float = 0.5) -> Networ
     return network
 
 
-CIFAR_RESNETS: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "cifar_resnet18": partial(wide, Basic, (2, 2, 2, 2)),
     "cifar_resnet34": partial(wide, Basic, (3, 4, 6, 3)),
     "cifar_resnet50": partial(wide, Bottleneck, (3, 4, 6, 3)),

@@ -101,7 +101,7 @@ def plain_densenet(classes: int) -> Network:
     return with_raw_transitions(assemble_network(stem, stages, classes))
 
 
-DENSE: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "cifar_densenet121": partial(densenet, 32, (6, 12, 24, 16)),
     "cifar_densenet121_k12": partial(densenet, 12, (6, 12, 24, 16)),
     "cifar_densenet40": partial(densenet, 12, (6, 6, 6)),

@@ -118,5 +118,5 @@ def inception_v4(classes: int, dropout: float = 0.2) -> Network:
     return assemble_network(stem(), stages, classes, dropout=dropout)
 
 
-INCEPTION: dict[str, Callable[..., Network]] = {"cifar_inception_v4": inception_v4}
+NETWORKS: dict[str, Callable[..., Network]] = {"cifar_inception_v4": inception_v4}
 """Builders (classes, dropout=...)."""

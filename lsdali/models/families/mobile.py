@@ -129,7 +129,7 @@ def shufflenet_v2(classes: int) -> Network:
     return assemble_network(stem, stages, classes)
 
 
-MOBILE: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "cifar_mobilenet_v2_half": mobilenet_v2_half,
     "cifar_shufflenet_v2": shufflenet_v2,
 }

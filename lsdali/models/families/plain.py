@@ -87,7 +87,7 @@ def mlp(classes: int) -> Network:
 
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
-PLAIN: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"cifar_vgg{depth}": partial(vgg, counts, nn.Identity) for depth, counts in DEPTHS.items()},
     **{f"cifar_vgg{depth}_bn": partial(vgg, counts, nn.BatchNorm2d) for depth, counts in DEPTHS.items()},
     "lenet": partial(lenet, 5, 5),

@@ -85,7 +85,7 @@ def textbook_preact(blocks: tuple[int, ...], classes: int, width: int = 64) -> N
     return network
 
 
-PREACT: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "preact_resnet10": partial(preact_resnet, (1, 1, 1, 1)),
     "preact_resnet18": partial(preact_resnet, (2, 2, 2, 2)),
     "preact_resnet34": partial(preact_resnet, (3, 4, 6, 3)),

@@ -96,7 +96,7 @@ def pyramidnet200_shakedrop(classes: int, drop_path: float = 0.5) -> Network:
     return pyramidnet(drop_path, 200, 240, classes)
 
 
-PYRAMID: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "pyramidnet200": partial(pyramidnet, 0.0, 200, 240),
     "pyramidnet200_shakedrop": pyramidnet200_shakedrop,
     "pyramidnet164": partial(pyramidnet, 0.0, 164, 270),

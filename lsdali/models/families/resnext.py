@@ -69,7 +69,7 @@ def narrow(groups: int, width: int, classes: int) -> Network:
     return assemble_network(stem, resnext_stages(groups, width, 2 * groups * width), classes)
 
 
-RESNEXT: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     "resnext29_8x64d": partial(published_resnext, 8, 64),
     "resnext29_2x64d": partial(narrow, 2, 64),
     "resnext29_4x64d": partial(narrow, 4, 64),

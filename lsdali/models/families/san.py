@@ -159,7 +159,7 @@ def san(attention: Attention, blocks: tuple[int, ...], classes: int) -> Network:
 
 LAYERS = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 
-SAN: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"san{depth}_pairwise": partial(san, Pairwise, blocks) for depth, blocks in LAYERS.items()},
     **{f"san{depth}_patchwise": partial(san, Patchwise, blocks) for depth, blocks in LAYERS.items()},
 }

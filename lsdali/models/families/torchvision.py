@@ -217,3 +217,4 @@ TORCHVISION: dict[str, Callable[..., Network]] = {
     name: torchvision_builder(name) for name in (*RESNETS, *STARTS, *VGGS)
 }
 """Builders (classes), and what else each takes: dropout=..., drop_path=..."""
+NETWORKS = TORCHVISION

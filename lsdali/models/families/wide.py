@@ -91,7 +91,7 @@ def resnet32_wide(classes: int) -> Network:
 
 SIZES = ((16, 1), (16, 2), (40, 1), (40, 2), (40, 4), (28, 10))
 
-WIDE: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"wrn_{depth}_{times}": partial(wide_resnet, depth, times) for depth, times in SIZES},
     "resnet32_wide": resnet32_wide,
 }
