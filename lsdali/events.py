@@ -93,7 +93,7 @@ class Events:
         self.sinks = list(sinks)
 
     def write(self, event: Event) -> None:
-        """Raises UserError where events.jsonl cannot be written; what other sinks miss is said once."""
+        """Raise UserError if events.jsonl cannot be written; what other sinks miss is said once."""
         for sink in list(self.sinks):
             try:
                 sink.write(event)
@@ -153,7 +153,7 @@ class JsonLines:
         self.cut = self.file.end_line()
 
     def write(self, event: Event) -> None:
-        """Raises UserError where the line cannot be written."""
+        """Raise UserError if the line cannot be written."""
         line = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **asdict(event)}
         self.check()
         try:

@@ -59,11 +59,11 @@ def lines_at(path: str) -> list[str]:
         return key_lines(*key)
     if len(kinds) > 1:
         tag = tag_of(kinds) or "name"
-        return [f"{path}.{name}  {summary(kind)}" for kind in kinds for name in tags(kind, tag)]
-    return [summary(kinds[0]), "", *(line for name in kinds[0].model_fields for line in key_lines(kinds[0], name))]
+        return [f"{path}.{name}  {kind_summary(kind)}" for kind in kinds for name in tags(kind, tag)]
+    return [kind_summary(kinds[0]), "", *(line for name in kinds[0].model_fields for line in key_lines(kinds[0], name))]
 
 
-def summary(kind: Any) -> str:
+def kind_summary(kind: Any) -> str:
     """Return the first line of what is written about a kind; of a method's settings, what the method is."""
     from lsdali.methods import METHODS
 

@@ -69,15 +69,17 @@ class Cars(Listed):
             content = read_mat(base / "cars_annos.mat", ("annotations", "class_names"))
             rows = content["annotations"].ravel()
             wanted = int(split == "val")
-            pairs = [(text(r["relative_im_path"]), number(r["class"]) - 1) for r in rows if number(r["test"]) == wanted]
-            return pairs, [text(n) for n in content["class_names"].ravel()], ("cars_annos.mat",)
+            pairs = [
+                (text_of(r["relative_im_path"]), number(r["class"]) - 1) for r in rows if number(r["test"]) == wanted
+            ]
+            return pairs, [text_of(n) for n in content["class_names"].ravel()], ("cars_annos.mat",)
         file, folder = {
             "train": ("devkit/cars_train_annos.mat", "cars_train"),
             "val": ("cars_test_annos_withlabels.mat", "cars_test"),
         }[split]
-        names = [text(n) for n in read_mat(base / "devkit/cars_meta.mat", ("class_names",))["class_names"].ravel()]
+        names = [text_of(n) for n in read_mat(base / "devkit/cars_meta.mat", ("class_names",))["class_names"].ravel()]
         rows = read_mat(base / file, ("annotations",))["annotations"].ravel()
-        pairs = [(f"{folder}/{text(r['fname'])}", number(r["class"]) - 1) for r in rows]
+        pairs = [(f"{folder}/{text_of(r['fname'])}", number(r["class"]) - 1) for r in rows]
         return pairs, names, (file, "devkit/cars_meta.mat")
 
 
@@ -193,21 +195,21 @@ class Dogs(Listed):
     def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
         file = {"train": "train_list.mat", "val": "test_list.mat"}[split]
         content = read_mat(base / file, ("file_list", "labels"))
-        paths = [text(path) for path in content["file_list"].ravel()]
+        paths = [text_of(path) for path in content["file_list"].ravel()]
         labels = (content["labels"].ravel().astype(int) - 1).tolist()
         breeds = {label: path.split("/")[0].partition("-")[2] for path, label in zip(paths, labels, strict=True)}
         pairs = [(f"Images/{path}", label) for path, label in zip(paths, labels, strict=True)]
         return pairs, [breeds[k] for k in sorted(breeds)], (file,)
 
 
-def text(cell: Any) -> str:
-    """The text in a cell of MATLAB's, however deep."""
-    return text(cell.ravel()[0]) if isinstance(cell, np.ndarray) else str(cell)
+def text_of(cell: Any) -> str:
+    """Return the text in a cell of MATLAB's, however deep."""
+    return text_of(cell.ravel()[0]) if isinstance(cell, np.ndarray) else str(cell)
 
 
 def number(cell: Any) -> int:
-    """The number in a cell of MATLAB's, however deep."""
-    return int(text(cell))
+    """Return the number in a cell of MATLAB's, however deep."""
+    return int(text_of(cell))
 
 
 DATA_SETS: dict[str, type[DataSet]] = {
