@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lsdali import build
 from lsdali.batch import Batch
 from lsdali.clock import Clock, PerEpoch
-from lsdali.data.index.index import SampleForm, open_index
+from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.dali_ops import EFFECTS
 from lsdali.data.pipeline.graph import Graph, GraphSpec, padded_graph, resized_graph
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
+from lsdali.data.sets.sample_index import SampleForm
 from lsdali.meter import Meter
 from lsdali.metrics import MetricAccumulator
 from lsdali.models.teacher import Teacher, load_teacher
