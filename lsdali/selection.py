@@ -35,7 +35,7 @@ def note(record: dict[str, Any], weights: str, entry: Mapping[str, Any], select:
     return better
 
 
-def watch(record: dict[str, Any], entry: Mapping[str, Any], stop: Stop | None) -> None:
+def watch_metric(record: dict[str, Any], entry: Mapping[str, Any], stop: Stop | None) -> None:
     """Keep in the record the best value of the metric that `stop` watches, and for how many epochs it has stood."""
     if stop is None:
         return

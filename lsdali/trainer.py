@@ -26,7 +26,7 @@ from lsdali.models.student import Forward, Student
 from lsdali.optim import Optimizer
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
-from lsdali.selection import note, stopped, watch
+from lsdali.selection import note, stopped, watch_metric
 from lsdali.skips import Buffers, observe
 from lsdali.state.checkpoint import Checkpoints, Stateful
 from lsdali.state.restore import restore
@@ -251,7 +251,7 @@ class Trainer:
         self.events.write(Evaluated(self.clock.step, self.clock.epoch, weights, metrics))
         entry = {**metrics, "epoch": self.clock.epoch}
         if weights == "model":
-            watch(self.record, entry, self.recipe.stop)
+            watch_metric(self.record, entry, self.recipe.stop)
         return note(self.record, weights, entry, self.recipe.select)
 
     def summarize(self) -> None:

@@ -9,7 +9,7 @@ from lsdali.build import build
 from lsdali.events import Events
 from lsdali.faults.pulse import Pulse
 from lsdali.recipe import Recipe
-from lsdali.selection import Select, Stop, note, stopped, watch
+from lsdali.selection import Select, Stop, note, stopped, watch_metric
 from lsdali.state.checkpoint import Checkpoints
 from lsdali.train import run
 from lsdali.trainer import Trainer
@@ -22,7 +22,7 @@ def epochs_run(values: list[float], stop: Stop) -> tuple[int, float]:
     """How many of the epochs with these values a run has, and the best value."""
     record: dict = {}
     for epoch, value in enumerate(values, 1):
-        watch(record, {stop.metric: value, "epoch": epoch}, stop)
+        watch_metric(record, {stop.metric: value, "epoch": epoch}, stop)
         if stopped(record, stop):
             break
     return epoch, record["stop"]["value"]
