@@ -85,13 +85,7 @@ def enough_memory() -> Iterator[None]:
 
 
 def prepare(
-    recipe: Recipe,
-    folder: Path,
-    device: torch.device,
-    checkpoints: Checkpoints,
-    events: Events,
-    *,
-    begun: str | None,
+    recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events, *, begun: str | None
 ) -> Trainer:
     """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
