@@ -12,6 +12,7 @@ from lsdali.data import DATASETS
 from lsdali.data.index.index import open_index
 from lsdali.data.sets import catalog
 from lsdali.data.sets.finegrained import DATA_SETS
+from lsdali.data.sets.list_lines import read_rows
 from lsdali.data.sets.lists import Listed
 from lsdali.errors import UserError
 
@@ -315,6 +316,43 @@ def test_lists_of_anybodys(tmp_path, image):
     assert refusal("list", tmp_path) == (
         f"{tmp_path}/train.txt, line 1: expected a path, a space (or tab, ; or ,) and a label"
     )
+
+
+ROWS = [("pics/a b.png", "0"), ("pics/c.png", "1")]
+WRITTEN = {
+    "quoted": '"pics/a b.png",0\n"pics/c.png",1\n',
+    "with a mark": "\ufeffpics/a b.png 0\npics/c.png 1\n",
+    "by Windows": "pics\\a b.png 0\r\npics\\c.png 1\r\n",
+    "with zeros": "pics/a b.png 000\npics/c.png 001\n",
+}
+WRONG = {
+    "pics/a b.png 0 train\npics/c.png 1 train\n": " has three columns; expected lines of: path label",
+    "0 pics/a b.png\n1 pics/c.png\n": " has the label first; expected lines of: path label",
+    "pics/a b.png -1\npics/c.png 1\n": " has the label -1; labels that are numbers count from 0",
+    "pics/a b.png 0\npics/c.png 1000000000000\n": (
+        " has the label 1000000000000; labels that are numbers count the classes from 0"
+    ),
+    "pics/c.png 0\npics/a b.png 1\npics/c.png 1\n": " gives pics/c.png two labels; give it one",
+}
+
+
+@pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN)
+def test_lists_as_others_write_them(tmp_path, image, text):
+    for path, _ in ROWS:
+        image(tmp_path / path)
+    (tmp_path / "train.txt").write_text(text, encoding="utf-8", newline="")
+    assert read_rows(tmp_path / "train.txt", tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_wrong_in_a_list_is_said(tmp_path, text):
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_rows(tmp_path / "train.txt", tmp_path)
+    assert str(caught.value) == f"{tmp_path}/train.txt{WRONG[text]}"
+    (tmp_path / "train.txt").write_bytes("pics/c.png 0\n".encode("utf-16"))
+    with pytest.raises(UserError, match="is in UTF-16: save it as UTF-8"):
+        read_rows(tmp_path / "train.txt", tmp_path)
 
 
 def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):

@@ -9,8 +9,9 @@ import numpy as np
 from lsdali.data.io.download import Download, obtain
 from lsdali.data.io.formats import read_mat
 from lsdali.data.sets.catalog import DataSet
+from lsdali.data.sets.list_lines import lines
 from lsdali.data.sets.listing import Split, few
-from lsdali.data.sets.lists import ImageList, INat21, Listed, SplitFiles, lines, words
+from lsdali.data.sets.lists import ImageList, INat21, Listed, SplitFiles, words
 from lsdali.errors import UserError
 
 

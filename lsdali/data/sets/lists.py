@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lsdali.data.io.download import Download, obtain
-from lsdali.data.io.image_formats import is_image
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
+from lsdali.data.sets.list_lines import lines, read_rows
 from lsdali.data.sets.listing import Split, class_names, collect, few, from_pairs, require_root
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
@@ -176,16 +176,8 @@ class ImageList(Files):
         return from_pairs(base, pairs, names, lists)
 
     def _rows(self, base: Path, file: str) -> list[tuple[str, str]]:
-        rows = split_rows([line.strip() for line in lines(base / file)])
-        if bad := [k for k, (path, label) in enumerate(rows, 1) if not path or not label]:
-            raise UserError(f"{base / file}, line {bad[0]}: expected a path, a space (or tab, ; or ,) and a label")
-        if not rows:
-            raise UserError(f"{base / file} is empty; expected lines of: path label")
-        if len(rows) > 1 and "." not in rows[0][0] and all(is_image(path) for path, _ in rows[1:]):
-            raise UserError(f"{base / file}, line 1 names no image, as all others do: remove the line of titles")
         below = "" if self.images == "." else f"{self.images}/"
-        # 007 is 7
-        return [(f"{below}{path}", str(int(label)) if label.isdecimal() else label) for path, label in rows]
+        return [(f"{below}{path}", label) for path, label in read_rows(base / file, base / self.images)]
 
     def _refuse(self, base: Path, train_list: str, train: list[tuple[str, str]], val: list[tuple[str, str]]) -> None:
         known = {label for _, label in train}
@@ -195,30 +187,6 @@ class ImageList(Files):
             raise UserError(
                 f"{few(shared)}: in both {base / train_list} and {base / self.val_list}; validate on other images"
             )
-
-
-SEPARATORS = (" ", "\t", ";", ",")
-
-
-def split_rows(rows: Sequence[str]) -> list[tuple[str, str]]:
-    """Path and label of each line: apart by what leaves image files on all lines but the first, or else by a space."""
-    for separator in SEPARATORS:
-        parts = [row.rpartition(separator) for row in rows]
-        if all(is_image(path.strip()) and label for path, _, label in (parts[1:] or parts)):
-            break
-    else:
-        parts = [row.rpartition(" ") for row in rows]
-    return [(path.strip(), label.strip()) for path, _, label in parts]
-
-
-def lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        return [
-            line for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line.strip()
-        ]
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def words(file: Path) -> list[tuple[str, str]]:
