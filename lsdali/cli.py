@@ -12,6 +12,7 @@ VERBS = {
     "train": "train from a recipe; the same command again continues",
     "evaluate": "metrics of trained networks, temperature scaling, ensembles",
     "figure": "t-SNE, projections, OLS's matrix and others, for papers",
+    "predict": "class names and probabilities of images",
     "report": "compare runs",
     "sweep": "train every cell of a table, and print the table",
     "scan": "look at a data set before the first run",

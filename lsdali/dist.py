@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from lsdali.errors import SharedError, UserError
 
 T = TypeVar("T")
+_joined = count()  # groups of this process, which a program may make one after another
 Group = td.ProcessGroup
 
 
@@ -119,7 +121,8 @@ def join_group(*, cuda: bool, timeout: timedelta) -> None:
     """
     store, rank, world = rendezvous_store(timeout)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"start{restart}.{next(_joined)}", store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     td.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsdali import parts
+from lsdali.face.callable import call_module
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
+    from torch import nn
 
     from lsdali.events import Begun, Events
+    from lsdali.face.runs import Result
     from lsdali.faults.pulse import Pulse
+    from lsdali.methods.base import Method
     from lsdali.recipe import Recipe
     from lsdali.trainer import Trainer
 
@@ -42,6 +46,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return int(record(start)(recipe) or 0)
+
+
+def train(
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    *,
+    model: "str | Mapping[str, Any] | nn.Module | Callable[[int], nn.Module] | None" = None,
+    data: "str | Mapping[str, Any] | None" = None,
+    method: "str | Mapping[str, Any] | type[Method] | None" = None,
+    **overrides: Any,
+) -> "Result":
+    """Train from a recipe in this process, or in each process that torchrun has started; go on where it stopped.
+
+    Args:
+        recipe: a YAML file, a mapping of its keys, or a Recipe
+        model: a network in place of the recipe's: a name, a mapping, a module, or a function (classes) -> module. A
+            module begins with the weights that it has, and is left as it is.
+        data: a data set in its place: a name or a mapping
+        method: a method in its place: a name, a mapping, or a class derived from Method
+        **overrides: values of other keys, dotted ones as `**{"optimizer.lr": 0.1}`
+
+    Raises UserError for bad input. Under torchrun a run that fails ends the process, as on the command line.
+    """
+    from lsdali.face.runs import train as carry_out
+
+    given = {"model": model, "data": data, "method": method}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return carry_out(run, recipe, {**chosen, **overrides})
 
 
 def announce(recipe: Any) -> None:
@@ -247,6 +278,8 @@ def begun(trainer: "Trainer") -> "Begun":
         data=trainer.data,
     )
 
+
+call_module(__name__, train)
 
 if __name__ == "__main__":
     sys.exit(main())

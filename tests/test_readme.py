@@ -1,7 +1,10 @@
 """What the README shows runs, and what it names exists."""
 
 import re
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,7 +31,7 @@ def test_the_lines_for_a_loop_of_ones_own() -> None:
         **{"table": torch.zeros(classes, classes), "memory": torch.full((20, classes), 1 / classes)},
         **{"sums": torch.zeros(classes, classes), "counts": torch.zeros(classes)},
     }
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     losses = []
     for part in code.split("\n\n"):
         exec(part, names)
@@ -58,6 +61,18 @@ def test_what_its_text_names_of_data_sets_optimizers_and_schedules_is_all_there_
     augmentations = {name for name, _ in LISTINGS["augmentations"]()}
     for known in (DATASETS, OPTIMIZERS, augmentations, {name for name, _ in LISTINGS["schedules"]()}):
         assert [name for name in known if f"`{name}`" not in part and name != "timm"] == []
+
+
+def test_the_lines_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSDALI_CACHE", str(tmp_path))
+    code, _ = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    code = code.replace("epochs=1, method", f"epochs=1, run_dir={str(tmp_path / 'run')!r}, method")
+    small = '**{"data.max_samples": 200, "model": {"name": "preact_resnet10", "width": 16}, "schedule": "constant"})'
+    names: dict[str, Any] = {}
+    exec(code.replace('"ls")', f'"ls", {small}'), names)
+    assert names["result"].recipe.method.model_dump()["name"] == "ls"
+    assert names["step"] == names["images"].steps_per_epoch - 1
+    assert names["batch"].images.shape == (96, 3, 32, 32)
 
 
 def test_it_says_how_to_list_what_a_recipe_can_name() -> None:

@@ -23,7 +23,8 @@ LEVELS = [
     {"recipe"},
     {"trainer"},
     {"build", "resume"},
-    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "list", "keys", "env", "sweep"},
+    {"face"},
+    {"train", "report", "bench", "export", "scan", "pack", "evaluate", "predict", "list", "keys", "env", "sweep"},
     {"figure", "testing"},
     {"cli"},
     {"__main__"},
@@ -48,8 +49,7 @@ def imported_rooms(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
     room = room_of(path)
-    if room == "__init__":
-        assert not imported_rooms(ast.parse(path.read_text()))
+    if room == "__init__":  # for type checkers alone; tests/face looks at what `import lsdali` imports
         return
     for other in imported_rooms(ast.parse(path.read_text())) - {room}:
         assert LEVEL[other] < LEVEL[room], f"{path.name} in {room} imports {other}, which does not lie below it"

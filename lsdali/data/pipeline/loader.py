@@ -5,8 +5,9 @@ When DALI reports an error, the batch is known, so its files are decoded one at 
 named, and the pipeline is built anew from that very batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -171,6 +172,15 @@ class TrainLoader:
             )
 
 
+class BadImages(UserError):
+    """Validation data has files that cannot be read; `found` has the numbers of those that a batch failed at."""
+
+    def __init__(self, faults: list[tuple[str, str]], found: Mapping[int, str] = MappingProxyType({})) -> None:
+        names = few([f"{path} ({fault})" for path, fault in faults])
+        super().__init__(f"validation data has bad files, {len(faults)} in all: {names}; repair or remove them")
+        self.found = found
+
+
 class EvalLoader:
     """This rank's part of the validation data, in order, as often as it is iterated; `batch` is per process.
 
@@ -181,7 +191,7 @@ class EvalLoader:
     def __init__(self, index: Index, config: DataSet, *, batch: int, device: torch.device, half: bool) -> None:
         self.index, self._config = index, config
         if faults := index.faults():
-            raise _bad_validation(faults)
+            raise BadImages(faults)
         self._slices = eval_slices(len(index), dist.rank(), dist.world(), batch)
         self._valid = [torch.from_numpy(valid).to(device) for _, valid in self._slices]
         spec = _spec(index, config, batch=batch, size=config.eval.size, device=device, half=half)
@@ -204,7 +214,7 @@ class EvalLoader:
                 return self._runner.run()
             except RuntimeError as error:
                 if bad := self._recovery.bad_files(error):
-                    raise _bad_validation([(self.index.path(i), reason) for i, reason in bad.items()]) from None
+                    raise BadImages([(self.index.path(i), reason) for i, reason in bad.items()], bad) from None
 
     def close(self) -> None:
         """Free DALI's threads and memory."""
@@ -244,11 +254,6 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
         hw_decoder_load=config.hw_decoder_load,
         upright=config.exif_orientation,
     )
-
-
-def _bad_validation(faults: list[tuple[str, str]]) -> UserError:
-    names = few([f"{path} ({fault})" for path, fault in faults])
-    return UserError(f"validation data has bad files, {len(faults)} in all: {names}; repair or remove them")
 
 
 def _refuse_small(index: Index, crop: PadCrop) -> None:

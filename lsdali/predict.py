@@ -1,0 +1,115 @@
+"""Name what is in images: `lsdali predict RUN IMAGE|FOLDER|LIST ...`.
+
+RUN is a run folder or a checkpoint file; LIST a text file with one path a line. Probabilities are those of `lsdali
+evaluate` on the same images. The exit status is 1 if some images could not be read; they are named.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lsdali import parts
+from lsdali.errors import UserError, command
+from lsdali.face.callable import call_module
+
+if TYPE_CHECKING:
+    from lsdali.face.prediction import Prediction
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lsdali predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|LIST", help="what to look at")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="name the N most probable classes (default: 5)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divide the logits by T")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="which one of a run folder")
+    parser.add_argument("--weights", choices=("model", "ema"), default="model")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images of a forward pass (default: 64)")
+    parser.add_argument("--decoder", choices=("dali", "pillow"), default="dali", help="who reads the images")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object a line")
+    form.add_argument("--csv", action="store_true", help="print CSV: image, rank, class, probability, fault")
+    parts.add_refusal(parser)
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict, print, and return the exit status: 1 if an image could not be read."""
+    options = arguments().parse_args(argv)
+    for key in ("top", "batch", "temperature"):
+        if getattr(options, key) <= 0:
+            raise UserError(f"--{key} {getattr(options, key):g} must be above 0")
+    from lsdali import dist
+    from lsdali.face.images import files_in
+    from lsdali.face.prediction import of_files
+    from lsdali.face.trained import load
+
+    files = files_in(options.images)
+    device = dist.own_device()
+    trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=device)
+    found = of_files(trained, files, options.top, options.temperature, options.batch, options.decoder)
+    return write(in_order(shown(found, len(files))), options)
+
+
+def in_order(found: Iterable[tuple[int, "Prediction"]]) -> Iterator["Prediction"]:
+    """Yield predictions in the order of their images, each as soon as all before it are there."""
+    early: dict[int, Prediction] = {}
+    number = 0
+    for place, prediction in found:
+        early[place] = prediction
+        while number in early:
+            yield early.pop(number)
+            number += 1
+
+
+def shown(found: Iterable[Any], total: int) -> Iterator[Any]:
+    """Pass on what is found, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    visible = console.is_terminal and not sys.stdout.isatty()
+    yield from track(found, "images", total, console=console, disable=not visible, transient=True)
+
+
+def write(found: Iterable["Prediction"], options: argparse.Namespace) -> int:
+    """Print predictions in the form that the options ask for; bad images also to stderr."""
+    bad = 0
+    table = csv.writer(sys.stdout)
+    if options.csv:
+        table.writerow(["image", "rank", "class", "probability", "fault"])
+    for one in found:
+        if options.json:
+            print(json.dumps(asdict(one)))
+        elif options.csv:
+            for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1):
+                table.writerow([one.image, rank, name, f"{p:.6f}", ""])
+            if one.fault is not None:
+                table.writerow([one.image, "", "", "", one.fault])
+        elif one.fault is None:
+            pairs = zip(one.classes, one.probabilities, strict=True)
+            print(f"{one.image}  " + "  ".join(f"{name} {100 * p:.2f} %" for name, p in pairs))
+        if one.fault is not None:
+            bad += 1
+            print(f"bad image: {one.image} ({one.fault})", file=sys.stderr)
+    return int(bad > 0)
+
+
+def predict(*args: Any, **kwargs: Any) -> list["Prediction"]:
+    """See lsdali.face.prediction.predict."""
+    from lsdali.face.prediction import predict as function
+
+    return function(*args, **kwargs)
+
+
+call_module(__name__, predict)
+
+if __name__ == "__main__":
+    sys.exit(main())
