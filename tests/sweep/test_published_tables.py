@@ -31,6 +31,7 @@ CELLS: dict[str, int] = {  # without seeds: what the tables have
     "pskd_cifar100": 25,
     "pskd_imagenet": 6,
     "digits": 3,
+    "cifar10_small": 12,
 }
 
 
