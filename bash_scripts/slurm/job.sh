@@ -41,6 +41,11 @@ run_job() {
     if [ -z "$signal" ]; then break; fi
   done
   echo "srun ended with status $status"
+  # A job that is to make room is not told itself: Slurm sends TERM to its steps, and the run saves and stops.
+  if [ -z "$stopped" ] && scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then
+    stopped=1
+    echo "stopped to make room for another job"
+  fi
   if [ -z "$stopped" ] || [ "$status" = 0 ]; then exit "$status"; fi
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "${REQUEUES:-100}" ]; then
     echo "error: queued again ${REQUEUES:-100} times (REQUEUES); submit it again to go on" >&2

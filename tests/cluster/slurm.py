@@ -33,11 +33,16 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 JobRequeue=1
 SlurmdTimeout=10
+SlurmdParameters=config_overrides
+GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 KillWait=30
 MinJobAge=3600
-NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=1000 State=UNKNOWN
-NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=1000 State=UNKNOWN
-PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
+NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 Gres=gpu:4 RealMemory=1000 State=UNKNOWN
+NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 Gres=gpu:4 RealMemory=1000 State=UNKNOWN
+PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
+PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE State=UP PriorityTier=9
 """
 
 
@@ -61,10 +66,14 @@ class Slurm:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(30)
 
-    def call(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
-        done = subprocess.run(
-            command, env={**self.env, **variables}, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**self.env, **variables}
+        return subprocess.run(
+            command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
         )
+
+    def call(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
+        done = self.run(*command, cwd=cwd, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
@@ -74,7 +83,7 @@ class Slurm:
 
     def wait(self, number: str, **wanted: str) -> dict[str, str]:
         """Wait until the job has these values."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while not wanted.items() <= (job := self.job(number)).items():
             assert time.monotonic() < deadline, job
             time.sleep(0.2)
@@ -98,8 +107,10 @@ def two_nodes(base: Path) -> Iterator[Slurm]:
     slurm = Slurm(base)
     (base / "munge").mkdir()
     (base / "state").mkdir()
-    cpus = len(os.sched_getaffinity(0))
-    (base / "slurm.conf").write_text(CONF.format(base=base, ports=free_ports(3), cpus=cpus))
+    (base / "slurm.conf").write_text(CONF.format(base=base, ports=free_ports(3)))
+    for number in range(4):  # as the batch scripts ask for GPUs; Slurm wants files, whatever they are
+        (base / f"gpu{number}").touch()
+    (base / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={base}/gpu[0-3]\n")
     subprocess.run(["mungekey", "--create", f"--keyfile={base}/munge/key"], check=True)
     files = [f"--{name}-file={base}/munge/{name}" for name in ("key", "pid", "log", "seed")]
     try:
