@@ -33,7 +33,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-
 
 # Any user may run it (docker run -u), also one that the image does not know; nothing outside these volumes is written.
 # USER tells torch whose caches these are.
-ENV LSDALI_CACHE=/lsdali/cache HOME=/tmp USER=lsdali PYTHONUNBUFFERED=1 \
+ENV LSDALI_IMAGE=1 LSDALI_CACHE=/lsdali/cache HOME=/tmp USER=lsdali PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 USER 1000:1000
 VOLUME ["/lsdali/runs", "/lsdali/cache"]

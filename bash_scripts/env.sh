@@ -1,6 +1,7 @@
 # Sourced by the other scripts: an environment with lsdali installed. The active virtual environment is used, else ./.venv.
 # Usage: source bash_scripts/env.sh [extras], for example: source bash_scripts/env.sh test
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -n "${LSDALI_IMAGE:-}" ]; then return; fi # the Dockerfile has installed it
 if [ -z "${VIRTUAL_ENV:-}" ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
   source .venv/bin/activate
