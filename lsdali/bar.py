@@ -81,5 +81,5 @@ def clock_time(seconds: float) -> str:
 
 
 def live(console: Console, progress: Progress) -> Live:
-    """The line on a terminal, drawn anew by a thread; what the console prints scrolls above it."""
+    """Return the line on a terminal, drawn anew by a thread; what the console prints scrolls above it."""
     return Live(progress, console=console, refresh_per_second=5, redirect_stdout=False, redirect_stderr=False)

@@ -37,14 +37,14 @@ class Batch:
         return None if self.stand_in is None else ~self.stand_in
 
     def part(self, start: int, stop: int) -> "Batch":
-        """Samples start to stop - 1, as views."""
+        """Return samples start to stop - 1, as views."""
         s = slice(start, stop)
         stand_in = None if self.stand_in is None else self.stand_in[s]
         mixture = None if self.mixture is None else Mixture(self.mixture.labels[s], self.mixture.lam)
         return Batch(self.images[s], self.labels[s], self.index[s], self.valid[s], stand_in, mixture)
 
     def per_label(self, term: Callable[[Tensor], Tensor]) -> Tensor:
-        """`term(labels)`; for mixed images both labels' terms, weighted as the images are.
+        """Return `term(labels)`; for mixed images both labels' terms, weighted as the images are.
 
         For a loss that is linear in the label's target this is the loss against the mixed target (Zhang et al. 2018).
         """

@@ -48,7 +48,7 @@ def build(
     *,
     begun: str | None = None,
 ) -> Trainer:
-    """A trainer at step 0, on every rank.
+    """Build a trainer at step 0, on every rank.
 
     `begun` is the fingerprint of the training set of a run that goes on; its state is yet to be restored, all weights
     with it.
@@ -72,7 +72,7 @@ def build(
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raises UserError where a block asks for more memory than there is."""
+    """Raise UserError if a block asks for more memory than there is."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -87,7 +87,7 @@ def enough_memory() -> Iterator[None]:
 def prepare(
     recipe: Recipe, folder: Path, device: torch.device, checkpoints: Checkpoints, events: Events, *, begun: str | None
 ) -> Trainer:
-    """Everything but DDP, whose construction is a collective that a rank with an error would miss."""
+    """Build everything except DDP, whose construction is a collective that a rank with an error would miss."""
     precision = Precision(recipe.precision, device)
     train_index, val_index = (open_dataset(recipe.data, split, events.log, begun) for split in ("train", "val"))
     classes = count_classes(recipe.model.classes, train_index.classes, train_index.root)
@@ -143,13 +143,13 @@ def prepare(
 
 
 def describe(recipe: Recipe, train: Index, val: Index) -> dict[str, Any]:
-    """What a run tells of its data: numbers of samples, what it validates on, labels that noise has changed."""
+    """Return what a run tells of its data: numbers of samples, what it validates on, labels that noise has changed."""
     changed = int((np.asarray(train.labels) != np.asarray(train.clean)).sum())
     return {"train": len(train), "val": len(val), "validation": recipe.data.validation(), "wrong_labels": changed}
 
 
 def parts_of(trainer: Trainer) -> dict[str, Stateful]:
-    """Everything that a checkpoint holds, by name."""
+    """Return everything that a checkpoint holds, by name."""
     return {
         "student": ModuleState(trainer.student),
         "buffers": RankBuffers(trainer.student),
@@ -163,7 +163,7 @@ def parts_of(trainer: Trainer) -> dict[str, Stateful]:
 
 
 def check_shares(recipe: Recipe, method: Method) -> None:
-    """Raises UserError where samples that belong together would be parted, or mixed without a rule for it."""
+    """Raise UserError if samples that belong together would be parted, or mixed without a rule for it."""
     name = cast(Any, recipe.method).name
     if recipe.micro_batch is not None and recipe.micro_batch < method.group_size:
         raise UserError(
@@ -199,7 +199,7 @@ def check_shares(recipe: Recipe, method: Method) -> None:
 
 
 def check_start(recipe: Recipe, method: Method) -> None:
-    """Raises UserError where the run would be over before the method does anything of its own."""
+    """Raise UserError if the run would be over before the method does anything of its own."""
     if method.delayed_until is not None and method.delayed_until[1] >= recipe.epochs:
         key, epoch = method.delayed_until
         raise UserError(
@@ -209,7 +209,7 @@ def check_start(recipe: Recipe, method: Method) -> None:
 
 
 def new_network(recipe: Recipe, classes: int) -> Network:
-    """The network as it is initialised."""
+    """Build the network as it is initialised."""
     model, data = recipe.model, recipe.data
     check_memory(model, classes)
     torch.manual_seed(recipe.seed)
@@ -219,7 +219,7 @@ def new_network(recipe: Recipe, classes: int) -> Network:
 
 
 def open_student(recipe: Recipe, network: Network, method: Method, device: torch.device) -> Student:
-    """The network and the method's auxiliary heads on the device.
+    """Return the network and the method's auxiliary heads on the device.
 
     The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
     """
@@ -232,7 +232,7 @@ def open_student(recipe: Recipe, network: Network, method: Method, device: torch
 def build_method(
     recipe: Recipe, network: Network, train: Index, device: torch.device, validation: Iterable[Batch]
 ) -> tuple[Method, list[str]]:
-    """The method, and the digests of the teachers that it asked for."""
+    """Build the method; return it and the digests of the teachers that it asked for."""
     digests: list[str] = []
 
     def teacher(config: TeacherConfig) -> Teacher:
@@ -258,7 +258,7 @@ def build_method(
 
 
 def wrap(student: Student, device: torch.device) -> DistributedDataParallel:
-    """The student inside DDP. Buffers are not broadcast: ranks agree at each epoch's end."""
+    """Return the student inside DDP. Buffers are not broadcast: ranks agree at each epoch's end."""
     ids = [device.index] if device.type == "cuda" else None
     named = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.15 renamed the option
     quiet: Any = {"forward_sync_buffers" if named else "broadcast_buffers": False}

@@ -17,21 +17,21 @@ class PerEpoch:
         return (0, self.first), *self.changes
 
     def at(self, epoch: int) -> int:
-        """The number of one epoch."""
+        """Return the number of one epoch."""
         return next(number for first, number in reversed(self.spans) if first <= epoch)
 
     def before(self, epoch: int) -> int:
-        """The sum over all earlier epochs."""
+        """Return the sum over all earlier epochs."""
         ends = [*(first for first, _ in self.changes), epoch]
         return sum(n * max(min(end, epoch) - first, 0) for (first, n), end in zip(self.spans, ends, strict=True))
 
     def weighted(self, other: "PerEpoch", epoch: int) -> int:
-        """The sum of the products with another one over all earlier epochs."""
+        """Return the sum of the products with another one over all earlier epochs."""
         starts = sorted({first for first, _ in (*self.spans, *other.spans) if first < epoch})
         return sum(self.at(first) * other.at(first) * (end - first) for first, end in pairwise([*starts, epoch]))
 
     def locate(self, count: int) -> tuple[int, int]:
-        """The epoch that `count` falls into, where epochs are laid end to end, and its place there."""
+        """Return the epoch that `count` falls into, where epochs are laid end to end, and its place there."""
         first, number = next((e, n) for e, n in reversed(self.spans) if self.before(e) <= count)
         epoch, place = divmod(count - self.before(first), number)
         return first + epoch, place

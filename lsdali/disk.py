@@ -52,7 +52,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def refuse_other(path: Path, *, folder: bool = False) -> None:
-    """Raises UserError where `path` is there and is no plain file, or no plain folder."""
+    """Raise UserError if `path` is there and is no plain file, or no plain folder."""
     try:
         found = path.lstat()
     except OSError:
@@ -66,7 +66,7 @@ def refuse_other(path: Path, *, folder: bool = False) -> None:
 
 
 def refuse_shared(path: Path) -> None:
-    """Raises UserError where `path` is to be appended to, and is a link or has another name elsewhere."""
+    """Raise UserError if `path` is to be appended to, and is a link or has another name elsewhere."""
     refuse_other(path)
     if path.exists() and path.stat().st_nlink > 1:
         raise UserError(

@@ -34,22 +34,25 @@ def world() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its own node, as torchrun sets it."""
+    """Return this process's number on its own node, as torchrun sets it."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world() -> int:
-    """Processes of this run on this node, as torchrun sets it."""
+    """Return processes of this run on this node, as torchrun sets it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def node_leader() -> int:
-    """The rank of the first process on this node; torchrun numbers a node's processes in a row."""
+    """Return the rank of the first process on this node; torchrun numbers a node's processes in a row."""
     return rank() - local_rank()
 
 
 def leaders() -> Group | None:
-    """The first processes of the nodes, as a group that only they get; None for one node. Call it on every rank."""
+    """Return the first processes of the nodes, as a group that only they get; None for one node.
+
+    Call it on every rank.
+    """
     first = [number for number, local in enumerate(gather_objects(local_rank())) if local == 0]
     group = td.new_group(first, backend="gloo") if len(first) > 1 else None
     return group if isinstance(group, Group) else None
@@ -60,13 +63,13 @@ def is_main() -> bool:
 
 
 def launched() -> bool:
-    """Whether a launcher (torchrun) started this process as one of a group."""
+    """Return whether a launcher (torchrun) started this process as one of a group."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
 def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
-    """The device of this process, inside a process group if torchrun made one.
+    """Yield the device of this process, inside a process group if torchrun made one.
 
     After an exception the group is left as it is: with NCCL its end would wait for collectives that the other ranks
     are in, and the exception would not be told before the timeout.
@@ -128,7 +131,7 @@ def join_group(*, cuda: bool, timeout: timedelta) -> None:
 
 
 def rendezvous_store(timeout: timedelta) -> tuple[Store, int, int]:
-    """The key-value store of the group, this rank's number and the number of ranks, from torchrun's environment.
+    """Return the key-value store of the group, this rank's number and the number of ranks, from torchrun's environment.
 
     Where rank 0 serves the store and MASTER_ADDR is a loopback address, it listens on that address alone; torch would
     listen on every address of the node, and whoever reaches the store is trusted.
@@ -146,7 +149,7 @@ def rendezvous_store(timeout: timedelta) -> tuple[Store, int, int]:
 
 @contextmanager
 def raise_together() -> Iterator[None]:
-    """A block that every rank enters: a UserError of any rank is raised on all of them.
+    """Raise a UserError of any rank inside the block on all of them; every rank enters it.
 
     Collectives inside the block must be reached by every rank or by none.
     """
@@ -162,13 +165,13 @@ def raise_together() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Every rank waits for every other."""
+    """Wait for every other rank."""
     if active():
         gather_objects(None)
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """The sum over ranks, on every rank; `x` is left alone."""
+    """Return the sum over ranks, on every rank; `x` is left alone."""
     x = x.clone()
     if active():
         td.all_reduce(x)
@@ -176,12 +179,12 @@ def all_sum(x: Tensor) -> Tensor:
 
 
 def all_mean(x: Tensor) -> Tensor:
-    """The mean over ranks, on every rank; `x` is left alone."""
+    """Return the mean over ranks, on every rank; `x` is left alone."""
     return all_sum(x) / world()
 
 
 def all_rows(x: Tensor, group: Group | None = None) -> Tensor:
-    """[n_r, ...] of each rank r -> [sum n_r, ...] on every rank, in rank order; n may differ between ranks."""
+    """Map [n_r, ...] of each rank r -> [sum n_r, ...] on every rank, in rank order; n may differ between ranks."""
     if not active():
         return x
     lengths = gather_objects(len(x), group)
@@ -194,7 +197,7 @@ def all_rows(x: Tensor, group: Group | None = None) -> Tensor:
 
 
 def whole_batch(x: Tensor) -> Tensor:
-    """[b, ...] of each rank, b the same on all -> [world * b, ...] on every rank, in rank order.
+    """Map [b, ...] of each rank, b the same on all -> [world * b, ...] on every rank, in rank order.
 
     For losses that read the batch as a whole, and that every rank works out from all of it. The gradient goes to this
     rank's rows alone, times the number of ranks: DDP's mean over ranks makes of it the gradient of that one loss.
@@ -209,12 +212,12 @@ def whole_batch(x: Tensor) -> Tensor:
 
 
 def own_rows(x: Tensor) -> Tensor:
-    """[world * b, ...] -> [b, ...]: this rank's rows of a whole batch."""
+    """Map [world * b, ...] -> [b, ...]: this rank's rows of a whole batch."""
     return x.chunk(world())[rank()]
 
 
 def gather_objects(x: T, group: Group | None = None) -> list[T]:
-    """Every rank's object, in rank order, on every rank (of the group). For small things outside the step."""
+    """Return every rank's object, in rank order, on every rank (of the group). For small things outside the step."""
     if not active():
         return [x]
     out: list[T] = [x] * td.get_world_size(group)
@@ -223,7 +226,7 @@ def gather_objects(x: T, group: Group | None = None) -> list[T]:
 
 
 def from_main(x: T) -> T:
-    """Rank 0's object, on every rank."""
+    """Return rank 0's object, on every rank."""
     if not active():
         return x
     box = [x]

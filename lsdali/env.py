@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def look(run_dir: Path) -> Iterator[Finding]:
-    """Every finding. A check that fails in a way that it does not know is itself one, and the others still run."""
+    """Yield every finding.
+
+    A check that fails in a way that it does not know is itself one, and the others still run.
+    """
     from lsdali.errors import first_line
 
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -112,7 +115,7 @@ def dali_rows() -> Iterator[Finding]:
 
 
 def decoding() -> Iterator[Finding]:
-    """A window of a JPEG with halved chroma, against Pillow's pixels, on every kind of device."""
+    """Yield a window of a JPEG with halved chroma, against Pillow's pixels, on every kind of device."""
     import torch
 
     from lsdali.data.pipeline.self_test import decoded_difference
@@ -195,7 +198,7 @@ def cache() -> Iterator[Finding]:
 
 
 def disk(name: str, folder: Path, remedy: str) -> Iterator[Finding]:
-    """Room and rights in a folder, or in what will hold it."""
+    """Yield room and rights in a folder, or in what will hold it."""
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(nearest).free / GB
     found = f"{folder.absolute()}: {free:.1f} GB free"
@@ -207,7 +210,7 @@ def disk(name: str, folder: Path, remedy: str) -> Iterator[Finding]:
 
 
 def clock() -> Iterator[Finding]:
-    """A file that came after now shows a clock that is behind."""
+    """Compare the clock with the time of a file: one that came after now shows a clock that is behind."""
     behind = time.time() < Path(__file__).stat().st_ctime - 86400
     remedy = "set the clock: this program was installed after the time that it shows" if behind else ""
     found = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 
 def first_line(fault: BaseException) -> str:
-    """What somebody else's exception says, in one line; its class where it says nothing."""
+    """Return what somebody else's exception says, in one line; its class where it says nothing."""
     return next(iter(str(fault).splitlines()), type(fault).__name__)
 
 

@@ -125,7 +125,7 @@ def close(sink: Sink) -> None:
 
 
 def open_events(folder: Path, check: Callable[[], None] = lambda: None) -> Events:
-    """The events of a run: rank 0 writes and shows them, and also what other ranks have told it.
+    """Return the events of a run: rank 0 writes and shows them, and also what other ranks have told it.
 
     `check` raises where the folder is not what it was; it is called before an event is written there.
     """
@@ -192,7 +192,7 @@ class TensorBoard:
 
 
 def sentence(event: Event) -> str:
-    """An event as one plain line."""
+    """Return an event as one plain line."""
     if isinstance(event, Begun):
         return start_line(event)
     if isinstance(event, Trained):
@@ -215,7 +215,7 @@ def sentence(event: Event) -> str:
 
 
 def start_line(event: Begun) -> str:
-    """What begins, for people: network, data, length, device, optimizer."""
+    """Return what begins, for people: network, data, length, device, optimizer."""
     recipe, data = event.recipe, event.data
     model, optimizer, method = recipe["model"]["name"], recipe["optimizer"], recipe["method"]["name"]
     start = f"resumes at step {event.step}" if event.step else "starts"

@@ -9,12 +9,12 @@ OWN = Path("/proc/self/cgroup")
 
 
 def cpu_cores(ranks: int = 1) -> int:
-    """CPU cores for each of `ranks` processes of this node, at least 1, by affinity or CPU quota, whichever is less."""
+    """Return the CPU cores for each of `ranks` processes of this node: at least 1, the less of affinity and quota."""
     return max(int(min([len(os.sched_getaffinity(0)), *cpu_quotas(CGROUPS, OWN.read_text())]) / ranks), 1)
 
 
 def cpu_quotas(root: Path, own: str) -> Iterator[float]:
-    """The CPU quota, in cores, of each limited control group (v1 or v2) round this process.
+    """Yield the CPU quota, in cores, of each limited control group (v1 or v2) round this process.
 
     `own` is the text of /proc/self/cgroup.
     """
@@ -30,7 +30,7 @@ def cpu_quotas(root: Path, own: str) -> Iterator[float]:
 
 
 def control_groups(root: Path, own: str, controller: str) -> Iterator[tuple[Path, int]]:
-    """The folders of this process's control groups for a controller, innermost first, and the version, 1 or 2.
+    """Yield the folders of this process's control groups for a controller, innermost first, and the version, 1 or 2.
 
     A path that is not mounted, as in a container that shares its host's names, is skipped up to the first that is.
     """

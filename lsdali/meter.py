@@ -45,11 +45,11 @@ class Meter:
         return sorted(self.terms[0].keys() - {SKIPPED})
 
     def values(self) -> Tensor:
-        """[steps, terms] of this rank."""
+        """Return [steps, terms] of this rank."""
         return torch.stack([torch.stack([t[n].float() for n in self.names]) for t in self.terms])
 
     def read(self) -> tuple[dict[str, float], list[int]]:
-        """The mean of every term over ranks and the steps that were not skipped, and which were, from 0.
+        """Return the mean of every term over ranks and the steps that were not skipped, and which were, from 0.
 
         The one place where training waits for the device.
         """
@@ -62,7 +62,7 @@ class Meter:
         return dict(zip(self.names, read[:count], strict=True)), [n for n, x in enumerate(read[count:]) if x > 0]
 
     def causes(self, skipped: list[int], step: int) -> list[str]:
-        """A sentence for each skipped step: its number, and which terms were not finite where; a collective.
+        """Return a sentence for each skipped step: its number, and which terms were not finite where; a collective.
 
         `step` is the number of steps done when the last of these was.
         """

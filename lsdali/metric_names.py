@@ -15,7 +15,7 @@ class Metric(NamedTuple):
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def better(self, new: float, old: float) -> bool:
-        """Whether `new` is strictly better than `old`."""
+        """Return whether `new` is strictly better than `old`."""
         return new > old if self.higher else new < old
 
 
@@ -37,7 +37,7 @@ METRICS = {
 
 
 def with_errors(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics with the error beside each accuracy: error1 after top1, error5 after top5 (%)."""
+    """Return the metrics with the error beside each accuracy: error1 after top1, error5 after top5 (%)."""
     out: dict[str, float] = {}
     for name, value in metrics.items():
         out[name] = value

@@ -21,14 +21,14 @@ Bins = tuple[Tensor, Tensor]  # lower, upper edges [M] each; a bin holds lower <
 
 
 def equal_bins(count: int) -> Bins:
-    """`count` equal bins over [0, 1] without gaps; the outer two are open-ended: 0 is in the first."""
+    """Return `count` equal bins over [0, 1] without gaps; the outer two are open-ended: 0 is in the first."""
     edges = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     edges[0], edges[-1] = -torch.inf, torch.inf
     return edges[:-1], edges[1:]
 
 
 def pskd_bins(width: float = 0.1) -> Bins:
-    """The bins of PS-KD (Kim et al., ICCV 2021), as its code makes them.
+    """Return the bins of PS-KD (Kim et al., ICCV 2021), as its code makes them.
 
     Upper edges are multiples of the width, lower edges upper - width, both rounded: some neighbours leave a
     gap of one unit in the last place (0.2 to 0.20000000000000004), and what is in it, or above 1, is in no
@@ -39,14 +39,17 @@ def pskd_bins(width: float = 0.1) -> Bins:
 
 
 def ibls_bins(count: int) -> Bins:
-    """`count` equal bins as IBLS's later code has them (netcal 1.1): closed below, [lower, upper); 1 is in the last."""
+    """Return `count` equal bins as IBLS's later code has them (netcal 1.1): closed below, [lower, upper).
+
+    1 is in the last.
+    """
     edges = torch.from_numpy(np.nextafter(np.linspace(0, 1, count + 1), -np.inf))
     edges[0], edges[-1] = -torch.inf, torch.inf
     return edges[:-1], edges[1:]
 
 
 def mass_bins(confidence: Tensor, count: int) -> Bins:
-    """[N] -> `count` bins that hold nearly equally many samples: their edges are quantiles (Nguyen, O'Connor 2015).
+    """Map [N] -> `count` bins that hold nearly equally many samples: their edges are quantiles (Nguyen, O'Connor 2015).
 
     Equal confidences share a bin, so that some bins may be empty.
     """
@@ -56,7 +59,7 @@ def mass_bins(confidence: Tensor, count: int) -> Bins:
 
 
 def binned(confidence: Tensor, right: Tensor, bins: Bins) -> tuple[Tensor, Tensor, Tensor]:
-    """[N], [N], M bins -> [M] int64, [M], [M]: samples of each bin, sum of their confidence, how many are right."""
+    """Map [N], [N], M bins -> [M] int64, [M], [M]: samples of each bin, sum of their confidence, how many are right."""
     lower, upper = (edge.to(confidence.device) for edge in bins)
     confidence = confidence.double().contiguous()
     place = torch.bucketize(confidence, upper)  # the first bin that does not end below; M for none
@@ -68,7 +71,7 @@ def binned(confidence: Tensor, right: Tensor, bins: Bins) -> tuple[Tensor, Tenso
 
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
-    """[N], [N], bins -> []: ECE in %, sum over bins |sum of right - confidence| / N (Guo et al., 2017).
+    """Map [N], [N], bins -> []: ECE in %, sum over bins |sum of right - confidence| / N (Guo et al., 2017).
 
     Samples in no bin add nothing, but count in N.
     """
@@ -77,7 +80,7 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
 
 
 def bin_gaps(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
-    """[N], [N], bins -> [at most M]: |accuracy - mean confidence| in % of each bin that is not empty.
+    """Map [N], [N], bins -> [at most M]: |accuracy - mean confidence| in % of each bin that is not empty.
 
     Its greatest is the MCE (Naeini et al., 2015), its mean the ACE as netcal has it, and IBLS's code with it.
     """
@@ -87,13 +90,16 @@ def bin_gaps(confidence: Tensor, right: Tensor, bins: Bins) -> Tensor:
 
 
 def classwise_error(p: Tensor, labels: Tensor, bins: Bins) -> Tensor:
-    """[N, K], [N], bins -> []: the mean over classes of the ECE in % of p[:, k] for "the label is k" (Kull 2019)."""
+    """Map [N, K], [N], bins -> [].
+
+    It is the mean over classes of the ECE in % of p[:, k] for "the label is k" (Kull 2019).
+    """
     errors = [calibration_error(p[:, k], labels == k, bins) for k in range(p.shape[1])]
     return torch.stack(errors).mean()
 
 
 def label_errors(confidence: Tensor, right: Tensor, labels: Tensor, bins: Bins) -> list[float]:
-    """[N], [N], [N], bins -> the ECE in % of the samples of each label that occurs.
+    """Map [N], [N], [N], bins -> the ECE in % of the samples of each label that occurs.
 
     Their mean is what IBLS's code calls class-wise ECE.
     """
@@ -102,20 +108,20 @@ def label_errors(confidence: Tensor, right: Tensor, labels: Tensor, bins: Bins) 
 
 
 def brier(p: Tensor, labels: Tensor) -> tuple[float, float]:
-    """[N, K], [N] -> the mean of sum_k (p_k - y_k)^2 (Brier 1950), and of (1 - p_label)^2 alone, as in IBLS's code."""
+    """Return the means of sum_k (p_k - y_k)^2 (Brier 1950) and of (1 - p_label)^2, IBLS's, from [N, K] and [N]."""
     own = p.gather(1, labels[:, None])[:, 0]
     whole = (p**2).sum(1) - own**2 + (1 - own) ** 2
     return _mean(whole).item(), _mean((1 - own) ** 2).item()
 
 
 def class_accuracies(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """[N], [N] -> the accuracy in % on each class; None for one without a sample."""
+    """Map [N], [N] -> the accuracy in % on each class; None for one without a sample."""
     counts, rights = (torch.bincount(labels, w, classes).tolist() for w in (None, right.double()))
     return [100 * hits / n if n else None for n, hits in zip(counts, rights, strict=True)]
 
 
 def reliability(confidence: Tensor, right: Tensor, bins: Bins) -> list[dict[str, float | None]]:
-    """[N], [N], M bins -> M rows: lower and upper edge, count, mean confidence and accuracy; None for an empty bin.
+    """Map [N], [N], M bins -> M rows: lower and upper edge, count, mean confidence and accuracy; None for an empty bin.
 
     A sample is in one bin. (The curve of the code that preceded IBLS's adds each sample to all bins above it too.)
     """
@@ -134,7 +140,7 @@ def reliability(confidence: Tensor, right: Tensor, bins: Bins) -> list[dict[str,
 
 
 def risks(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
-    """[N], [N], [N] -> [N] fp64: the share of errors among the i most confident samples, i = 1, ..., N.
+    """Map [N], [N], [N] -> [N] fp64: the share of errors among the i most confident samples, i = 1, ..., N.
 
     Of equal confidences the larger index comes first: the order the reference gives where its unstable sort happens
     to be stable.
@@ -145,12 +151,12 @@ def risks(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
 
 
 def aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
-    """[N], [N], [N] -> []: area under the risk-coverage curve x 1000, the mean of `risks` (Geifman 2019)."""
+    """Map [N], [N], [N] -> []: area under the risk-coverage curve x 1000, the mean of `risks` (Geifman 2019)."""
     return 1000 * _mean(risks(confidence, right, index))
 
 
 def excess_aurc(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
-    """[N], [N], [N] -> []: E-AURC x 1000: AURC less that of the best order, which has every error last."""
+    """Map [N], [N], [N] -> []: E-AURC x 1000: AURC less that of the best order, which has every error last."""
     best = right.double().sort(descending=True).values
     return aurc(confidence, right, index) - 1000 * _mean(_running_mean(1 - best))
 
@@ -166,7 +172,7 @@ def _running_mean(x: Tensor) -> Tensor:
 
 
 def label_rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K], [B] -> [B] int64: how many classes come before the label; in the top k means rank < k.
+    """Map [B, K], [B] -> [B] int64: how many classes come before the label; in the top k means rank < k.
 
     Of equal logits the smaller class comes first, as argmax has it. So a network that says the same of
     every class is right by chance only, and ties of 16-bit logits flatter nobody.
@@ -177,7 +183,7 @@ def label_rank(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K], [B] -> [B, 4] fp64: in the top 1, in the top 5 (0 or 1), NLL (nats), confidence. Never waits.
+    """Map [B, K], [B] -> [B, 4] fp64: in the top 1, in the top 5 (0 or 1), NLL (nats), confidence. Never waits.
 
     A row of logits without a softmax (a NaN, a +inf, or -inf everywhere) counts as wrong for every k, with
     confidence 0 and an infinite NLL. So does a row whose label has the logit -inf, with its own confidence.
@@ -192,10 +198,10 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure(scores: Tensor) -> dict[str, float]:
-    """[N, 4] of `score`, in the data set's order -> top1, top5 (%), nll (nats), ece, ece_pskd (%), aurc (x 1000), n.
+    """Return top1, top5 (%), nll (nats), ece, ece_pskd (%), aurc (x 1000) and n of [N, 4] of `score`, in their order.
 
     `ece` has 15 bins of equal width, `ece_pskd` the ten of `pskd_bins`. top5 is 100 with five classes or fewer.
-    Raises UserError where there is no sample.
+    Raises UserError if there is no sample.
     """
     if len(scores) == 0:
         raise UserError("nothing was evaluated: the data set has no valid sample")
@@ -220,9 +226,9 @@ class MetricAccumulator:
         self._index = [torch.empty(0, dtype=torch.int64)]
 
     def update(self, logits: Tensor, batch: Batch) -> None:
-        """[B, K] logits of a batch. Never waits for the device; padding is dropped in `result`.
+        """Add the [B, K] logits of a batch. Never waits for the device; padding is dropped in `result`.
 
-        Raises UserError where the logits are not of this many classes.
+        Raises UserError if the logits are not of this many classes.
         """
         if logits.shape != (len(batch), self._classes):
             wanted = [len(batch), self._classes]
@@ -232,7 +238,10 @@ class MetricAccumulator:
         self._index.append(batch.index)
 
     def result(self) -> dict[str, float]:
-        """The figures of `measure`. Collective; equal on every rank. Raises UserError for no valid sample anywhere."""
+        """Return the figures of `measure`. Collective; equal on every rank.
+
+        Raises UserError for no valid sample anywhere.
+        """
         scores = torch.cat(self._scores)
         index = torch.cat(self._index).to(scores.device)
         valid = scores[:, 0].bool()

@@ -16,12 +16,12 @@ IBLS = (0.8, 3.0)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = WIDE_BOUNDS) -> float:
-    """[N, K], [N] -> the T within the bounds with the least log loss of softmax(logits / T) (Guo et al. 2017).
+    """Map [N, K], [N] -> the T within the bounds with the least log loss of softmax(logits / T) (Guo et al. 2017).
 
     By SciPy's L-BFGS-B from T = 1. It searches 1 / T, in which the loss is convex, with the exact gradient. Guo's own
     code and the one that preceded IBLS's take 50 iterations of torch's LBFGS at rate 0.01 from 1.5 and never zero the
     gradient; on the 40 samples of the tests they end at 1.085, with zeroing at 1.348, and the least loss is at 1.197.
-    Raises UserError where there is no sample, or one whose loss is infinite at every temperature.
+    Raises UserError if there is no sample, or one whose loss is infinite at every temperature.
     """
     from scipy.optimize import minimize
 
@@ -48,13 +48,13 @@ def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] 
 
 
 def ensemble(logits: Sequence[Tensor]) -> Tensor:
-    """M times [N, K] -> [N, K] fp64: the logarithm of the mean of the M softmax outputs."""
+    """Map M times [N, K] -> [N, K] fp64: the logarithm of the mean of the M softmax outputs."""
     log_p = torch.stack([x.detach().double().log_softmax(1) for x in logits])
     return log_p.logsumexp(0) - float(np.log(len(logits)))
 
 
 def template_basis(weight: Tensor, bias: Tensor) -> Tensor:
-    """[n, D], [n]: a linear classifier's rows for n classes -> [D + 1, n] fp64, orthonormal, spanning the rows [w, b].
+    """Return an orthonormal basis [D + 1, n] fp64 of the rows [w, b] of a linear classifier for n classes, [n, D], [n].
 
     By QR (Mueller et al. 2019, figure 1), signs chosen so that R has a positive diagonal. The code of LS-KD takes the
     biases of the classes 0, 1, 2 for any three (alpha-LS-KD_imagenet_centroids.py); here each has its own.
@@ -66,17 +66,17 @@ def template_basis(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def projected(features: Tensor, basis: Tensor) -> Tensor:
-    """[N, D] features, [D + 1, n] of `template_basis` -> [N, n] fp64: where [x, 1] lies in its span."""
+    """Map [N, D] features, [D + 1, n] of `template_basis` -> [N, n] fp64: where [x, 1] lies in its span."""
     return features.double() @ basis[:-1] + basis[-1]
 
 
 def centroids(points: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """[N, n], [N] -> [classes, n]: the mean of each class."""
+    """Map [N, n], [N] -> [classes, n]: the mean of each class."""
     return torch.stack([points[labels == k].mean(0) for k in range(classes)])
 
 
 def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
-    """[M, n] -> their mean [n] and two principal axes [2, n], the largest component of each positive."""
+    """Map [M, n] -> their mean [n] and two principal axes [2, n], the largest component of each positive."""
     from sklearn.decomposition import PCA
 
     fit = PCA(n_components=2, svd_solver="full").fit(points.numpy())

@@ -15,7 +15,7 @@ REQUIRED = [name for name, field in Recipe.model_fields.items() if field.is_requ
 
 
 def wrong_in(content: Mapping[str, Any]) -> str | None:
-    """What in a checkpoint's content cannot be right, whatever the recipe; None where nothing is."""
+    """Return what in a checkpoint's content cannot be right, whatever the recipe; None if nothing is."""
     for name, kind in (("recipe", Mapping), ("parts", Mapping), ("data", str), ("teachers", list), ("classes", int)):
         if not isinstance(content[name], kind):
             return f"wrong inside: its {name} cannot be read"
@@ -32,7 +32,7 @@ def wrong_in(content: Mapping[str, Any]) -> str | None:
 
 
 def wrong_record(trainer: Mapping[str, Any], *, over: bool) -> str | None:
-    """The same for what a run knows of its evaluations, times and skipped steps."""
+    """Return the same for what a run knows of its evaluations, times and skipped steps."""
     seconds, record = trainer["seconds"], trainer["record"]
     if not all(is_number(seconds[name]) and 0 <= seconds[name] < 1e12 for name in ("wall", "training")):
         return "wrong inside: its times are no numbers of seconds"
@@ -59,7 +59,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, content: Content, check: 
     """Give a trainer the state of a checkpoint, or of the newest older one that fits; return which. A collective.
 
     `check` raises where a content is of another recipe or other data.
-    Raises SharedError where none fits.
+    Raises SharedError if none fits.
     """
     found: Content | None = content
     while found is not None:

@@ -69,7 +69,7 @@ def scan(args: argparse.Namespace, command: str) -> int:
 
 
 def dataset(args: argparse.Namespace) -> Any:
-    """The data set's config, as a recipe that names it would have it."""
+    """Return the data set's config, as a recipe that names it would have it."""
     from lsdali.data import DATASETS
     from lsdali.data.sets.catalog import CenterCrop, RandomResizedCrop
 
@@ -89,7 +89,7 @@ def dataset(args: argparse.Namespace) -> Any:
 
 
 def guess(root: Path, train_dir: str) -> str:
-    """tinyimagenet by its wnids.txt, shards by their ending, imagenet by its class names, else folder."""
+    """Return tinyimagenet by its wnids.txt, shards by their ending, imagenet by its class names, else folder."""
     from lsdali.data.sets.listing import class_names
 
     if (root / "wnids.txt").is_file():
@@ -102,7 +102,7 @@ def guess(root: Path, train_dir: str) -> str:
 
 
 def sorted_copies(groups: list[list[dict[str, str]]]) -> dict[str, list[list[dict[str, str]]]]:
-    """Each group once: shared by train and val, else under several classes, else in one class."""
+    """Return each group once: shared by train and val, else under several classes, else in one class."""
     out: dict[str, list[list[dict[str, str]]]] = {"shared": [], "label_conflicts": [], "repeated": []}
     for group in groups:
         if len({f["split"] for f in group}) > 1:

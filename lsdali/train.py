@@ -155,7 +155,7 @@ def nothing() -> None:
 def open_trainer(
     recipe: "Recipe", folder: Path, device: "torch.device", events: "Events", guard: Callable[[], None]
 ) -> "Trainer | None":
-    """The trainer at the step where its run stands; None where the run is finished.
+    """Return the trainer at the step where its run stands; None if the run is finished.
 
     Raises UserError, the same on every rank, where the recipe does not fit the data, the device or the folder.
     """
@@ -203,7 +203,7 @@ def same_run(trainer: "Trainer", content: dict[str, Any], folder: Path) -> None:
 
 
 def same_recipe(recipe: "Recipe", content: dict[str, Any], folder: Path) -> None:
-    """Raises SharedError where a run cannot go on with this recipe.
+    """Raise SharedError if a run cannot go on with this recipe.
 
     It may have other epochs where those that are trained would not have been others.
     """

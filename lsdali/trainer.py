@@ -86,7 +86,7 @@ class Trainer:
     # ---- the step
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimizer step on this rank's share of the global batch; the loss and its terms, [] each."""
+        """Take one optimizer step on this rank's share of the global batch; return the loss and its terms, [] each."""
         self.optimizer.set_lr(self.schedule(self.clock.step))
         self.buffers.keep(self.student)
         parts = self.micro_batches(batch)
@@ -137,7 +137,7 @@ class Trainer:
         self.summarize()
 
     def epoch(self, started: float) -> None:
-        """The rest of the current epoch."""
+        """Train the rest of the current epoch."""
         self.student.train()
         meter, batches = Meter(), iter(self.train.epoch(self.clock.step))
         while (batch := self.next(batches, meter)) is not None:
@@ -186,7 +186,10 @@ class Trainer:
         return batch
 
     def end_epoch(self) -> bool:
-        """Ranks agree, the method closes its epoch, the weights are evaluated; whether they are the best so far."""
+        """Agree among ranks, close the method's epoch, evaluate the weights.
+
+        Return whether they are the best so far.
+        """
         self.pulse.beat("ending an epoch")
         dist.average_buffers(self.student)
         self.method.end_epoch(self.student, self.clock)
@@ -206,7 +209,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole validation split, each image once, the same on every rank."""
+        """Return metrics over the whole validation split, each image once, the same on every rank."""
         self.student.eval()
         result = MetricAccumulator(self.classes, self.device)
         self.events.at(self.clock.step, self.clock.epoch, "evaluating")
@@ -219,7 +222,7 @@ class Trainer:
     # ---- what it tells
 
     def report(self, meter: Meter) -> Meter:
-        """Read the losses back and tell them; a fresh meter.
+        """Read the losses back and report them; return a fresh meter.
 
         Raises:
             SharedError: too many steps were skipped. Every rank counts the same, so all stop together.
@@ -291,6 +294,6 @@ class Trainer:
 
 
 def total_terms(losses: list[Loss], shares: list[float]) -> dict[str, Tensor]:
-    """The step's loss and terms: the mean over its micro-batches, weighted by their sizes."""
+    """Return the step's loss and terms: the mean over its micro-batches, weighted by their sizes."""
     rows = [{"loss": loss.total.detach(), **{k: v.detach() for k, v in loss.terms.items()}} for loss in losses]
     return {k: torch.stack([row[k] * share for row, share in zip(rows, shares, strict=True)]).sum() for k in rows[0]}

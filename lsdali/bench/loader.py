@@ -112,7 +112,10 @@ def _data_loader(data: "torch.utils.data.Dataset[tuple[torch.Tensor, int]]", run
 
 
 def ffcv(run: LoaderRun) -> Iterator[int]:
-    """FFCV (Leclerc et al., 2022), its ImageNet pipeline; its file holds every image as a JPEG of quality 90."""
+    """Yield batches of FFCV (Leclerc et al., 2022), its ImageNet pipeline.
+
+    Its file holds every image as a JPEG of quality 90.
+    """
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -139,7 +142,7 @@ def ffcv(run: LoaderRun) -> Iterator[int]:
 
 
 def floor(run: LoaderRun) -> Iterator[int]:
-    """Reading files and decoding whole JPEGs with libjpeg-turbo; other formats are read only."""
+    """Read files and decode whole JPEGs with libjpeg-turbo; other formats are read only."""
     import simplejpeg
 
     files = sorted(Path(run.root).glob("train/*/*"))
@@ -165,7 +168,7 @@ REFERENCE = "ImageFolder + PIL, float32"
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its descendants, dead children included."""
+    """Return user and system time of a process and its descendants, dead children included."""
     total, ticks = 0.0, os.sysconf("SC_CLK_TCK")
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -177,7 +180,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def measure_loader(run: LoaderRun) -> Cost:
-    """In this process; start a fresh one for each call."""
+    """Measure in this process; start a fresh one for each call."""
     sizes = LOADERS[run.contestant](run)
     _consume(sizes, run.warmup)
     clock, cpu = time.perf_counter(), cpu_seconds(os.getpid())
@@ -204,7 +207,7 @@ def _in_new_process(run: LoaderRun, cache: str) -> Cost:
 
 
 def link_images(root: Path, into: Path, most: int) -> int:
-    """Links to up to `most` images anywhere below root, as one class, in train and (one) in val."""
+    """Link up to `most` images anywhere below root, as one class, in train and (one) in val."""
     from lsdali.data.io.image_formats import EXTENSIONS
 
     suffixes = tuple(e.decode() for e in EXTENSIONS)
@@ -241,5 +244,5 @@ def loader(options: argparse.Namespace) -> None:
 
 
 def once(options: argparse.Namespace) -> None:
-    """One measurement, as JSON; what the other commands start."""
+    """Print one measurement as JSON; what the other commands start."""
     print(json.dumps(asdict(measure_loader(LoaderRun(**json.loads(options.run))))))

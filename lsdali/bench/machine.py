@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchvision", "pillow", "numpy", "scipy", "nvidia-dali-cud
 
 
 def hardware(note: str) -> str:
-    """Two lines: processor, cores, GPU and a note; then versions."""
+    """Return two lines: processor, cores, GPU and a note; then versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -31,6 +31,6 @@ def found_version(name: str) -> str | None:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Median and range, 22 characters wide."""
+    """Return median and range, 22 characters wide."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{f'{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})':>22}"

@@ -47,7 +47,7 @@ SHAPES = {"imagenet": Shape("resnet50", 224, 1000, 8, 256), "cifar": Shape("prea
 
 
 def methods(options: argparse.Namespace) -> None:
-    """Step time of the method of each recipe, relative to ce."""
+    """Measure the step time of the method of each recipe, relative to ce."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = SHAPES[options.shape]
     batch = options.batch or (shape.gpu_batch if device.type == "cuda" else shape.cpu_batch)
@@ -75,7 +75,7 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def configs_of(recipes: list[str]) -> dict[str, Any]:
-    """The method part of each recipe, once; labelled by what it sets."""
+    """Return the method part of each recipe, once; labelled by what it sets."""
     found: dict[str, Any] = {}
     for path in recipes:
         if not Path(path).is_file():
@@ -88,7 +88,7 @@ def configs_of(recipes: list[str]) -> dict[str, Any]:
 
 
 def opened(config: Any, shape: Shape, samples: int, device: torch.device) -> tuple[Method, Student]:
-    """A method and its student, begun."""
+    """Return a method and its student, begun."""
     torch.manual_seed(0)
 
     def network() -> Any:
@@ -110,7 +110,10 @@ def opened(config: Any, shape: Shape, samples: int, device: torch.device) -> tup
 
 
 def state_bytes(config: Any, shape: Shape, samples: int, device: torch.device) -> int:
-    """What a checkpoint holds of the method after the first epoch: bytes, by those of two smaller training sets."""
+    """Return how many bytes a checkpoint holds of the method after the first epoch.
+
+    They are extrapolated from those of two smaller training sets.
+    """
 
     def kept(few: int) -> int:
         method, student = opened(config, shape, few, device)
@@ -130,7 +133,7 @@ def tensor_bytes(state: Any) -> Iterator[int]:
 
 
 def stepper(config: Any, shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
-    """A function that makes one training step with a method."""
+    """Return a function that makes one training step with a method."""
     method, student = opened(config, shape, SAMPLES, device)
     optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
     precision = Precision(precision_name, device)
@@ -148,7 +151,7 @@ def stepper(config: Any, shape: Shape, size: int, device: torch.device, precisio
 
 
 def forward(shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
-    """A function that makes one pass as a teacher does."""
+    """Return a function that makes one pass as a teacher does."""
     network = build_network(ModelConfig(name=shape.model), shape.classes)
     teacher = Teacher(network.to(device).to(memory_format=torch.channels_last))
     images, precision = synthetic(shape, size, device).images, Precision(precision_name, device)
@@ -170,7 +173,7 @@ def synthetic(shape: Shape, size: int, device: torch.device) -> Batch:
 
 
 def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step."""
+    """Return seconds of one step."""
     if device.type == "cpu":
         start = time.process_time()
         step()

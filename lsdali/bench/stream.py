@@ -38,7 +38,7 @@ def stream(options: argparse.Namespace) -> None:
 
 
 def read_streams(options: argparse.Namespace, world: int, start: int, stop: int) -> Digests:
-    """The digests of all samples of each step, in the order of the global batch."""
+    """Return the digests of all samples of each step, in the order of the global batch."""
     with tempfile.TemporaryDirectory() as folder:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
         part = ["-m", "lsdali.bench", "stream-part", folder, str(start), str(stop)]
@@ -51,7 +51,7 @@ def read_streams(options: argparse.Namespace, world: int, start: int, stop: int)
 
 
 def stream_part(options: argparse.Namespace) -> None:
-    """What one rank reads; what `stream` starts."""
+    """Write the digests of what one rank reads; what `stream` starts."""
     from lsdali import dist
     from lsdali.data.pipeline.loaders import open_dataset, train_loader
     from lsdali.data.pipeline.options import LoaderOptions

@@ -24,7 +24,7 @@ WAYS = ("half", "held_out", "same", "ibls")  # figures.CALIBRATE_ON says what th
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry. The exit status is 0, or 2 for bad input."""
+    """Evaluate runs; return the exit status, 0, or 2 for bad input."""
     args = parse(sys.argv[1:] if argv is None else argv)
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, and as `command` the line that a page repeats."""
+    """Return the arguments, and as `command` the line that a page repeats."""
     args = arguments().parse_intermixed_args(argv)
     args.command = ["lsdali", "evaluate", *argv]
     return args
@@ -96,7 +96,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def ensemble_members(text: str) -> int:
-    """The number in last:N."""
+    """Return the number in last:N."""
     count = text.removeprefix("last:")
     if count == text or not count.isdigit() or int(count) < 2:
         raise argparse.ArgumentTypeError(f"{text!r}: write last:20 (two or more), or --ensemble behind the runs")
@@ -157,7 +157,7 @@ def last_ensembles(
     held_out: Sequence["Samples"],
     device: "torch.device",
 ) -> list["Ensemble"]:
-    """The ensembles of each run's newest checkpoints, one member after another. Collective."""
+    """Return the ensembles of each run's newest checkpoints, one member after another. Collective."""
     from lsdali import dist
     from lsdali.evaluate.figures import ensemble_curves
     from lsdali.evaluate.runs import newest_checkpoints
@@ -174,7 +174,7 @@ def last_ensembles(
 def member(
     args: argparse.Namespace, path: Path, part: "Samples", held_out: "Samples | None", device: "torch.device"
 ) -> "Member":
-    """What a checkpoint predicts, and its temperature if one is asked for. Collective."""
+    """Return what a checkpoint predicts, and its temperature if one is asked for. Collective."""
     from lsdali import dist
     from lsdali.evaluate.figures import calibrate
     from lsdali.evaluate.runs import open_run, predict

@@ -16,7 +16,7 @@ BIN_KINDS: dict[str, Callable[[Tensor, float], Bins]] = {
 
 
 def check_bins(text: str) -> None:
-    """Raises UserError unless the text is KIND:SIZE, a number of bins, for pskd their width."""
+    """Raise UserError unless the text is KIND:SIZE, a number of bins, for pskd their width."""
     kind, _, size = text.partition(":")
     try:
         valid = 0 < float(size) <= 1 if kind == "pskd" else int(size) > 0
@@ -27,7 +27,7 @@ def check_bins(text: str) -> None:
 
 
 def binned_metrics(confidence: Tensor, right: Tensor, asked: str) -> dict[str, float]:
-    """[N], [N] -> ECE, MCE and ACE in % with the bins that were asked for."""
+    """Map [N], [N] -> ECE, MCE and ACE in % with the bins that were asked for."""
     kind, _, size = asked.partition(":")
     bins = BIN_KINDS[kind](confidence, float(size))
     gaps = bin_gaps(confidence, right, bins)

@@ -62,7 +62,10 @@ class Calibration:
 
 
 def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibration:
-    """The temperature of a run in one of the ways of FITS; `held_out` is what it says of samples kept from training."""
+    """Return the temperature of a run in one of the ways of FITS.
+
+    `held_out` is what it says of samples kept from training.
+    """
     bounds, rest, logits, labels = WIDE_BOUNDS, None, part.logits, part.labels
     if held_out is not None:
         logits, labels = held_out.logits, held_out.labels
@@ -78,7 +81,7 @@ def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibrat
 def rows(
     parts: Sequence[Predicted], calibrations: Sequence[Calibration], bins: Sequence[str], *, together: bool
 ) -> list[Row]:
-    """All runs, and their ensemble where they are `together`: as they are, then with the temperatures, if any.
+    """Return all runs, and their ensemble where they are `together`: as they are, then with the temperatures, if any.
 
     Where a part of the samples was used to fit them, the rest is evaluated without and with them. The ensemble of
     scaled networks is the mean of their scaled softmax outputs.
@@ -103,7 +106,7 @@ def group(
     *,
     together: bool,
 ) -> list[Row]:
-    """One row a run, on the samples kept of each, with its temperature if there are any; then the ensemble's."""
+    """Return one row a run, on the samples kept of each, with its temperature if there are any; then the ensemble's."""
     scale = [found.temperature for found in calibrations] or [1.0] * len(parts)
     logits = [part.logits[keep].double() / t for part, keep, t in zip(parts, kept, scale, strict=True)]
     labels = [part.labels[keep] for part, keep in zip(parts, kept, strict=True)]
@@ -115,7 +118,7 @@ def group(
 
 
 def row(name: str, samples: str, logits: Tensor, labels: Tensor, bins: Sequence[str]) -> Row:
-    """All figures of one network: [N, K] logits, [N] labels, and the bins asked for beside the usual ones."""
+    """Return all figures of one network: [N, K] logits, [N] labels, and the bins asked for beside the usual ones."""
     classes = logits.shape[1]
     starts = range(0, len(labels), SCORED_AT_ONCE)
     parts = [score(logits[i : i + SCORED_AT_ONCE], labels[i : i + SCORED_AT_ONCE]) for i in starts]
@@ -148,7 +151,7 @@ def row(name: str, samples: str, logits: Tensor, labels: Tensor, bins: Sequence[
 
 
 def curve(confidence: Tensor, right: Tensor) -> list[tuple[float, float]]:
-    """[N], [N] -> (coverage, risk), both in %, at up to POINTS coverages: the curve that AURC is the area below."""
+    """Map [N], [N] -> (coverage, risk), both in %, at up to POINTS coverages: the curve that AURC is the area below."""
     risk = risks(confidence, right, torch.arange(len(right)))
     chosen = torch.linspace(0, len(risk) - 1, min(POINTS, len(risk))).round().long()
     return [(100 * (k + 1) / len(risk), 100 * risk[k].item()) for k in chosen.tolist()]
@@ -181,7 +184,9 @@ def looks(part: Predicted, found: Calibration | None) -> Iterator[tuple[str, str
 
 
 def ensemble_curves(name: str, members: Iterable[Member], bins: Sequence[str]) -> list[Ensemble]:
-    """The mean softmax output of the first 1, 2, ... members, which are read one after another, two held at most.
+    """Return the mean softmax output of the first 1, 2, ... members.
+
+    They are read one after another, two held at most.
 
     With calibrations also that of the scaled members, each by its own temperature.
     """

@@ -29,7 +29,7 @@ from lsdali.page.render import write_file
 
 
 def check(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Raises UserError if arguments do not go together, or a file cannot be written."""
+    """Raise UserError if arguments do not go together, or a file cannot be written."""
     if not names:
         raise UserError("which run? Give a run folder, such as runs/digits_ce")
     if args.ensemble == 0 and len(names) < 2:
@@ -50,7 +50,7 @@ def check(args: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 def check_plane(args: argparse.Namespace) -> None:
-    """Raises UserError if --plane has no page, or a company that evaluates."""
+    """Raise UserError if --plane has no page, or a company that evaluates."""
     if args.html is None:
         raise UserError("--plane draws into a page: add --html FILE")
     if args.ensemble is not None or args.temperature or args.predictions or args.robust:
@@ -90,7 +90,7 @@ def contents(
     lines: Sequence[Row],
     curves: Sequence[Ensemble],
 ) -> dict[str, Any]:
-    """What --json writes."""
+    """Return what --json writes."""
     return {
         "runs": [{**run.describe(), "data": part.describe()} for run, part in zip(runs, samples, strict=True)],
         "views": VIEWS.get(args.views),
@@ -109,7 +109,7 @@ def contents(
 
 
 def print_found(found: Mapping[str, Any]) -> None:
-    """The table, which checkpoint each run's figures are of, and on which samples."""
+    """Print the table, which checkpoint each run's figures are of, and on which samples."""
     console = Console(width=None if sys.stdout.isatty() else 500)
     console.print(table(found["rows"]))
     for run in found["runs"]:
@@ -134,7 +134,7 @@ def say(console: Console, text: str) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a row; the metrics that IBLS's code has in a way of its own are in the JSON and on the page."""
+    """Return one line a row; the metrics that IBLS's code has in a way of its own are in the JSON and on the page."""
     names = [name for name in rows[0]["metrics"] if not name.endswith("_ibls")]
     titles = (METRICS[name].title if name in METRICS else name for name in names)
     out = Table("run", "samples", "temperature", *titles)
@@ -151,7 +151,7 @@ def save_predictions(path: Path, part: Predicted) -> None:
 
 
 def write_plane(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
-    """The page of --plane, and its points where --json asks for them."""
+    """Write the page of --plane, and its points where --json asks for them."""
     write_file(args.html, render("plane.html", shlex.join(args.command), runs=figures(found), names=args.plane))
     if args.json is not None:
         write_file(args.json, json.dumps(found))

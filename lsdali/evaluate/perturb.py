@@ -88,11 +88,11 @@ def random_crops(batch: Batch, size: int) -> tuple[Tensor, Tensor]:
 
 
 def crops_at(images: Tensor, places: NDArray[np.int64], size: int) -> Tensor:
-    """[B, 3, S, S] and [B, 2] offsets down and across -> [B, 3, size, size]."""
+    """Map [B, 3, S, S] and [B, 2] offsets down and across -> [B, 3, size, size]."""
     cut = [image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, places.tolist(), strict=True)]
     return torch.stack(cut).contiguous(memory_format=torch.channels_last)
 
 
 def diagonal(images: Tensor, size: int) -> list[Tensor]:
-    """[B, 3, S, S] -> the crops at the offsets (0, 0), (1, 1), ..., (S - size, S - size)."""
+    """Map [B, 3, S, S] -> the crops at the offsets (0, 0), (1, 1), ..., (S - size, S - size)."""
     return [images[:, :, k : k + size, k : k + size] for k in range(images.shape[2] - size + 1)]

@@ -26,7 +26,7 @@ MOST: dict[Split, int] = {"train": 150, "val": 50}  # images of a class
 
 
 def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """Points [x, y] and class (0, 1, 2) of each image, and centroids, of train and of val. Collective."""
+    """Return points [x, y] and class (0, 1, 2) of each image, and centroids, of train and of val. Collective."""
     network = run.network.to(device).to(memory_format=torch.channels_last)
     classifier = network.classifier
     if network.width == 0 or classifier.bias is None:
@@ -54,7 +54,10 @@ def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torc
 
 
 def open_part(run: Run, overrides: Sequence[str], names: Sequence[str], split: Split) -> tuple[Samples, list[int]]:
-    """The first images of the named classes, now 0, 1, 2, and what numbers they had. UserError for an unknown one."""
+    """Return the first images of the named classes, now 0, 1, 2, and what numbers they had.
+
+    UserError for an unknown one.
+    """
     samples = open_samples(run, overrides, split)
     with dist.raise_together():
         index = samples.index

@@ -64,7 +64,7 @@ def parse_disturbance(text: str) -> Disturbance:
 def disturbed_rows(
     run: Run, samples: Samples, asked: Sequence[Disturbance], bins: Sequence[str], device: torch.device
 ) -> list[Row]:
-    """The figures of a run on noisy and on attacked images, a row each. Collective."""
+    """Return the figures of a run on noisy and on attacked images, a row each. Collective."""
     network = run.network.to(device).to(memory_format=torch.channels_last)
     data = samples.recipe.data
     levels = perturb.Levels.of((data.mean, data.std), device)
@@ -78,7 +78,7 @@ def disturbed_rows(
 
 
 def disturbed_logits(network: perturb.Classify, levels: perturb.Levels, one: Disturbance, batch: Batch) -> Tensor:
-    """[B, K]: what the network says of the disturbed images."""
+    """Return [B, K]: what the network says of the disturbed images."""
     if one.kind == "noise":
         return network(perturb.gaussian(batch, levels, one.size))
     if one.kind == "fgsm":
@@ -87,7 +87,7 @@ def disturbed_logits(network: perturb.Classify, levels: perturb.Levels, one: Dis
 
 
 def shifts(run: Run, samples: Samples, asked: Sequence[Disturbance], device: torch.device) -> list[dict[str, Any]]:
-    """What crops of larger images do to a run, for --json. Collective.
+    """Return what crops of larger images do to a run, for --json. Collective.
 
     Raises UserError if the images are no larger than what the network sees.
     """
@@ -112,19 +112,19 @@ def shifts(run: Run, samples: Samples, asked: Sequence[Disturbance], device: tor
 
 
 def agreement(network: perturb.Classify, size: int, batch: Batch) -> Tensor:
-    """[B, 3]: whether both random crops get the same class, and whether each gets the label."""
+    """Return [B, 3]: whether both random crops get the same class, and whether each gets the label."""
     first, second = (network(crop).argmax(1) for crop in perturb.random_crops(batch, size))
     return torch.stack([first == second, first == batch.labels, second == batch.labels], 1).float()
 
 
 def agreement_figures(rows: Tensor) -> dict[str, Any]:
-    """[N, 3] of `agreement` -> consistency, and top-1 over both crops, in %."""
+    """Map [N, 3] of `agreement` -> consistency, and top-1 over both crops, in %."""
     equal, first, second = (100 * rows.double().numpy().mean(0)).tolist()
     return {"agreement": equal, "top1": (first + second) / 2}
 
 
 def along_diagonal(network: perturb.Classify, size: int, batch: Batch) -> Tensor:
-    """[B, crops * 4]: probability of the label, the highest other one, whether in the top 1 and in the top 5."""
+    """Return [B, crops * 4]: probability of the label, the highest other one, whether in the top 1 and in the top 5."""
     out = []
     for crop in perturb.diagonal(batch.images, size):
         logits = network(crop).float()
@@ -137,7 +137,7 @@ def along_diagonal(network: perturb.Classify, size: int, batch: Batch) -> Tensor
 
 
 def diagonal_figures(rows: Tensor) -> dict[str, Any]:
-    """[N, crops, 4] of `along_diagonal` -> their means over images, by offset and over all."""
+    """Map [N, crops, 4] of `along_diagonal` -> their means over images, by offset and over all."""
     by_offset = rows.double().numpy().mean(0) * np.array([1, 1, 100, 100])
     names = ("label_probability", "other_probability", "top1", "top5")
     whole = dict(zip(names, by_offset.mean(0).tolist(), strict=True))
@@ -145,7 +145,7 @@ def diagonal_figures(rows: Tensor) -> dict[str, Any]:
 
 
 def shift_sentence(found: dict[str, Any]) -> str:
-    """What the terminal says of one entry of `shifts`."""
+    """Return what the terminal says of one entry of `shifts`."""
     crops = f"crops of {found['size']} from {found['of']} pixels"
     if found["kind"] == "shift":
         return (

@@ -75,7 +75,7 @@ class Run:
 
 
 def open_run(run: Path, which: str, weights: str) -> Run:
-    """Raises UserError where there is no whole checkpoint, or not these weights. On every rank."""
+    """Open a run. Raises UserError if there is no whole checkpoint, or not these weights. On every rank."""
     with dist.raise_together():
         path = find_checkpoint(run, which)
         content = checkpoint.read(path)
@@ -84,7 +84,7 @@ def open_run(run: Path, which: str, weights: str) -> Run:
 
 
 def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a run, with another data part where the overrides say so."""
+    """Return the recipe of a run, with another data part where the overrides say so."""
     tree = deepcopy(run.content["recipe"])
     for override in overrides:
         if not override.startswith(ALLOWED):
@@ -94,9 +94,9 @@ def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
 
 
 def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Samples:
-    """The data of a run, or what the overrides make of them. Collective.
+    """Return the data of a run, or what the overrides make of them. Collective.
 
-    Raises UserError where they have other classes than the checkpoint, or images that the network does not take.
+    Raises UserError if they have other classes than the checkpoint, or images that the network does not take.
     """
     with dist.raise_together():
         recipe = recipe_of(run, overrides)
@@ -114,7 +114,7 @@ def open_samples(run: Run, overrides: Sequence[str], split: Split = "val") -> Sa
 
 
 def under_known_names(index: Index, known: Sequence[str], classes: int) -> Index:
-    """The samples under the numbers of the classes that a network knows: `known`, `classes` of them.
+    """Return the samples under the numbers of the classes that a network knows: `known`, `classes` of them.
 
     The data may hold some of these classes, or all in another order; labels that are numbers are the network's own.
     Samples whose names tell nothing stay as they are.
@@ -130,7 +130,7 @@ def under_known_names(index: Index, known: Sequence[str], classes: int) -> Index
 
 
 def with_views(samples: Samples, name: str | None) -> Samples:
-    """The samples, seen by the views of this name; None: as they are. Raises UserError as `choose` does."""
+    """Return the samples, seen by the views of this name; None: as they are. Raises UserError as `choose` does."""
     if name is None:
         return samples
     views, recipe = choose(name, samples.recipe)
@@ -138,9 +138,9 @@ def with_views(samples: Samples, name: str | None) -> Samples:
 
 
 def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
-    """The training samples that a run was not trained on, by its own data.holdout. Collective.
+    """Return the training samples that a run was not trained on, by its own data.holdout. Collective.
 
-    Raises UserError where it held out none, these are not the data that it was trained on, or the overrides leave a
+    Raises UserError if it held out none, these are not the data that it was trained on, or the overrides leave a
     part of the training data to evaluate on.
     """
     kept = [text for text in overrides if not text.startswith("data.holdout")]
@@ -159,7 +159,7 @@ def open_held_out(run: Run, overrides: Sequence[str]) -> Samples:
 
 
 def same_samples(runs: Sequence[Run], samples: Sequence[Samples]) -> None:
-    """Raises UserError where runs would be evaluated on other classes or samples than the first one."""
+    """Raise UserError if runs would be evaluated on other classes or samples than the first one."""
     first = samples[0].index
     for run, other in zip(runs, samples, strict=True):
         if other.index.classes != first.classes or run.network.classes != runs[0].network.classes:
@@ -172,14 +172,14 @@ def same_samples(runs: Sequence[Run], samples: Sequence[Samples]) -> None:
 
 
 def predict(run: Run, samples: Samples, device: torch.device) -> Predicted:
-    """What a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
+    """Return what a run says of the samples. Collective; every rank gets all logits, 4 N K bytes."""
     network = run.network.to(device).to(memory_format=torch.channels_last)
     seen = network if samples.views is None else averaged(network, samples.views)
     return Predicted(run.name, *read_outputs(seen, network.classes, samples, device))
 
 
 def newest_checkpoints(run: Path, count: int) -> list[Path]:
-    """The newest step checkpoints of a run folder, the newest first. Raises UserError if there are fewer."""
+    """Return the newest step checkpoints of a run folder, the newest first. Raises UserError if there are fewer."""
     found = sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
     if len(found) < count:
         raise UserError(
@@ -192,7 +192,9 @@ def newest_checkpoints(run: Path, count: int) -> list[Path]:
 def read_outputs(
     network: Callable[[Tensor], Tensor], width: int, samples: Samples, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a network on the device, [B, 3, H, W] -> [B, width], gives for all samples: [N, width] fp32, in their order.
+    """Return what a network on the device, [B, 3, H, W] -> [B, width], gives for all samples.
+
+    The result is [N, width] fp32, in their order.
 
     Also their labels [N] and numbers [N]. On the host, the same on every rank. Collective.
     """
@@ -203,7 +205,7 @@ def read_outputs(
 def read_rows(
     function: Callable[[Batch], Tensor], width: int, samples: Samples, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a function of batches gives for all samples, as `read_outputs`; it runs in the recipe's precision."""
+    """Return what a function of batches gives for all samples, as `read_outputs`; it runs in the recipe's precision."""
     recipe, index = samples.recipe, samples.index
     with dist.raise_together():
         precision = Precision(recipe.precision, device)

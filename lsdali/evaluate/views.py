@@ -13,12 +13,12 @@ Views = Callable[[Tensor], list[Tensor]]
 
 
 def flip_views(images: Tensor) -> list[Tensor]:
-    """[B, C, H, W] -> each image, and its mirror image."""
+    """Map [B, C, H, W] -> each image, and its mirror image."""
     return [images, images.flip(3)]
 
 
 def crops(images: Tensor, size: int) -> list[Tensor]:
-    """[B, C, S, S] -> the four corners and the middle, `size` pixels a side: those of torchvision's FiveCrop."""
+    """Map [B, C, S, S] -> the four corners and the middle, `size` pixels a side: those of torchvision's FiveCrop."""
     end = images.shape[2] - size
     middle = round(end / 2)
     corners = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]
@@ -26,7 +26,7 @@ def crops(images: Tensor, size: int) -> list[Tensor]:
 
 
 def ten(images: Tensor, size: int) -> list[Tensor]:
-    """The five crops and their mirror images."""
+    """Return the five crops and their mirror images."""
     return [view for crop in crops(images, size) for view in flip_views(crop)]
 
 
@@ -38,7 +38,7 @@ VIEWS = {
 
 
 def choose(name: str, recipe: Recipe) -> tuple[Views, Recipe]:
-    """The views by name, and the recipe that loads images large enough for them.
+    """Return the views by name, and the recipe that loads images large enough for them.
 
     Raises UserError if the recipe's images are no larger than what the network sees.
     """
@@ -49,7 +49,7 @@ def choose(name: str, recipe: Recipe) -> tuple[Views, Recipe]:
 
 
 def larger(recipe: Recipe, option: str, instead: str = "") -> Recipe:
-    """The recipe, loading the central square of data.eval.resize pixels, from which the option cuts crops.
+    """Return the recipe, loading the central square of data.eval.resize pixels, from which the option cuts crops.
 
     Raises UserError if that is no larger than what the network sees.
     """
@@ -64,5 +64,5 @@ def larger(recipe: Recipe, option: str, instead: str = "") -> Recipe:
 
 
 def averaged(network: Callable[[Tensor], Tensor], views: Views) -> Callable[[Tensor], Tensor]:
-    """The network, as one that returns the logarithm of its mean softmax output over the views, [B, K] fp32."""
+    """Return the network, as one that returns the logarithm of its mean softmax output over the views, [B, K] fp32."""
     return lambda images: ensemble([network(view) for view in views(images)]).float()

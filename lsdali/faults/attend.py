@@ -85,7 +85,7 @@ def wait_for_others(table: ProcessTable, server: Server | None) -> None:
 
 
 def follows(error: Exception) -> bool:
-    """Whether an exception may only tell that a connection to another rank has ended."""
+    """Return whether an exception may only tell that a connection to another rank has ended."""
     return isinstance(error, td.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
 
 

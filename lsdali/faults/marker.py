@@ -33,7 +33,7 @@ def remove(folder: Path) -> None:
 
 
 def stopped_before(folder: Path) -> bool:
-    """Whether a signal has stopped an earlier start of this launch.
+    """Return whether a signal has stopped an earlier start of this launch.
 
     A host that joins or leaves makes torchrun start the workers again too; that is no restart by its count.
     """

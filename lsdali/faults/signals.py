@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 @contextmanager
 def caught(tell: Callable[[str], None], end: Callable[[int], None] = os._exit) -> Iterator[None]:
-    """Inside, `tell` is called with the name of the first signal, and `end` with 128 + n for a second one.
+    """Call `tell`, inside the block, with the name of the first signal, and `end` with 128 + n for a second one.
 
     Both are called in a thread of their own, which the kernel wakes through a pipe: they do not wait for the main
     thread, which may be inside a collective. A signal that is ignored (nohup) stays ignored. Use it in the main thread.

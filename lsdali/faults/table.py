@@ -57,7 +57,7 @@ class ProcessTable:
             return self.verdict
 
     def lose(self, rank: int) -> None:
-        """The connection of a rank has ended."""
+        """Note that the connection of a rank has ended."""
         with self.lock:
             if rank in self.beats and self.beats[rank].left is None:
                 self.lost.setdefault(rank, 0)

@@ -16,7 +16,7 @@ LOCAL = "127.0.0.1"
 class Server:
     """Keeps the table up to date with what other ranks send, until it is closed.
 
-    `host` is the address under which other nodes reach this one; None where there are no others.
+    `host` is the address under which other nodes reach this one; None if there are no others.
     """
 
     def __init__(self, table: ProcessTable, host: str | None) -> None:
@@ -48,7 +48,7 @@ class Server:
 
 
 class Line:
-    """A rank's connection to the table. Raises OSError where it cannot be made, is cut, or stays silent too long."""
+    """A rank's connection to the table. Raises OSError if it cannot be made, is cut, or stays silent too long."""
 
     def __init__(self, address: Address, seconds: float) -> None:
         self._socket = socket.create_connection(address[:2], timeout=seconds)
@@ -56,7 +56,7 @@ class Line:
         self._file.write(address[2].encode() + b"\n")
 
     def hear(self, beat: Beat) -> Verdict:
-        """Send a beat; the verdict."""
+        """Send a beat; return the verdict."""
         self._file.write(json.dumps(asdict(beat)).encode() + b"\n")
         self._file.flush()
         answer = self._file.readline()

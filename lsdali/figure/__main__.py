@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry. The exit status is 0, or 2 for bad input."""
+    """Evaluate runs; return the exit status, 0, or 2 for bad input."""
     args = arguments().parse_args(argv)
     from torch.distributed.elastic.multiprocessing.errors import record
 

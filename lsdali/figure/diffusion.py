@@ -48,7 +48,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
 
 
 def middles_of(run: Run, args: argparse.Namespace, names: Sequence[str], device: torch.device) -> Tensor:
-    """[classes, D]: the centroids of the features of the named classes."""
+    """Return [classes, D]: the centroids of the features of the named classes."""
     found = read(run, args.overrides, names, args.split, args.most, "features", device)
     return centroids(found.values.double(), found.labels, len(names))
 

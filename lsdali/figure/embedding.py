@@ -16,7 +16,7 @@ from lsdali.posthoc import principal_plane
 
 
 def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Points and labels of each run. Collective."""
+    """Return points and labels of each run. Collective."""
     panels = []
     for run, title in zip(runs, args.titles, strict=True):
         found = read(run, args.overrides, args.classes, args.split, args.most, args.of, device)
@@ -30,7 +30,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
 
 
 def tsne(values: Tensor, perplexity: float, seed: int) -> Tensor:
-    """[N, D] -> [N, 2] by scikit-learn's t-SNE with its defaults, from the seed; the same on every rank.
+    """Map [N, D] -> [N, 2] by scikit-learn's t-SNE with its defaults, from the seed; the same on every rank.
 
     Raises UserError if there are too few images for the perplexity.
     """
@@ -45,7 +45,7 @@ def tsne(values: Tensor, perplexity: float, seed: int) -> Tensor:
 
 
 def pca(values: Tensor) -> Tensor:
-    """[N, D] -> [N, 2], the principal components."""
+    """Map [N, D] -> [N, 2], the principal components."""
     mean, axes = principal_plane(values.double())
     return (values.double() - mean) @ axes.T
 

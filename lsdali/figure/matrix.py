@@ -21,7 +21,7 @@ MOST_NAMED = 30  # classes; with more of them the axes have no names
 
 
 def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The matrix of each run, the classes nearest to each, and the distance from human votes. Collective."""
+    """Return the matrix of each run, the classes nearest to each, and the distance from human votes. Collective."""
     with dist.raise_together():
         votes = None if args.human is None else read_votes(Path(args.human))
     panels: list[dict[str, Any]] = []
@@ -41,7 +41,10 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
 
 
 def matrix_of(run: Run, args: argparse.Namespace, device: torch.device) -> tuple[Tensor, list[str]]:
-    """[K, K] of the checkpoint's own, or collected from a split in evaluation mode; and the names of the classes."""
+    """Return [K, K] of the checkpoint's own, or collected from a split in evaluation mode.
+
+    And the names of the classes.
+    """
     if args.collect is not None:
         found = read(run, args.overrides, None, args.collect, None, "logits", device)
         return right_means(found.values, found.labels), found.names
@@ -58,7 +61,7 @@ def named(nearest: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, l
 
 
 def read_votes(path: Path) -> Tensor:
-    """[N, K] shares of votes. Raises UserError if the file holds none."""
+    """Return [N, K] shares of votes. Raises UserError if the file holds none."""
     try:
         votes = np.load(path)
     except (OSError, ValueError, EOFError) as fault:

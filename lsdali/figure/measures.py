@@ -12,7 +12,7 @@ from lsdali.posthoc import centroids
 
 
 def diffusion(before: Tensor, after: Tensor, target: int, similar: Sequence[int], others: Sequence[int]) -> Any:
-    """Two sets of class centroids [K, D] -> how the target class's distances to others have changed, in %.
+    """Return two sets of class centroids [K, D] -> how the target class's distances to others have changed, in %.
 
     Our definition; the paper of LS-KD (Chandrasegaran et al. 2022) describes the effect in words. d(k) is the distance
     between the centroids of the target and of class k. The index of a set of classes is the mean over it of
@@ -29,7 +29,7 @@ def diffusion(before: Tensor, after: Tensor, target: int, similar: Sequence[int]
 
 
 def spread(features: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """[N, D], [N] -> how far samples lie from their class's centroid, and how far classes lie from each other.
+    """Map [N, D], [N] -> how far samples lie from their class's centroid, and how far classes lie from each other.
 
     Of each class: `spread`, the mean distance of its samples from its centroid; `nearest`, the class with the nearest
     centroid; `separability`, that distance divided by the spread. Over all: `fisher`, the trace of the scatter between
@@ -53,7 +53,10 @@ def spread(features: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
 
 
 def right_means(logits: Tensor, labels: Tensor) -> Tensor:
-    """[N, K], [N] -> [K, K]: the mean softmax output of each class's right samples; uniform for a class without any."""
+    """Map [N, K], [N] -> [K, K]: the mean softmax output of each class's right samples.
+
+    Uniform for a class without any.
+    """
     classes = logits.shape[1]
     sums = torch.zeros((classes, classes), dtype=torch.float64)
     counts = torch.zeros(classes, dtype=torch.float64)
@@ -62,14 +65,14 @@ def right_means(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def nearest_classes(matrix: Tensor, count: int) -> list[list[int]]:
-    """[K, K] -> the `count` classes with the most of each row's mass, besides the class itself."""
+    """Map [K, K] -> the `count` classes with the most of each row's mass, besides the class itself."""
     others = matrix.clone()
     others.fill_diagonal_(-torch.inf)
     return others.argsort(dim=1, descending=True, stable=True)[:, : min(count, len(matrix) - 1)].tolist()
 
 
 def human_matrix(p: Tensor) -> Tensor:
-    """[N, K] shares of human votes -> [K, K]: their mean over the images whose most frequent vote is the class.
+    """Map [N, K] shares of human votes -> [K, K]: their mean over the images whose most frequent vote is the class.
 
     As the code of OLS does with CIFAR-10H. Raises UserError if some class is never the most frequent.
     """
@@ -81,7 +84,7 @@ def human_matrix(p: Tensor) -> Tensor:
 
 
 def matrix_distance(human: Tensor, matrix: Tensor) -> Mapping[str, float]:
-    """[K, K] twice -> mean over classes of the cross-entropy -sum H ln S and of KL(H || S), in nats."""
+    """Map [K, K] twice -> mean over classes of the cross-entropy -sum H ln S and of KL(H || S), in nats."""
     h, s = human.double(), matrix.double()
     crossed = -torch.xlogy(h, s).sum(1).mean()
     own = torch.xlogy(h, h).sum(1).mean()

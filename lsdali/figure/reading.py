@@ -53,7 +53,7 @@ def read(
 
 
 def first_of(index: Index, classes: Sequence[str] | None, most: int | None) -> Index:
-    """The first images of the classes, which are then numbered 0, 1, ... Raises UserError where one has none."""
+    """Return the first images of the classes, which are then numbered 0, 1, ... Raises UserError if one has none."""
     part: Chosen = whole(np.asarray(index.labels), index.classes)
     if classes is not None:
         part = of_classes(part, classes)

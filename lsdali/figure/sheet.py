@@ -16,7 +16,7 @@ SPLITS = {"train": "training", "val": "validation"}
 
 
 def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Points, labels and centroids of each run and split, in a plane that each run has for both. Collective."""
+    """Return points, labels and centroids of each run and split, in a plane that each run has for both. Collective."""
     with dist.raise_together():
         if len(runs) > 1 and len(runs) % 2:
             raise UserError(f"projection has two runs a row, as without and with smoothing; these are {len(runs)}")
@@ -26,7 +26,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
 
 
 def rows(found: Mapping[str, Any]) -> list[list[tuple[str, Mapping[str, Any]]]]:
-    """The panels of each row: title and content, as LS-KD arranges them."""
+    """Return the panels of each row: title and content, as LS-KD arranges them."""
     runs = found["runs"]
     width = min(2, len(runs))
     out = []

@@ -12,7 +12,7 @@ from lsdali.functional.teacher import soft_kl
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """[B, K] -> [B, K]: each row less its mean, divided by its standard deviation (of a sample of K) + 1e-7.
+    """Map [B, K] -> [B, K]: each row less its mean, divided by its standard deviation (of a sample of K) + 1e-7.
 
     Sun et al. 2024 (arXiv 2403.01876), equations 12 and 13 and the code: a student need not copy the teacher's scale.
     """
@@ -21,13 +21,15 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 def without_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K], [B] int64 -> [B, K - 1]: the logits of all classes but the label, in order."""
+    """Map [B, K], [B] int64 -> [B, K - 1]: the logits of all classes but the label, in order."""
     other = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(labels), -1)
     return logits.gather(1, other + (other >= labels[:, None]))
 
 
 def decoupled_kl(logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """[B, K], [B, K] logits, [B] int64 -> [B], [B]: KL of target and non-target classes (Zhao et al. 2022, equation 6).
+    """Map [B, K], [B, K] logits, [B] int64 -> [B], [B].
+
+    KL of target and non-target classes (Zhao et al. 2022, equation 6).
 
     The first compares how much is on the label, the second how the rest is shared among the other classes. With p the
     teacher's probability of the label at T, KL(teacher || student) is the first plus 1 - p times the second.
@@ -42,7 +44,9 @@ def decoupled_kl(logits: Tensor, teacher: Tensor, labels: Tensor, temperature: f
 
 
 def pearson_distance(x: Tensor, y: Tensor) -> Tensor:
-    """[R, C], [R, C] -> [R]: 1 less the correlation of each row of x with that of y (Huang et al. 2022, equation 7).
+    """Map [R, C], [R, C] -> [R].
+
+    1 less the correlation of each row of x with that of y (Huang et al. 2022, equation 7).
 
     A row without variation has no correlation with anything: 1.
     """
@@ -52,18 +56,23 @@ def pearson_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def gram_distance(x: Tensor, y: Tensor) -> Tensor:
-    """[R, C], [R, C] -> []: squared distance of x x^T from y y^T, divided by R (Jin et al. 2023, equations 5 and 7)."""
+    """Map [R, C], [R, C] -> [].
+
+    Squared distance of x x^T from y y^T, divided by R (Jin et al. 2023, equations 5 and 7).
+    """
     return (x @ x.mT - y @ y.mT).square().sum() / len(x)
 
 
 def rank_shares(order_by: Tensor) -> Tensor:
-    """[R, C] scores -> [R, C]: 1 / rank, the greatest score first, equal scores in their order (Zipf's law)."""
+    """Map [R, C] scores -> [R, C]: 1 / rank, the greatest score first, equal scores in their order (Zipf's law)."""
     order = order_by.argsort(dim=1, descending=True, stable=True)
     return 1 / (order.argsort(dim=1) + 1).to(order_by.dtype)
 
 
 def normalised_cross_entropy(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-    """[B, K] logits, [B, K - 1] rows summing to 1, [B] int64 -> [B]: -sum target log p over the classes but the label.
+    """Map [B, K] logits, [B, K - 1] rows summing to 1, [B] int64 -> [B].
+
+    -sum target log p over the classes but the label.
 
     p is the softmax of those classes alone, so that both sides sum to 1 (Yang et al. 2023, equation 7).
     """

@@ -15,7 +15,7 @@ from lsdali.functional.labels import as_float32, label_mean
 
 
 def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
-    """[B, K] -> [B, K]."""
+    """Map [B, K] -> [B, K]."""
     if clamp is None:
         return F.log_softmax(as_float32(logits), 1)
     return F.softmax(as_float32(logits), 1).clamp(clamp, 1 - clamp).log()
@@ -24,9 +24,9 @@ def log_probabilities(logits: Tensor, clamp: float | None = None) -> Tensor:
 def symmetric_cross_entropy(
     logits: Tensor, labels: Tensor, forward: float, reverse: float, zero: float, weight: Tensor | None = None
 ) -> Tensor:
-    """forward * CE + reverse * reverse CE, where log 0 in the label is log `zero` (Wang et al. 2019, arXiv 1908.06112).
+    """Return forward * CE + reverse * reverse CE (Wang et al. 2019, arXiv 1908.06112).
 
-    Reverse CE is -sum_k p[k] log(label[k]) = -log(zero) (1 - p[label]).
+    Log 0 in the label is log `zero`, so reverse CE is -sum_k p[k] log(label[k]) = -log(zero) (1 - p[label]).
     """
     log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
     wrong = -label_mean(torch.expm1(log_p), labels, weight)
@@ -42,7 +42,7 @@ def clamped_symmetric_cross_entropy(
     clamp: float,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """The same as the OLS code has it: p in [clamp, 1], and the label in [zero, 1] in both parts.
+    """Return the same as the OLS code has it: p in [clamp, 1], and the label in [zero, 1] in both parts.
 
     So every wrong class adds zero * -log p to the first part.
     """
@@ -54,19 +54,19 @@ def clamped_symmetric_cross_entropy(
 
 
 def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float, weight: Tensor | None = None) -> Tensor:
-    """(1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
+    """Map (1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
     log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
     return label_mean(-torch.expm1(q * log_p) / q, labels, weight)
 
 
 def class_prior_kl(logits: Tensor) -> Tensor:
-    """-(1/K) sum_k log(batch mean of p[k]): against collapse to few classes (Tanaka et al. 2018)."""
+    """Return -(1/K) sum_k log(batch mean of p[k]): against collapse to few classes (Tanaka et al. 2018)."""
     log_p = F.log_softmax(as_float32(logits), 1)
     return -(torch.logsumexp(log_p, 0) - math.log(len(log_p))).mean()
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the predictions."""
+    """Return mean entropy of the predictions."""
     log_p = F.log_softmax(as_float32(logits), 1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
@@ -74,7 +74,7 @@ def entropy(logits: Tensor) -> Tensor:
 def soft_bootstrap(
     logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """CE against trust * label + (1 - trust) * p; the gradient passes through both p (Reed et al. 2015)."""
+    """Return CE against trust * label + (1 - trust) * p; the gradient passes through both p (Reed et al. 2015)."""
     log_p = log_probabilities(logits, clamp)
     own = (log_p.exp() * log_p).sum(1)
     on_label = log_p.gather(1, labels[:, None]).squeeze(1)
@@ -84,14 +84,14 @@ def soft_bootstrap(
 def hard_bootstrap(
     logits: Tensor, labels: Tensor, trust: float, clamp: float | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """CE against trust * label + (1 - trust) * one-hot of the arg-max (Reed et al. 2015)."""
+    """Return CE against trust * label + (1 - trust) * one-hot of the arg-max (Reed et al. 2015)."""
     log_p = log_probabilities(logits, clamp)
     on_label, on_guess = (log_p.gather(1, k[:, None]).squeeze(1) for k in (labels, log_p.argmax(1)))
     return -label_mean(trust * on_label + (1 - trust) * on_guess, labels, weight)
 
 
 def forward_correction(logits: Tensor, labels: Tensor, noise: Tensor, clamp: float | None = None) -> Tensor:
-    """-log (p M)[label] (Patrini et al. 2017, arXiv 1609.03683).
+    """Return -log (p M)[label] (Patrini et al. 2017, arXiv 1609.03683).
 
     noise [K, K] is M: row = true class, column = label seen, rows summing to 1. Every class must be seen at times.
     """
@@ -100,7 +100,9 @@ def forward_correction(logits: Tensor, labels: Tensor, noise: Tensor, clamp: flo
 
 
 def backward_correction(logits: Tensor, labels: Tensor, inverse: Tensor, clamp: float | None = None) -> Tensor:
-    """-sum_k M^-1[label, k] log p[k], which has the mean of the clean loss; may be negative (Patrini et al. 2017).
+    """Return -sum_k M^-1[label, k] log p[k], which has the mean of the clean loss.
+
+    May be negative (Patrini et al. 2017).
 
     inverse [K, K] is M^-1.
     """
@@ -109,7 +111,7 @@ def backward_correction(logits: Tensor, labels: Tensor, inverse: Tensor, clamp: 
 
 
 def confusion(x: Tensor, norm_over: int) -> Tensor:
-    """[B, K] -> []: 1/B times the sum of the norms of (first half - second half); a last odd row is left out.
+    """Map [B, K] -> []: 1/B times the sum of the norms of (first half - second half); a last odd row is left out.
 
     `norm_over` 1: a norm for each pair, over the classes (Dubey et al. 2018, arXiv 1705.08016);
     0: a norm for each class, over the pairs.

@@ -8,7 +8,7 @@ from lsdali.functional.labels import as_float32
 
 
 def accumulate_correct(sums: Tensor, counts: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Adds a batch to `sums` [K, K] and `counts` [K] in place: softmax and 1, in the label's row, of each right sample.
+    """Add a batch to `sums` [K, K] and `counts` [K] in place: softmax and 1, in the label's row, of each right sample.
 
     logits [B, K], labels [B] int64. Samples whose arg-max (the lowest of equals) is not the label add nothing.
     """
@@ -18,13 +18,18 @@ def accumulate_correct(sums: Tensor, counts: Tensor, logits: Tensor, labels: Ten
 
 
 def class_averages(sums: Tensor, counts: Tensor) -> Tensor:
-    """[K, K], [K] -> [K, K] rows summing to 1: the mean of each class, uniform for a class without a right sample."""
+    """Map [K, K], [K] -> [K, K] rows summing to 1.
+
+    The mean of each class, uniform for a class without a right sample.
+    """
     mean = sums / counts.clamp(min=1)[:, None]
     return torch.where(counts[:, None] > 0, mean, 1 / len(counts))
 
 
 def table_distance(human: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """[K, K], [K, K] -> [], []: soft cross-entropy and KL divergence of a table's rows from people's, means over rows.
+    """Map [K, K], [K, K] -> [], [].
+
+    Soft cross-entropy and KL divergence of a table's rows from people's, means over rows.
 
     Row k of `human` is the mean of what people say of images of class k (CIFAR-10H; Peterson et al. 2019), row k of
     `table` is a network's, such as OLS collects; Zhang et al. 2021 compare them so. A human 0 adds nothing; a table's 0
@@ -36,7 +41,9 @@ def table_distance(human: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def freeze_confident_rows(new: Tensor, old: Tensor, counts: Tensor, sharp: float) -> Tensor:
-    """[K, K], [K, K], [K] -> [K, K]: the old row where its greatest entry is at least `sharp`, the new one elsewhere.
+    """Map [K, K], [K, K], [K] -> [K, K].
+
+    The old row where its greatest entry is at least `sharp`, the new one elsewhere.
 
     A class without a right sample takes its new row even so (the fine-grained code's order of the two tests).
     """
@@ -45,7 +52,7 @@ def freeze_confident_rows(new: Tensor, old: Tensor, counts: Tensor, sharp: float
 
 
 def most_confident_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, K] -> [K], [K, K]: each class's greatest probability in the batch, and the prediction that has it.
+    """Map [B, K] -> [K], [K, K]: each class's greatest probability in the batch, and the prediction that has it.
 
     The prediction of the most certain sample of class i estimates row i of the noise matrix (Patrini et al. 2017,
     arXiv 1609.03683, section 4.3).

@@ -10,13 +10,13 @@ from lsdali.functional.labels import as_float32
 
 
 def count_votes(votes: Tensor, classes: int) -> Tensor:
-    """[B, L] int64 class numbers -> [B, K] int64: how many positions voted for each class."""
+    """Map [B, L] int64 class numbers -> [B, K] int64: how many positions voted for each class."""
     counts = votes.new_zeros(len(votes), classes)
     return counts.scatter_add_(1, votes, torch.ones_like(votes))
 
 
 def vote_rank(counts: Tensor, positions: int) -> Tensor:
-    """[B, K] int64 votes of each class, at most `positions` -> [B, K] int64 rank, most votes first.
+    """Map [B, K] int64 votes of each class, at most `positions` -> [B, K] int64 rank, most votes first.
 
     Competition rank: r = 1 + number of classes with more votes, so equal counts share the smallest rank
     (Liang et al. 2022, arXiv 2207.12980; `competition_rank` gives the same). A count is one of 0 .. L, so a
@@ -29,14 +29,14 @@ def vote_rank(counts: Tensor, positions: int) -> Tensor:
 
 
 def competition_rank(scores: Tensor) -> Tensor:
-    """[B, K] real scores -> [B, K] int64: 1 + number of classes with a greater score, by one sort a row."""
+    """Map [B, K] real scores -> [B, K] int64: 1 + number of classes with a greater score, by one sort a row."""
     ascending = scores.sort(1).values
     not_greater = torch.searchsorted(ascending, scores.contiguous(), right=True)
     return 1 + scores.shape[1] - not_greater
 
 
 def tie_size(rank: Tensor) -> Tensor:
-    """[B, K] int64 competition ranks -> [B, K] int64: how many classes share each class's rank."""
+    """Map [B, K] int64 competition ranks -> [B, K] int64: how many classes share each class's rank."""
     position = rank - 1
     holders = torch.zeros_like(rank).scatter_add_(1, position, torch.ones_like(rank))  # [B, K]: classes at every rank
     return holders.gather(1, position)
@@ -46,12 +46,12 @@ def tie_size(rank: Tensor) -> Tensor:
 
 
 def zipf_weights(rank: Tensor, power: float = 1.0) -> Tensor:
-    """r^-power."""
+    """Return r^-power."""
     return as_float32(rank).pow(-power)
 
 
 def linear_weights(rank: Tensor, classes: int, smallest: float) -> Tensor:
-    """(K - r) g + s with g = 2 (1 - K s) / (K (K - 1)): from s + (K - 1) g at rank 1 down to s at rank K.
+    """Return (K - r) g + s with g = 2 (1 - K s) / (K (K - 1)): from s + (K - 1) g at rank 1 down to s at rank K.
 
     With `smallest` s at most 1/K and no ties, the K weights sum to 1; s = 1/K makes them equal.
     """
@@ -60,12 +60,12 @@ def linear_weights(rank: Tensor, classes: int, smallest: float) -> Tensor:
 
 
 def exponential_weights(rank: Tensor, rate: float) -> Tensor:
-    """exp(-rate (r - 1))."""
+    """Return exp(-rate (r - 1))."""
     return torch.exp(-rate * (as_float32(rank) - 1))
 
 
 def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float, left: float, right: float) -> Tensor:
-    """[B, n] ranks, [B, n] how many classes share each: the mean of x^-power over the cells of those classes.
+    """Return [B, n] ranks, [B, n] how many classes share each: the mean of x^-power over the cells of those classes.
 
     [left, right] is cut into K equal cells; t classes tied at rank r own the cells r to r + t - 1. The published code
     averages over ties for votes alone, and gives each class the cell r elsewhere; without ties that is the same.
@@ -81,7 +81,7 @@ def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float
 
 
 def sorted_weights(rank: Tensor, draws: Tensor) -> Tensor:
-    """[B, K] int64 ranks, [B, K] draws -> [B, K]: rank r takes the r-th greatest draw of its row.
+    """Map [B, K] int64 ranks, [B, K] draws -> [B, K]: rank r takes the r-th greatest draw of its row.
 
     The published `sorted_pareto` means this and gathers with argsort(r) instead of r - 1.
     """
@@ -98,7 +98,7 @@ Weigh = Callable[[Tensor, Tensor], Tensor]
 def vote_target(
     votes: Tensor, labels: Tensor, classes: int, weigh: Weigh, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """[B, L] int64, [B] int64 -> [B, K]: `off_label_target(weigh(vote_rank, tie_size), labels)`, much cheaper.
+    """Map [B, L] int64, [B] int64 -> [B, K]: `off_label_target(weigh(vote_rank, tie_size), labels)`, much cheaper.
 
     A count is one of 0 .. L, and with it go rank, ties and weight; at most L classes have one above 0. So all is worked
     out for the counts, [B, L + 1], the sum of the weights too; [B, K] is filled once with the weight of no vote, and
@@ -121,7 +121,7 @@ def vote_target(
 
 
 def off_label_target(weights: Tensor, labels: Tensor) -> Tensor:
-    """[B, K] weights of at least 0, [B] int64 -> [B, K], 0 on the label, rows summing to 1.
+    """Map [B, K] weights of at least 0, [B] int64 -> [B, K], 0 on the label, rows summing to 1.
 
     The label is ranked with the others and dropped here, so the ranks keep a hole where it stood. Weights that are
     all 0 off the label count as equal.
@@ -134,7 +134,7 @@ def off_label_target(weights: Tensor, labels: Tensor) -> Tensor:
 
 
 def zipf_target(rank: Tensor, labels: Tensor, power: float = 1.0) -> Tensor:
-    """[B, K] ranks from 1 (integers give float32), [B] int64 -> [B, K], 0 on the label, rows summing to 1.
+    """Map [B, K] ranks from 1 (integers give float32), [B] int64 -> [B, K], 0 on the label, rows summing to 1.
 
     p[k] = r[k]^-power / sum over m != label of r[m]^-power (Liang et al. 2022, as its code has it).
     """
@@ -142,12 +142,15 @@ def zipf_target(rank: Tensor, labels: Tensor, power: float = 1.0) -> Tensor:
 
 
 def label_and_others(target: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """[B, K] with 0 on the label, [B] int64 -> [B, K]: 1 - smoothing on the label, the rest spread like the target."""
+    """Map [B, K] with 0 on the label, [B] int64 -> [B, K].
+
+    1 - smoothing on the label, the rest spread like the target.
+    """
     return (smoothing * target).scatter(1, labels[:, None], 1 - smoothing)
 
 
 def nearest(features: Tensor) -> Tensor:
-    """[B, C] -> [B] int64: for each sample the other one of the batch whose features are nearest (Euclid)."""
+    """Map [B, C] -> [B] int64: for each sample the other one of the batch whose features are nearest (Euclid)."""
     x = as_float32(features)
     # Not by a matrix product, which autocast would take into half precision.
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -155,7 +158,7 @@ def nearest(features: Tensor) -> Tensor:
 
 
 def off_label_kl(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-    """[B, K], [B, K] with 0 on the label, [B] int64 -> [B]: KL(target || softmax over all but the label).
+    """Map [B, K], [B, K] with 0 on the label, [B] int64 -> [B]: KL(target || softmax over all but the label).
 
     The Zipf term of Liang et al. 2022. Its gradient is softmax - target off the label and exactly 0 on it;
     0 log 0 = 0.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def soft_rank(scores: Tensor, strength: float) -> Tensor:
-    """[B, K] real scores -> [B, K] float32 (float64 stays float64): soft rank from 1, the greatest score first.
+    """Map [B, K] real scores -> [B, K] float32 (float64 stays float64): soft rank from 1, the greatest score first.
 
     The point of the permutahedron of (1, ..., K) that is nearest to -scores / strength (Blondel et al. 2020, arXiv
     2002.08871, equation 6 with the quadratic regulariser), which torchsort calls soft_rank(-scores). Each row sums to
@@ -24,7 +24,7 @@ def soft_rank(scores: Tensor, strength: float) -> Tensor:
 
 
 def falling_fit(y: Tensor) -> Tensor:
-    """[B, K] float64 -> [B, K]: the nearest rows that never rise (isotonic regression with equal weights).
+    """Map [B, K] float64 -> [B, K]: the nearest rows that never rise (isotonic regression with equal weights).
 
     Fits of neighbouring pieces are merged, twice as long each time. Merging raises what lies below one level x at the
     end of the left piece and lowers what lies above it at the start of the right one, so that what is added equals what
@@ -45,7 +45,7 @@ def falling_fit(y: Tensor) -> Tensor:
 
 
 def meeting_level(left: Tensor, right: Tensor) -> Tensor:
-    """[n, h], [n, h], both falling -> [n, 1]: x with sum of max(x - left, 0) = sum of max(right - x, 0).
+    """Map [n, h], [n, h], both falling -> [n, 1]: x with sum of max(x - left, 0) = sum of max(right - x, 0).
 
     Where they do not overlap, any x between them will do; the greatest of `right` is taken. The difference of both
     sides rises with x and is linear between the values of the pieces. So it is evaluated at every value, and x lies
@@ -67,10 +67,10 @@ def meeting_level(left: Tensor, right: Tensor) -> Tensor:
 
 
 def greatest_within(values: Tensor, gap: Tensor) -> Tensor:
-    """[n, h], [n, h] -> [n, 1]: the greatest value with a gap of at most 0, or -inf."""
+    """Map [n, h], [n, h] -> [n, 1]: the greatest value with a gap of at most 0, or -inf."""
     return values.masked_fill(gap > 0, -torch.inf).amax(1, keepdim=True)
 
 
 def sums(x: Tensor) -> Tensor:
-    """[n, h] -> [n, h + 1]: sums of the first 0, 1, ..., h."""
+    """Map [n, h] -> [n, h + 1]: sums of the first 0, 1, ..., h."""
     return torch.nn.functional.pad(x.cumsum(1), (1, 0))

@@ -15,36 +15,39 @@ Strength = Literal["constant", "sure", "unsure"]
 
 
 def soft_kl(logits: Tensor, target: Tensor) -> Tensor:
-    """[B, K], [B, K] rows summing to 1 -> [B]: KL(target || softmax); 0 log 0 = 0."""
+    """Map [B, K], [B, K] rows summing to 1 -> [B]: KL(target || softmax); 0 log 0 = 0."""
     return F.kl_div(F.log_softmax(as_float32(logits), 1), as_float32(target), reduction="none").sum(1)
 
 
 def progressive_target(labels: Tensor, history: Tensor, trust: Tensor) -> Tensor:
-    """[B] int64, [B, K], [B] a -> [B, K]: (1 - a) one-hot + a history (PS-KD, Kim et al. 2021)."""
+    """Map [B] int64, [B, K], [B] a -> [B, K]: (1 - a) one-hot + a history (PS-KD, Kim et al. 2021)."""
     a = trust[:, None]
     return (a * as_float32(history)).scatter_add(1, labels[:, None], (1 - a).to(as_float32(history).dtype))
 
 
 def topk_pack(probabilities: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """[B, K] -> the `keep` greatest of each row [B, k], and their classes [B, k] int64."""
+    """Map [B, K] -> the `keep` greatest of each row [B, k], and their classes [B, k] int64."""
     values, classes = as_float32(probabilities).topk(keep, 1)
     return values, classes
 
 
 def topk_unpack(values: Tensor, classes: Tensor, count: int) -> Tensor:
-    """[B, k], [B, k] int64 -> [B, K]: the kept probabilities; what they leave of 1, spread evenly over the others."""
+    """Map [B, k], [B, k] int64 -> [B, K]: the kept probabilities.
+
+    What they leave of 1 is spread evenly over the other classes.
+    """
     kept = as_float32(values)
     rest = (1 - kept.sum(1, keepdim=True)).clamp(min=0) / max(count - kept.shape[1], 1)
     return rest.expand(-1, count).scatter(1, classes, kept)
 
 
 def virtual_teacher(labels: Tensor, classes: int, correct: float) -> Tensor:
-    """[B] int64 -> [B, K]: `correct` on the label, the rest evenly on the others (TF-KD, Yuan et al. 2020)."""
+    """Map [B] int64 -> [B, K]: `correct` on the label, the rest evenly on the others (TF-KD, Yuan et al. 2020)."""
     return smooth_targets(labels, classes, 1 - correct, "others")
 
 
 def ensemble_targets(logits: Tensor, features: Tensor, temperature: float, propagation: float) -> Tensor:
-    """[B, K], [B, C] -> [B, K], without gradient: (1 - w) (I - w A)^-1 softmax(logits / T).
+    """Map [B, K], [B, C] -> [B, K], without gradient: (1 - w) (I - w A)^-1 softmax(logits / T).
 
     BAKE (Ge et al. 2021): each sample's prediction becomes a mixture of its batch's, weighted by A, the row
     softmax of the cosines between features, a sample's own left out. Rows sum to 1. I - w A is strictly
@@ -65,7 +68,7 @@ def ensemble_targets(logits: Tensor, features: Tensor, temperature: float, propa
 
 
 def instance_strength(teacher: Tensor, labels: Tensor, smoothing: float, temperature: float, by: Strength) -> Tensor:
-    """[B, K] logits, [B] int64 -> [B]: the mass taken from the label. p is the teacher's probability of it at T.
+    """Map [B, K] logits, [B] int64 -> [B]: the mass taken from the label. p is the teacher's probability of it at T.
 
     "constant": a; "sure": a p; "unsure": a (1 - p).
     """
@@ -74,7 +77,7 @@ def instance_strength(teacher: Tensor, labels: Tensor, smoothing: float, tempera
 
 
 def quadratic_strength(teacher: Tensor, labels: Tensor, shift: float, coefficient: float, most: float) -> Tensor:
-    """[B, K] logits, [B] int64 -> [B]: the mass taken from the label, min(most, P2 (p - P1)^2).
+    """Map [B, K] logits, [B] int64 -> [B]: the mass taken from the label, min(most, P2 (p - P1)^2).
 
     p is the teacher's probability of the label, P1 the shift, P2 the coefficient. Inferred from the appendix of
     Maher and Kull 2021 (text, and figure 6, whose curves end at 0.2 for small p), not checked against their Equation 3.
@@ -84,7 +87,7 @@ def quadratic_strength(teacher: Tensor, labels: Tensor, shift: float, coefficien
 
 
 def teacher_spread(teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """[B, K] logits, [B] int64 -> [B, K], 0 on the label, rows summing to 1: the teacher's softmax at T without it.
+    """Map [B, K] logits, [B] int64 -> [B, K], 0 on the label, rows summing to 1: the teacher's softmax at T without it.
 
     The same as p / (1 - p[label]) off the label, also where that is 0 / 0 in floating point.
     """
@@ -92,21 +95,25 @@ def teacher_spread(teacher: Tensor, labels: Tensor, temperature: float) -> Tenso
 
 
 def smoothed_evenly(strength: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """[B], [B] int64 -> [B, K]: 1 - strength on the label, the rest evenly on the others."""
+    """Map [B], [B] int64 -> [B, K]: 1 - strength on the label, the rest evenly on the others."""
     share = (strength / (classes - 1))[:, None].expand(-1, classes)
     return share.scatter(1, labels[:, None], 1 - strength[:, None])
 
 
 def smoothed_by_teacher(strength: Tensor, spread: Tensor, labels: Tensor) -> Tensor:
-    """[B], [B, K] with 0 on the label, [B] int64 -> [B, K]: 1 - strength on the label, strength x spread elsewhere."""
+    """Map [B], [B, K] with 0 on the label, [B] int64 -> [B, K].
+
+    1 - strength on the label, strength x spread elsewhere.
+    """
     return (strength[:, None] * spread).scatter(1, labels[:, None], 1 - strength[:, None])
 
 
 def smoothed_by_dissimilarity(teacher: Tensor, labels: Tensor, smoothing: float, temperature: float) -> Tensor:
-    """[B, K] logits, [B] int64 -> [B, K]: a (1 - q) / (1 - q[label]) off the label and 1 - a on it; q: softmax at T.
+    """Map [B, K] logits, [B] int64 -> [B, K]: a (1 - q) / (1 - q[label]) off the label and 1 - a on it.
 
-    The class-based smoothing of IBLS's code (utils/loss.py): the more alike a class is, the less it gets, and rows sum
-    to 1 + a (K - 3 + 2 q[label]) / (1 - q[label]), which grows without bound with q[label].
+    q is the softmax at T. This is the class-based smoothing of IBLS's code (utils/loss.py): the more
+    alike a class is, the less it gets, and rows sum to 1 + a (K - 3 + 2 q[label]) / (1 - q[label]),
+    which grows without bound with q[label].
     """
     label = labels[:, None]
     q = F.softmax(as_float32(teacher) / temperature, 1)
@@ -115,7 +122,7 @@ def smoothed_by_dissimilarity(teacher: Tensor, labels: Tensor, smoothing: float,
 
 
 def logit_target(teacher: Tensor, labels: Tensor, smoothing: float, shift: Literal["always", "negative"]) -> Tensor:
-    """[B, K] logits, [B] int64 -> [B, K], rows summing to 1: smoothing in proportion to shifted logits.
+    """Map [B, K] logits, [B] int64 -> [B, K], rows summing to 1: smoothing in proportion to shifted logits.
 
     g is the logits less the row's minimum ("negative": only where that is below 0). The label loses
     a g[label] / sum g, which the others share in proportion to g, or evenly where all of theirs are 0.

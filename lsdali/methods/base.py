@@ -1,4 +1,4 @@
-"""Method: what decides the loss. One file each; the trainer knows this protocol and no method by name."""
+"""Method: the owner of the loss. One file each; the trainer knows this protocol and no method by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -21,17 +21,16 @@ from lsdali.state.memory import SampleMemory
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one step gives."""
+    """The loss of one step, what `observe` gets, and what is logged."""
 
     total: Tensor  # [] to differentiate
-    observed: Tensor  # [b, K] detached, what `observe` gets: the student's logits of the first b samples of the batch,
-    # or what else the method remembers
+    observed: Tensor  # [b, K] detached, passed to `observe`; usually the student's logits of the first b samples
     terms: dict[str, Tensor] = field(default_factory=dict)  # [] each, detached, to log
 
 
 @dataclass(frozen=True, slots=True)
 class MethodContext:
-    """What a method's constructor is given beside its own part of the recipe."""
+    """Arguments of a method's constructor beside its own part of the recipe."""
 
     classes: int
     samples: int  # in the training set
@@ -56,7 +55,7 @@ class Method(ABC):
     sampler: ClassVar[str] = "shuffled"
     """The name of the order in which training samples are read."""
     group_size: ClassVar[int] = 1
-    """How many neighbours in a batch belong together; a micro-batch is a multiple of it."""
+    """Number of neighbours in a batch that belong together; a micro-batch is a multiple of it."""
 
     needs_length: ClassVar[bool] = False
     """Whether the loss of an epoch depends on how many follow: a run of such a method cannot be made longer."""
@@ -67,7 +66,7 @@ class Method(ABC):
     """How many samples of all ranks at least the loss must see at once to do what it is for."""
 
     each_once: bool = False
-    """Whether a sample may come only once in an epoch, as methods with a row for each sample need it."""
+    """Whether a sample may come only once in an epoch; methods with a row for each sample need that."""
     memory: SampleMemory | None = None
     """The rows of all samples that it keeps. They are its state or a part of it."""
 
@@ -77,25 +76,25 @@ class Method(ABC):
         name: str
 
     def __init__(self, config: Any, context: MethodContext) -> None:
-        """`config` is an instance of the method's own Config."""
+        """Keep `config`, an instance of the method's own Config."""
         self.config: Any = config
         self.class_weights = context.class_weights
 
     def class_scale(self, labels: Tensor) -> Tensor | None:
-        """[b] int64 of each rank -> [K]: the classes' weights over their mean in the batch of all ranks.
+        """Map [b] int64 of each rank -> [K]: the classes' weights over their mean in the batch of all ranks.
 
-        None where all classes weigh the same. A collective where they do not.
+        None if all classes weigh the same. A collective where they do not.
         """
         if self.class_weights is None:
             return None
         return self.class_weights / dist.all_mean(self.class_weights[labels].mean())
 
     def aux_heads(self) -> dict[str, AuxHead]:
-        """Modules that run inside the student's forward. Called once, when the student is built."""
+        """Return modules that run inside the student's forward. Called once, when the student is built."""
         return {}
 
     def begin(self, student: Student) -> None:  # noqa: B027
-        """Once, on every rank, before the first step and before state is loaded: collectives are safe."""
+        """Prepare, once, on every rank, before the first step and before state is loaded: collectives are safe."""
 
     @property
     def reads_features(self) -> bool:
@@ -104,30 +103,30 @@ class Method(ABC):
 
     @property
     def delayed_until(self) -> tuple[str, int] | None:
-        """The key that puts off what the method does, and the epoch of its start; None where that is the first."""
+        """Recipe key that delays the method, and its first active epoch; None if it is active from epoch 0."""
         return None
 
     @property
     def mixup_refusal(self) -> str | None:
-        """Why mixed images (mixup, CutMix) are refused; None if `loss` reads labels by `Batch.per_label` alone."""
+        """Reason to refuse mixed images (mixup, CutMix); None if `loss` reads labels by `Batch.per_label` alone."""
         return None
 
     @abstractmethod
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        """Calls the student as often as it must. Reads the method's state, never writes it."""
+        """Return the loss; call the student as often as needed. Reads the method's state, never writes it."""
 
     def observe(self, batch: Batch, observed: Tensor) -> None:  # noqa: B027
-        """After the step: per-batch memory, from what the step's Loss has `observed`."""
+        """Update per-batch memory after the step, from what the step's Loss has `observed`."""
 
     def end_epoch(self, student: Student, clock: Clock) -> None:  # noqa: B027
-        """After an epoch's last step, on every rank: collectives are safe."""
+        """Update state after an epoch's last step, on every rank: collectives are safe."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold; the same answer on every rank."""
+        """Return what a checkpoint must hold; the same answer on every rank."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave. Raises UserError for state that the method does not know."""
+        """Take back what `state_dict` gave. Raises UserError for state that the method does not know."""
         if state:
             names = ", ".join(sorted(state))
             raise UserError(
@@ -137,7 +136,7 @@ class Method(ABC):
 
 
 def matching_teacher(config: TeacherConfig, context: MethodContext) -> Teacher:
-    """The teacher. Raises UserError where it knows another number of classes."""
+    """Return the teacher. Raises UserError if it knows another number of classes."""
     teacher = context.teacher(config)
     if teacher.classes != context.classes:
         raise UserError(f"the teacher knows {teacher.classes} classes, but the data set has {context.classes}")

@@ -84,7 +84,7 @@ class Correction(Method):
         return ("method.noise.epochs", noise.epochs) if isinstance(noise, Estimated) else None
 
     def set_matrix(self, matrix: Tensor) -> None:
-        """[K, K]. Raises UserError where the loss cannot use it."""
+        """Set the matrix, [K, K]. Raises UserError if the loss cannot use it."""
         self.matrix = matrix.to(self.device)
 
     def observe(self, batch: Batch, logits: Tensor) -> None:
@@ -97,7 +97,7 @@ class Correction(Method):
         self.best = torch.where(better, best, self.best)
 
     def agree(self) -> tuple[Tensor, Tensor]:
-        """[K], [K, K]: the best of all ranks, the lowest rank's among equals."""
+        """Return [K], [K, K]: the best of all ranks, the lowest rank's among equals."""
         best, rows = dist.all_rows(self.best[None]), dist.all_rows(self.rows[None])
         rank = best.argmax(0)
         return best.amax(0), rows[rank, torch.arange(len(rank), device=rank.device)]
@@ -112,7 +112,7 @@ class Correction(Method):
         self.best, self.rows = torch.zeros_like(self.best), torch.zeros_like(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is being estimated, or the estimate; nothing for a given matrix."""
+        """Return what is being estimated, or the estimate; nothing for a given matrix."""
         if not isinstance(self.config.noise, Estimated):
             return {}
         if not self.estimates:

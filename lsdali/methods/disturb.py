@@ -41,7 +41,7 @@ class DisturbLabel(Method):
         return Loss(cross_entropy(logits, self.disturbed(batch, clock)), logits.detach())
 
     def disturbed(self, batch: Batch, clock: Clock) -> Tensor:
-        """[B] int64."""
+        """Return [B] int64."""
         whether, which = draws(self.seed, clock, batch, 2, DISTURBED_LABELS).T
         # A shift by 0 .. K - 1 of any label is a uniform draw from all classes.
         shift = np.where(whether < self.config.rate, np.floor(which * self.classes), 0).astype(np.int64)

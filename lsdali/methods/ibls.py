@@ -149,7 +149,10 @@ class InstanceSmoothing(Method):
         return Loss(total, logits.detach() if self.memory is None else taught)
 
     def taught(self, batch: Batch) -> Tensor:
-        """[B, K] logits of the teacher: remembered where they are known, else its answer to the batch's images."""
+        """Return [B, K] logits of the teacher.
+
+        Remembered where they are known, else its answer to the batch's images.
+        """
         if self.memory is None:
             return self.teacher(batch.images)
         new = (~self.memory.known(batch.index, batch.genuine)).nonzero().flatten()  # on the host
@@ -162,7 +165,7 @@ class InstanceSmoothing(Method):
         return rows.index_copy(0, place, self.teacher(batch.images[place]).float())
 
     def observe(self, batch: Batch, observed: Tensor) -> None:
-        """`observed` are the teacher's logits, where there is a memory."""
+        """Remember `observed`, the teacher's logits, if there is a memory."""
         if self.memory is None:
             return
         kept = batch.genuine
@@ -184,7 +187,7 @@ class InstanceSmoothing(Method):
             self.memory.load_state_dict(state)
 
     def target(self, taught: Tensor, labels: Tensor) -> Tensor:
-        """[B, K] logits of the teacher, [B] int64 -> [B, K]."""
+        """Map [B, K] logits of the teacher, [B] int64 -> [B, K]."""
         rule, a, t = self.config.rule, self.config.smoothing, self.config.temperature
         if rule in ("logits", "logits_code"):
             return logit_target(taught, labels, a, "always" if rule == "logits" else "negative")
@@ -201,6 +204,6 @@ class InstanceSmoothing(Method):
 
 
 def unscaled(target: Tensor, spread: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """[B, K], [B, K], [B] int64 -> [B, K]: `target` on the label, smoothing times spread elsewhere."""
+    """Map [B, K], [B, K], [B] int64 -> [B, K]: `target` on the label, smoothing times spread elsewhere."""
     label = labels[:, None]
     return torch.scatter(smoothing * spread, 1, label, target.gather(1, label))

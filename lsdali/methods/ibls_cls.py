@@ -76,7 +76,7 @@ class ClassSmoothing(ClassMatrix):
         return Loss(total, logits.detach() if shown is None else shown)
 
     def target(self, labels: Tensor) -> Tensor:
-        """[B] int64 -> [B, K]."""
+        """Map [B] int64 -> [B, K]."""
         a, t = self.config.smoothing, self.config.temperature
         strength = torch.full_like(labels, a, dtype=self.matrix.dtype)
         if not self.filled:
@@ -87,7 +87,7 @@ class ClassSmoothing(ClassMatrix):
         return smoothed_by_teacher(strength, teacher_spread(rows, labels, t), labels)
 
     def observe(self, batch: Batch, observed: Tensor) -> None:
-        """`observed` are the teacher's logits, until the matrix is there."""
+        """Collect `observed`, the teacher's logits, until the matrix is there."""
         if not self.filled:
             self.collect(observed, batch.labels)
         elif self.config.variant == "code":
@@ -98,7 +98,7 @@ class ClassSmoothing(ClassMatrix):
             self.fill()
 
     def collect(self, outputs: Tensor, labels: Tensor) -> None:
-        """[B, K] logits of the teacher, [B] int64: one more part of the means."""
+        """Add [B, K] logits of the teacher and [B] int64 labels to the means."""
         self.sums.index_add_(0, labels, as_float32(outputs).to(self.sums.dtype))
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
         self.empty = False

@@ -118,7 +118,7 @@ class NormalisedSelfDistillation(Method):
         return Loss(total, out.logits.detach(), {name: term.detach() for name, term in terms.items()})
 
     def order(self, logits: Tensor, weak: Tensor, labels: Tensor) -> Tensor:
-        """[B, K], [B, K] logits, [B] int64 -> [B, K]: by what the classes are ranked."""
+        """Map [B, K], [B, K] logits, [B] int64 -> [B, K]: by what the classes are ranked."""
         own = logits.softmax(1) if self.config.variant == "paper" else logits.log_softmax(1)
         both = (weak.softmax(1), own)
         return torch.stack([p / (1 - p.gather(1, labels[:, None]) + 1e-6) for p in both]).sum(0)

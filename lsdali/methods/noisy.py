@@ -43,7 +43,7 @@ class LogitLoss(Method):
 
     @abstractmethod
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[B, K], [B] int64 -> []."""
+        """Map [B, K], [B] int64 -> []."""
 
 
 class SymmetricCrossEntropy(LogitLoss):

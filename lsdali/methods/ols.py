@@ -60,7 +60,7 @@ class OnlineLabelSmoothing(ClassMatrix):
         return Loss(total, logits.detach(), {"hard": hard.detach(), "soft": soft.detach()})
 
     def soft(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[B, K], [B] -> []."""
+        """Map [B, K], [B] -> []."""
         return soft_cross_entropy(logits, self.matrix[labels])
 
     def observe(self, batch: Batch, logits: Tensor) -> None:

@@ -83,12 +83,12 @@ class TeacherFreeDistillation(Method):
         return Loss((1 - alpha) * ce + alpha * kd, logits.detach(), {"kd": kd.detach(), "ce": ce.detach()})
 
     def earlier(self, logits: Tensor, taught: Tensor) -> Tensor:
-        """[B, K], [B, K] logits -> []."""
+        """Map [B, K], [B, K] logits -> []."""
         kd = distillation_kl(logits, taught, self.config.temperature)
         return kd if self.config.variant == "paper" else kd * self.config.multiplier / logits.shape[1]
 
     def virtual(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[B, K], [B] int64 -> []."""
+        """Map [B, K], [B] int64 -> []."""
         t, classes = self.config.temperature, logits.shape[1]
         u = virtual_teacher(labels, classes, self.config.correct)
         if self.config.variant == "paper":

@@ -179,7 +179,7 @@ class ZipfLabelSmoothing(Method):
         return Loss(total, out.logits.detach(), {name: term.detach() for name, term in terms.items()})
 
     def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [], and what to log of it."""
+        """Return the loss [], and what to log of it."""
         names = [self.config.criterion.name, "zipf", *(["exits"] if self.config.deep is not None else [])]
         values = batch.per_label(lambda labels: torch.stack(self.terms(out, batch, labels, clock)))
         terms = dict(zip(names, values.unbind(), strict=True))
@@ -187,7 +187,7 @@ class ZipfLabelSmoothing(Method):
         return torch.stack([w * term for w, term in zip(weights, terms.values(), strict=True)]).sum(), terms
 
     def terms(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> list[Tensor]:
-        """[] each: the criterion, the Zipf term, and with exits the sum of the criterion on them."""
+        """Return [] each: the criterion, the Zipf term, and with exits the sum of the criterion on them."""
         target = self.target(out, batch, labels, clock)
         kl = off_label_kl(out.logits, target, labels)
         right = out.logits.argmax(1) == labels
@@ -210,7 +210,7 @@ class ZipfLabelSmoothing(Method):
                 return soft_cross_entropy(logits, label_and_others(target, labels, smoothing))
 
     def target(self, out: Outputs, batch: Batch, labels: Tensor, clock: Clock) -> Tensor:
-        """[B, K] with 0 on the label, rows summing to 1; without gradient."""
+        """Return [B, K] with 0 on the label, rows summing to 1; without gradient."""
         distribution, classes = self.config.distribution, out.logits.shape[1]
         dtype = torch.promote_types(out.logits.dtype, torch.float32)
         if isinstance(distribution, Constant):
@@ -235,14 +235,14 @@ class ZipfLabelSmoothing(Method):
         return bool(self.config.ranking == "friends")
 
     def rank(self, out: Outputs) -> Tensor:
-        """[B, K] from 1; int64, or float32 where ranks are soft."""
+        """Return [B, K] from 1; int64, or float32 where ranks are soft."""
         scores = self.scores(out)
         if self.config.soft is not None:
             return soft_rank(scores, self.config.soft.strength)
         return vote_rank(scores, self.votes(out).shape[1]) if self.dense else competition_rank(scores)
 
     def scores(self, out: Outputs) -> Tensor:
-        """[B, K] what classes are ranked by, the greatest first."""
+        """Return [B, K] what classes are ranked by, the greatest first."""
         logits = out.logits.detach()
         match self.config.ranking:
             case "pooled":
@@ -254,6 +254,6 @@ class ZipfLabelSmoothing(Method):
                 return count_votes(self.votes(out), logits.shape[1])
 
     def votes(self, out: Outputs) -> Tensor:
-        """[B, L] int64: of the last stage and of those with exits."""
+        """Return [B, L] int64: of the last stage and of those with exits."""
         names = ["votes", *(f"votes_{name}" for name in self.exits.stages)]
         return torch.cat([out.aux_heads[name] for name in names], 1)

@@ -61,7 +61,9 @@ KNOWN: dict[str, Callable[[str], None]] = {PREFIX: known_timm, THEIRS: known_tor
 
 
 def builder(name: str, *, whole: bool = False) -> Callable[..., nn.Module]:
-    """What builds a name in MODELS, `timm/<name>` or `torchvision/<name>`; of the latter two, with `whole`, the module
+    """Return what builds a name in MODELS, `timm/<name>` or `torchvision/<name>`.
+
+    Of the latter two, with `whole`, the module
     as its package has it."""
     if name.startswith(PREFIX):
         return partial(timm_module if whole else build_timm, name)
@@ -139,7 +141,7 @@ class ModelConfig(Config):
 
 
 def build_network(config: ModelConfig, classes: int) -> Network:
-    """An untrained network; draws its weights from torch's global generator.
+    """Build an untrained network; its weights are drawn from torch's global generator.
 
     Raises UserError for an option that only the built network shows it cannot honour, and as `as_network` does.
     """

@@ -34,7 +34,7 @@ class DenseVotes(AuxHead):
 
     @torch.no_grad()
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """-> [B, L] int64 class numbers, positions row by row; L = H W, or 4 H W with upsampling.
+        """Return [B, L] int64 class numbers, positions row by row; L = H W, or 4 H W with upsampling.
 
         `classifier` is the network's own readout: its neck where it has one, and its linear layer, without dropout.
         """
@@ -48,7 +48,7 @@ class DenseVotes(AuxHead):
             return torch.cat([self.vote(part.to(weight.dtype), classifier) for part in torch.split(last, size)])
 
     def vote(self, maps: Tensor, classifier: nn.Module) -> Tensor:
-        """[b, C, H, W] -> [b, L] int64.
+        """Map [b, C, H, W] -> [b, L] int64.
 
         Before a linear classifier, upsampling acts on the logits, not the map: its weights sum to 1, so it commutes
         with the classifier, which then reads a quarter of the positions. A neck need not be linear.
@@ -60,7 +60,7 @@ class DenseVotes(AuxHead):
         return logits.argmax(1).flatten(1)
 
     def enlarged(self, maps: Tensor) -> Tensor:
-        """[b, C, H, W] -> [b, C, 2 H, 2 W], or as they are without upsampling."""
+        """Map [b, C, H, W] -> [b, C, 2 H, 2 W], or as they are without upsampling."""
         if self.upsample is None:
             return maps
         return F.interpolate(maps, scale_factor=2, mode=self.upsample, align_corners=False)
@@ -78,7 +78,7 @@ class StageHead(AuxHead):
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """-> [B, K] logits."""
+        """Return [B, K] logits."""
         return as_float32(self.linear(mean_over_positions(self.body(stages[self.stage]))))
 
 
@@ -96,7 +96,7 @@ class ConvolutionalHead(StageHead):
         self.body = nn.Sequential(*(layer for part in parts for layer in part))
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """-> [B, K] logits. Raises UserError where the stage's map is smaller than the convolution."""
+        """Return [B, K] logits. Raises UserError if the stage's map is smaller than the convolution."""
         height, width = stages[self.stage].shape[2:]
         if min(height, width) < self.stride:
             raise UserError(

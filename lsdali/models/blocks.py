@@ -18,7 +18,7 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def as_linear(convolution: nn.Conv2d) -> nn.Linear:
-    """A linear layer with the numbers of a 1x1 convolution."""
+    """Return a linear layer with the numbers of a 1x1 convolution."""
     has_bias = convolution.bias is not None
     linear = nn.Linear(convolution.in_channels, convolution.out_channels, bias=has_bias, device="meta")
     linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
@@ -28,7 +28,7 @@ def as_linear(convolution: nn.Conv2d) -> nn.Linear:
 
 
 def mean_over_positions(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C]."""
+    """Map [B, C, H, W] -> [B, C]."""
     return x.movedim(1, -1).flatten(1, 2).mean(1)
 
 
@@ -39,14 +39,14 @@ class GlobalAvgPool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C]."""
+        """Map [B, C, H, W] -> [B, C]."""
         return mean_over_positions(x)
 
 
 def assemble_network(
     stem: nn.Module, stages: Mapping[str, tuple[nn.Module, int]], classes: int, *, dropout: float = 0.0
 ) -> Network:
-    """A Network from its stages and their widths, with an average pool and a fresh linear classifier."""
+    """Build a Network from its stages and their widths, with an average pool and a fresh linear classifier."""
     channels = {name: width for name, (_, width) in stages.items()}
     classifier = nn.Linear(list(channels.values())[-1], classes)
     return Network(stem, {n: m for n, (m, _) in stages.items()}, GlobalAvgPool(), classifier, channels, dropout=dropout)
@@ -62,7 +62,7 @@ class PadShortcut(nn.Module):
         self.after = outputs - inputs - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', ceil(H/stride), ceil(W/stride)], half of the zeros in front."""
+        """Map [B, C, H, W] -> [B, C', ceil(H/stride), ceil(W/stride)], half of the zeros in front."""
         # A pool of single pixels: a slice's backward pass would leave channels last.
         return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, self.before, self.after))
 
@@ -75,7 +75,7 @@ class PoolPadShortcut(nn.Module):
         self.stride, self.new = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', ceil(H/stride), ceil(W/stride)]."""
+        """Map [B, C, H, W] -> [B, C', ceil(H/stride), ceil(W/stride)]."""
         if self.stride > 1:
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
         return F.pad(x, (0, 0, 0, 0, 0, self.new))
@@ -89,13 +89,13 @@ class PadTo(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, max(H, size), max(W, size)]."""
+        """Map [B, C, H, W] -> [B, C, max(H, size), max(W, size)]."""
         high, wide = max(self.size - x.shape[2], 0), max(self.size - x.shape[3], 0)
         return F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
 
 
 def keep_gate(rate: float, like: Tensor) -> Tensor:
-    """One draw for the whole batch from the device's generator: [] bool, False with probability `rate`."""
+    """Return one draw for the whole batch from the device's generator: [] bool, False with probability `rate`."""
     return torch.rand((), device=like.device) >= rate
 
 
@@ -103,7 +103,9 @@ def keep_gate(rate: float, like: Tensor) -> Tensor:
 
 
 def init_kaiming_out(module: nn.Module) -> None:
-    """Convolutions N(0, 2 / fan-out) (He et al. 2015), norms 1 and 0, biases 0; linear layers as torch makes them.
+    """Draw convolutions from N(0, 2 / fan-out) (He et al. 2015), norms 1 and 0, biases 0.
+
+    Linear layers as torch makes them.
 
     The fan-out is kernel area times outputs, whatever the groups: the "n" of the old Torch recipes.
     """
@@ -117,7 +119,7 @@ def init_kaiming_out(module: nn.Module) -> None:
 
 
 def init_kaiming_in(module: nn.Module) -> None:
-    """Convolutions and linear layers N(0, 2 / fan-in) (He et al. 2015), norms 1 and 0, biases 0."""
+    """Draw convolutions and linear layers from N(0, 2 / fan-in) (He et al. 2015), norms 1 and 0, biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(part.weight)
@@ -128,7 +130,7 @@ def init_kaiming_in(module: nn.Module) -> None:
 
 
 def init_torch(module: nn.Module) -> None:
-    """Every layer as torch itself makes it: uniform, by fan-in."""
+    """Draw every layer as torch itself makes it: uniform, by fan-in."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             part.reset_parameters()

@@ -14,7 +14,7 @@ from lsdali.state.shared import free_bytes
 
 
 def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHead], method: str) -> None:
-    """Raises UserError where the network `model` has nothing that the method's auxiliary heads could read."""
+    """Raise UserError if the network `model` has nothing that the method's auxiliary heads could read."""
     if aux_heads and not network.channels:
         raise UserError(f"the method '{method}' reads maps of images between stages, and '{model}' has none")
     if any(head.classifies_positions for head in aux_heads.values()) and not network.positionwise:
@@ -25,7 +25,7 @@ def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHea
 
 
 def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int]) -> None:
-    """Raises UserError where the network does not take images of one of `sizes`, in pixels."""
+    """Raise UserError if the network does not take images of one of `sizes`, in pixels."""
     sizes = set(sizes)
     wrong = sizes - {network.image_size}
     if network.image_size is not None and wrong:
@@ -42,7 +42,7 @@ def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int
 
 
 def check_features(network: Network, model: str, reads_features: bool, method: str) -> None:
-    """Raises UserError where the method reads what the classifier reads, and nobody knows the classifier."""
+    """Raise UserError if the method reads what the classifier reads, and nobody knows the classifier."""
     if reads_features and network.width == 0:
         raise UserError(
             f"the method '{method}' reads the features before the classifier, and that of '{model}' was not found: "
@@ -51,7 +51,7 @@ def check_features(network: Network, model: str, reads_features: bool, method: s
 
 
 def check_memory(model: ModelConfig, classes: int) -> None:
-    """Raises UserError where the weights that `width` or `classes` ask for have no room, before they are made."""
+    """Raise UserError if the weights that `width` or `classes` ask for have no room, before they are made."""
     if model.width is None and model.classes is None:
         return
     with torch.device("meta"):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def weights_digest(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 (hexadecimal) over the sorted names, types, shapes and bytes of a module's or a dict's tensors.
+    """Return the hexadecimal SHA-256 of the sorted names, types, shapes and bytes of a module's or a dict's tensors.
 
     The same weights give the same digest on any device and in any memory layout.
     """

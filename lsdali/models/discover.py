@@ -35,7 +35,7 @@ class Call:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; after it each submodule is in the mode that it was in."""
+    """Yield Evaluation mode inside; after it each submodule is in the mode that it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -47,7 +47,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def probe(module: nn.Module, side: int) -> Any:
-    """What a module gives for two random images of this side, always the same ones. Its state is left as it was."""
+    """Return what a module gives for two random images of this side, always the same ones.
+
+    Its state is left as it was.
+    """
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
     with evaluating(module), torch.random.fork_rng(devices=[]):
@@ -61,7 +64,10 @@ def replace(module: nn.Module, name: str, part: nn.Module) -> None:
 
 
 def watch(module: nn.Module, side: int) -> tuple[Any, list[Call], dict[str, int]]:
-    """A pass over the images of `probe`: its result, each submodule's last tensor in the order of calls, and counts."""
+    """Return a pass over the images of `probe`.
+
+    Its result, each submodule's last tensor in the order of calls, and counts.
+    """
     calls: dict[str, Call] = {}
     counts: dict[str, int] = {}
 
@@ -85,7 +91,10 @@ def watch(module: nn.Module, side: int) -> tuple[Any, list[Call], dict[str, int]
 
 
 def first_pass(module: nn.Module, name: str) -> tuple[int, Any, list[Call], dict[str, int]]:
-    """The first side of images that the module takes, and what `watch` saw. Raises UserError where it takes none."""
+    """Return the first side of images that the module takes, and what `watch` saw.
+
+    Raises UserError if it takes none.
+    """
     faults: dict[int, str] = {}
     for side in SIDES:
         try:
@@ -98,9 +107,9 @@ def first_pass(module: nn.Module, name: str) -> tuple[int, Any, list[Call], dict
 
 
 def find_parts(module: nn.Module, name: str, stages: Sequence[str] | None, classifier: str | None) -> Parts:
-    """The parts of a module; those that are named, or those that a pass over random images shows.
+    """Return the parts of a module; those that are named, or those that a pass over random images shows.
 
-    Raises UserError where the module gives no logits [B, K], or a name is not what it is said to be.
+    Raises UserError if the module gives no logits [B, K], or a name is not what it is said to be.
     """
     side, out, calls, counts = first_pass(module, name)
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2:
@@ -124,7 +133,7 @@ def find_parts(module: nn.Module, name: str, stages: Sequence[str] | None, class
 
 
 def is_mean(features: Tensor, last: Tensor) -> bool:
-    """Whether features [B, C] are the mean of the positions of a map [B, C, H, W]."""
+    """Return whether features [B, C] are the mean of the positions of a map [B, C, H, W]."""
     return features.shape == last.shape[:2] and torch.allclose(features, last.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
@@ -136,7 +145,7 @@ def classifies(part: nn.Module) -> bool:
 
 
 def check_classifier(module: nn.Module, name: str, classifier: str) -> None:
-    """Raises UserError where a module has no such part, or it is not a linear layer."""
+    """Raise UserError if a module has no such part, or it is not a linear layer."""
     parts = dict(module.named_modules())
     if classifier not in parts or not classifies(parts[classifier]):
         linear = [part for part, layer in parts.items() if isinstance(layer, nn.Linear)]
@@ -148,12 +157,12 @@ def check_classifier(module: nn.Module, name: str, classifier: str) -> None:
 
 
 def last_linear(module: nn.Module, calls: Sequence[Call]) -> list[str]:
-    """The name of the linear layer that ran last, if there is one."""
+    """Return the name of the linear layer that ran last, if there is one."""
     return [call.name for call in calls if classifies(module.get_submodule(call.name))][-1:]
 
 
 def features_before(module: nn.Module, classifier: str, side: int, out: Tensor) -> Tensor | None:
-    """What a classifier reads [2, D]; None where something else lies between it and the module's output."""
+    """Return what a classifier reads [2, D]; None if something else lies between it and the module's output."""
     layer = module.get_submodule(classifier)
     replace(module, classifier, nn.Identity())
     try:
@@ -176,13 +185,13 @@ def features_before(module: nn.Module, classifier: str, side: int, out: Tensor) 
 
 
 def is_map(call: Call) -> bool:
-    """Whether a part gives maps [B, C, H, W] for square images."""
+    """Return whether a part gives maps [B, C, H, W] for square images."""
     shape = call.output.shape
     return len(shape) == 4 and shape[0] == 2 and shape[2] == shape[3]
 
 
 def named_stages(name: str, stages: Sequence[str], calls: Sequence[Call], once: dict[str, int]) -> dict[str, Tensor]:
-    """The map of each named stage. Raises UserError where one is no part that gives one map in each pass."""
+    """Return the map of each named stage. Raises UserError if one is no part that gives one map in each pass."""
     maps = {call.name: call.output for call in calls if is_map(call) and call.name in once}
     for stage in stages:
         if stage not in maps:
@@ -200,7 +209,9 @@ def named_stages(name: str, stages: Sequence[str], calls: Sequence[Call], once: 
 def found_stages(
     module: nn.Module, calls: Sequence[Call], once: dict[str, int], features: Tensor | None
 ) -> dict[str, Tensor]:
-    """The last part at each size of map, of the parts of the level that shows most sizes; nothing where all show one.
+    """Return the last part at each size of map, of the parts of the level that shows most sizes.
+
+    Nothing where all show one.
 
     Where the classifier reads the mean of a later map of the last size, such as after a norm, that one is the last.
     """
@@ -223,7 +234,10 @@ def found_stages(
 
 
 def levels(module: nn.Module, maps: Sequence[Call], prefix: str = "", depth: int = 3) -> Iterator[list[Call]]:
-    """The parts of a module that give maps, in the order of calls; then those of each of its parts, down to `depth`."""
+    """Yield the parts of a module that give maps, in the order of calls.
+
+    Then those of each of its parts, down to `depth`.
+    """
     names = list(children_of(module, prefix))
     yield [call for call in maps if call.name in names]
     for name in names if depth > 1 else ():
@@ -231,7 +245,10 @@ def levels(module: nn.Module, maps: Sequence[Call], prefix: str = "", depth: int
 
 
 def children_of(module: nn.Module, prefix: str) -> Iterator[str]:
-    """The names of a module's parts; a list or dict of modules, which is never called, stands for what it holds."""
+    """Yield the names of a module's parts.
+
+    a list or dict of modules, which is never called, stands for what it holds.
+    """
     for name, child in module.named_children():
         if type(child).forward is nn.ModuleList.forward:
             yield from children_of(child, f"{prefix}{name}.")
@@ -244,7 +261,7 @@ def weight_of(part: nn.Module) -> int:
 
 
 def by_side(module: nn.Module, level: Sequence[Call], whole: bool) -> dict[str, Tensor]:
-    """The last map of each side, largest first, where a part with weights (and with parts, if `whole`) made one.
+    """Return the last map of each side, largest first, where a part with weights (and with parts, if `whole`) made one.
 
     A part with parts of its own is a block; single layers before the blocks are a stem. Nothing where a map grows
     again: such a module is no sequence of stages.

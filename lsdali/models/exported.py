@@ -33,7 +33,7 @@ class FromPixels(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """-> logits [B, K]."""
+        """Return logits [B, K]."""
         out: Tensor = self.network((pixels.float() / 255 - self.mean) / self.std)
         return out
 
@@ -65,13 +65,13 @@ class Exported:
         return list(self.content.get("names", ()))
 
     def preprocessing(self) -> dict[str, Any]:
-        """What an image goes through: shorter side resized, centre cropped, values in 0 .. 1 normalised."""
+        """Return what an image goes through: shorter side resized, centre cropped, values in 0 .. 1 normalised."""
         window = self.data["eval"]
         steps = {key: window[key] for key in ("resize", "size") if key in window}
         return {**steps, "interpolation": "bilinear", **{key: list(self.data[key]) for key in ("mean", "std")}}
 
     def metadata(self) -> dict[str, str]:
-        """What every exported file carries."""
+        """Return what every exported file carries."""
         return {
             "model": json.dumps(self.config.model_dump(mode="json")),
             "classes": str(self.network.classes),
@@ -83,7 +83,7 @@ class Exported:
         }
 
     def figures(self) -> dict[str, float]:
-        """The metrics of these weights, where the checkpoint's epoch was evaluated."""
+        """Return the metrics of these weights, where the checkpoint's epoch was evaluated."""
         record = self.content["parts"].get("trainer", {}).get("record", {}).get(self.weights, {})
         entries = [entry for entry in (record.get("best"), record.get("last")) if entry]
         fitting = [entry for entry in entries if entry["epoch"] == self.content.get("epoch")]
@@ -91,7 +91,10 @@ class Exported:
 
 
 def open_exported(run: Path, weights: Which) -> Exported:
-    """The network of a run folder or checkpoint file. Raises UserError where there is none, or not these weights."""
+    """Return the network of a run folder or checkpoint file.
+
+    Raises UserError if there is none, or not these weights.
+    """
     path = find_checkpoint(run)
     content = checkpoint.read(path)
     network = open_network(content, f"the checkpoint {path}", weights).eval()
@@ -99,7 +102,10 @@ def open_exported(run: Path, weights: Which) -> Exported:
 
 
 def published_state(network: Network) -> dict[str, Tensor] | None:
-    """The tensors by the names and in the shapes of the network's publisher; None where it has none but lsdali."""
+    """Return the tensors by the names and in the shapes of the network's publisher.
+
+    None if it has none but lsdali.
+    """
     state = network.state_dict()
     if set(network.aliases.values()) != state.keys():
         return None
@@ -112,7 +118,7 @@ def published_state(network: Network) -> dict[str, Tensor] | None:
 
 
 def card(exported: Exported, file: str, use: str) -> str:
-    """The text of a model card, in Markdown, with the front matter that Hugging Face reads."""
+    """Return the text of a model card, in Markdown, with the front matter that Hugging Face reads."""
     content, config = exported.content, exported.config
     facts = {
         "network": config.name,
@@ -140,7 +146,7 @@ def card(exported: Exported, file: str, use: str) -> str:
 
 
 def table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    """A Markdown table of two columns."""
+    """Return a Markdown table of two columns."""
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
     return "\n".join(lines)
 
@@ -157,7 +163,7 @@ def sentence(steps: Mapping[str, Any]) -> str:
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML, without the place of its run."""
+    """Return a recipe as YAML, without the place of its run."""
     import yaml
 
     text: str = yaml.safe_dump({k: v for k, v in recipe.items() if k != "run_dir"}, sort_keys=False)
@@ -165,7 +171,7 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
 
 
 def need_names(exported: Exported) -> dict[str, Tensor]:
-    """The tensors by their publisher's names. Raises UserError where the network is lsdali's own."""
+    """Return the tensors by their publisher's names. Raises UserError if the network is lsdali's own."""
     state = published_state(exported.network)
     if state is None:
         raise UserError(f"'{exported.config.name}' is lsdali's own network, so that its tensors have no other names")

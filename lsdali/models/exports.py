@@ -24,7 +24,10 @@ EXPORT_TOLERANCE = 1e-4
 
 
 def as_safetensors(exported: Exported, path: Path, names: Names) -> Reader:
-    """State dict with the names of torchvision or timm where the network is theirs; the rest is in the metadata."""
+    """Return state dict with the names of torchvision or timm where the network is theirs.
+
+    The rest is in the metadata.
+    """
     from safetensors.torch import load_file, save
 
     own = {key: value.contiguous() for key, value in exported.network.state_dict().items()}
@@ -37,7 +40,7 @@ def as_safetensors(exported: Exported, path: Path, names: Names) -> Reader:
 
 
 def as_torchscript(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
-    """A traced module, which runs without lsdali and without Python."""
+    """Return a traced module, which runs without lsdali and without Python."""
     import warnings
 
     with warnings.catch_warnings():
@@ -49,7 +52,7 @@ def as_torchscript(module: nn.Module, exported: Exported, images: Tensor, path: 
 
 
 def as_torch_export(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
-    """A program of torch.export with a free batch size, which runs without lsdali."""
+    """Return a program of torch.export with a free batch size, which runs without lsdali."""
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(exported.metadata())})
@@ -58,7 +61,7 @@ def as_torch_export(module: nn.Module, exported: Exported, images: Tensor, path:
 
 
 def as_onnx(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
-    """ONNX with a free batch size: `images` [B, 3, H, W] -> `logits` [B, K], in one file with its weights.
+    """Write ONNX with a free batch size: `images` [B, 3, H, W] -> `logits` [B, K], in one file with its weights.
 
     The input of a module that takes pixels is called `pixels`.
     """
@@ -113,7 +116,7 @@ def export(
 ) -> str:
     """Write the network of a run, and a card beside it; one line that tells where to and how well the outputs agree.
 
-    With `pixels`, a program normalises its images itself. Raises UserError where there is nothing to export, or what
+    With `pixels`, a program normalises its images itself. Raises UserError if there is nothing to export, or what
     was written computes something else.
     """
     if pixels and kind in WEIGHTS:

@@ -16,7 +16,7 @@ from lsdali.models.families.torchvision import torchvision_name
 def as_hub_folder(exported: Exported, images: Tensor, folder: Path) -> Any:
     """Write config.json, model.safetensors and README.md; return timm's own reading of them.
 
-    Raises UserError where timm has no network with the same tensors.
+    Raises UserError if timm has no network with the same tensors.
     """
     from safetensors.torch import save
 
@@ -33,7 +33,7 @@ def as_hub_folder(exported: Exported, images: Tensor, folder: Path) -> Any:
 
 
 def same_in_timm(bare: str, state: dict[str, Tensor], exported: Exported) -> Any:
-    """timm's network of the name, without numbers. Raises UserError where it has none, or other tensors."""
+    """timm's network of the name, without numbers. Raises UserError if it has none, or other tensors."""
     if bare in timm().list_models():
         with torch.device("meta"):
             twin = timm().create_model(bare, num_classes=exported.network.classes)
@@ -45,7 +45,7 @@ def same_in_timm(bare: str, state: dict[str, Tensor], exported: Exported) -> Any
 
 
 def config_of(twin: Any, bare: str, exported: Exported) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     steps = exported.preprocessing()
     known = dict(twin.default_cfg)
     kept = {key: known[key] for key in ("first_conv", "classifier", "fixed_input_size") if key in known}

@@ -18,9 +18,9 @@ INITS: dict[str, Callable[[nn.Module], None]] = {
 
 
 def zero_last_norms(network: nn.Module, name: str) -> None:
-    """The scale of the last norm of every residual branch becomes 0 (Goyal et al. 2017): blocks begin as identities.
+    """Set the scale of the last norm of every residual branch to 0 (Goyal et al. 2017): blocks begin as identities.
 
-    Raises UserError where no residual branch of the network ends with a norm.
+    Raises UserError if no residual branch of the network ends with a norm.
     """
     from torchvision.models.resnet import BasicBlock, Bottleneck
 

@@ -43,11 +43,11 @@ class Weights(Config):
     """Take the classifier over where it has as many classes, or begin with a new one, for other classes."""
 
     def check_compatible(self, name: str) -> None:
-        """Raises ValueError where the source has nothing for the network `name`."""
+        """Raise ValueError if the source has nothing for the network `name`."""
 
     @abstractmethod
     def read(self, name: str) -> tuple[Mapping[str, Any], str]:
-        """The tensors by their names, perhaps inside wrappers, and what to call them in a sentence."""
+        """Return the tensors by their names, perhaps inside wrappers, and what to call them in a sentence."""
 
 
 class TorchvisionWeights(Weights):
@@ -256,7 +256,7 @@ def load_weights(network: Network, name: str, config: WeightsConfig, log: Callab
 
 
 def renamed(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the network's own names; weights of 1x1 convolutions become those of a linear layer."""
+    """Return the tensors by the network's own names; weights of 1x1 convolutions become those of a linear layer."""
     own = network.state_dict()
     foreign = sum(key in network.aliases for key in state) > sum(key in own for key in state)
     out: dict[str, Tensor] = {}
@@ -268,7 +268,10 @@ def renamed(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mismatches(own: Mapping[str, Tensor], found: Mapping[str, Tensor], replaced: set[str]) -> dict[str, list[str]]:
-    """Tensors that are missing, unknown, or of another shape, by what is wrong. Counts of batches may be missing."""
+    """Return tensors that are missing, unknown, or of another shape, by what is wrong.
+
+    Counts of batches may be missing.
+    """
     both = [key for key in found if key in own]
     wrong = {
         "missing": [k for k in own if k not in found and k not in replaced and not k.endswith("num_batches_tracked")],
@@ -279,6 +282,6 @@ def mismatches(own: Mapping[str, Tensor], found: Mapping[str, Tensor], replaced:
 
 
 def shorten(names: list[str], most: int = 5) -> str:
-    """Up to five of the names, and how many more there are."""
+    """Return up to five of the names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

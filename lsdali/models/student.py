@@ -12,7 +12,7 @@ from lsdali.functional import as_float32
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one forward of a student gives."""
+    """Result of one forward of a student."""
 
     logits: Tensor  # [B, K] float32 (float64 stays float64)
     features: Tensor  # [B, C] what the classifier read; C is 0 where a network has none that is known
@@ -31,7 +31,7 @@ class Network(nn.Module):
     `pool` maps the last stage [B, C, H, W] to [B, C]; `neck` [..., C] -> [..., D] is what a family has between pool
     and classifier (the LayerNorm of ConvNeXt, the hidden layer of MobileNetV3) and acts on single positions too;
     `dropout` drops features before the classifier in training. `channels` gives the width C of every stage; it is
-    empty where the stages hand on no maps. `width` is D, or 0 where the classifier is not known.
+    empty if the stages hand on no maps. `width` is D, or 0 where the classifier is not known.
     """
 
     aliases: Mapping[str, str]
@@ -80,7 +80,7 @@ class Network(nn.Module):
         return self._readout[0]
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> the map [B, C, H', W'] that leaves each stage, in order."""
+        """Map [B, 3, H, W] -> the map [B, C, H', W'] that leaves each stage, in order."""
         x = self.stem(images)
         out: dict[str, Tensor] = {}
         for name, stage in self.stages.items():
@@ -89,32 +89,35 @@ class Network(nn.Module):
         return out
 
     def features(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """The maps of all stages -> [B, D], what the classifier reads."""
+        """Return what the classifier reads, [B, D], from the maps of all stages."""
         pooled: Tensor = self.dropout(self.neck(self.pool(list(maps.values())[-1])))
         return pooled
 
     def logits(self, maps: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """The maps of all stages and the features [B, D] of them -> [B, K]."""
+        """Return the logits [B, K] of the maps of all stages and their features [B, D]."""
         out: Tensor = self.classifier(features)
         return out
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """[B, 3, H, W] -> the map that leaves each stage, features [B, D], logits [B, K]."""
+        """Map [B, 3, H, W] -> the map that leaves each stage, features [B, D], logits [B, K]."""
         maps = self.maps(images)
         features = self.features(maps)
         return maps, features, self.logits(maps, features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> logits [B, K]."""
+        """Map [B, 3, H, W] -> logits [B, K]."""
         return self.parts(images)[2]
 
     def fault_at(self, size: int) -> str | None:
-        """Why images of this side in pixels cannot be read; None where they can, or where only a step would tell."""
+        """Return why images of this side in pixels cannot be read.
+
+        None if they can, or where only a step would tell.
+        """
         return None
 
 
 class AuxHead(nn.Module):
-    """Reads the student's stages inside its forward. What a method trains beside the network is an auxiliary head.
+    """A module that a method trains beside the network; it reads the student's stages inside the student's forward.
 
     Outside the wrapped module, DDP would not reduce its gradients, and the ranks would drift apart unnoticed.
     """
@@ -125,14 +128,14 @@ class AuxHead(nn.Module):
     """The earlier stage that it reads, if any."""
 
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
-        """Maps [B, C, H, W] by stage, the network's readout ([..., C] -> [..., K]) -> any tensor [B, ...]."""
+        """Map [B, C, H, W] by stage, and the network's readout ([..., C] -> [..., K]) -> any tensor [B, ...]."""
         raise NotImplementedError
 
 
 class Student(nn.Module):
     """The network in training and its auxiliary heads.
 
-    Logits that autocast made are lifted to float32 here, once: where each term of a loss lifted them anew, each term's
+    Logits that autocast made are cast to float32 here, once. If each term of a loss cast them anew, each term's
     gradient would be rounded to 16 bits before they are added.
     """
 
@@ -146,7 +149,7 @@ class Student(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Outputs:
-        """[B, 3, H, W] -> Outputs."""
+        """Map [B, 3, H, W] -> Outputs."""
         maps, features, logits = self.network.parts(images)
         logits = as_float32(logits)
         maps |= {stage: norm(maps[stage]) for stage, norm in self.exit_norms.items()}
@@ -154,5 +157,5 @@ class Student(nn.Module):
         return Outputs(logits, features, aux_heads)
 
     def head(self) -> list[nn.Parameter]:
-        """What is trained from scratch where the rest has pretrained weights: the classifier and auxiliary heads."""
+        """Return the classifier's and auxiliary heads' parameters, trained from scratch if the rest is pretrained."""
         return [*self.network.classifier.parameters(), *self.aux_heads.parameters(), *self.exit_norms.parameters()]

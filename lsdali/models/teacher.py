@@ -48,11 +48,11 @@ class Teacher:
         self._change: tuple[Tensor, Tensor] | None = None  # factor and summand [3, 1, 1]
 
     def fault_at(self, size: int) -> str | None:
-        """Why images of this side in pixels cannot be read; None where they can."""
+        """Return why images of this side in pixels cannot be read; None if they can."""
         return self._network.fault_at(size)
 
     def expect(self, given: Normal) -> None:
-        """From now on, images come normalised in this way."""
+        """Expect images that are normalised in this way from now on."""
         if self._normal is None or self._normal == given:
             self._change = None
             return
@@ -79,7 +79,7 @@ class Ensemble(Teacher):
         self.digest = hashlib.sha256(" ".join(teacher.digest for teacher in teachers).encode()).hexdigest()
 
     def fault_at(self, size: int) -> str | None:
-        """Why images of this side in pixels cannot be read by one of the teachers; None where all can."""
+        """Return why images of this side in pixels cannot be read by one of the teachers; None if all can."""
         for teacher in self._teachers:
             if teacher.image_size not in (None, size):
                 return f"one of the teachers takes {teacher.image_size} px only"
@@ -88,7 +88,7 @@ class Ensemble(Teacher):
         return None
 
     def expect(self, given: Normal) -> None:
-        """From now on, images come normalised in this way."""
+        """Expect images that are normalised in this way from now on."""
         for teacher in self._teachers:
             teacher.expect(given)
 
@@ -100,9 +100,9 @@ class Ensemble(Teacher):
 
 
 def load_teacher(config: TeacherConfig, classes: int, device: torch.device, names: Sequence[str] = ()) -> Teacher:
-    """The teacher that a recipe names, on the device; torch's random numbers are left as they were.
+    """Return the teacher that a recipe names, on the device; torch's random numbers are left as they were.
 
-    Raises UserError where it cannot be found or read, knows another number of classes or, as far as `names` tell, other
+    Raises UserError if it cannot be found or read, knows another number of classes or, as far as `names` tell, other
     ones, or has another digest.
     """
     if isinstance(config, EnsembleTeacher):
@@ -120,7 +120,7 @@ def load_teacher(config: TeacherConfig, classes: int, device: torch.device, name
 
 
 def title(config: Any) -> str:
-    """What a sentence calls a teacher."""
+    """Return what a sentence calls a teacher."""
     match config:
         case TorchvisionTeacher():
             return f"{config.model} {config.weights}"
@@ -134,7 +134,7 @@ def title(config: Any) -> str:
 
 
 def open_teacher(config: Any, classes: int, names: Sequence[str]) -> tuple[Network, Normal | None]:
-    """A teacher's network on the CPU, and how its images were normalised; None: nobody knows."""
+    """Return a teacher's network on the CPU, and how its images were normalised; None: nobody knows."""
     match config:
         case CheckpointTeacher():
             return network_from_checkpoint(Path(config.path), classes, names, config.weights)
@@ -152,7 +152,7 @@ def open_teacher(config: Any, classes: int, names: Sequence[str]) -> tuple[Netwo
 
 
 def network_from_file(config: FileTeacher, classes: int) -> Network:
-    """The network of a file of weights, on the CPU. Raises UserError where they are another's or of other classes."""
+    """The network of a file of weights, on the CPU. Raises UserError if they are another's or of other classes."""
     network, said = build_network(config.model, classes), list[str]()
     try:
         load_weights(network, config.model.name, FileWeights(path=config.path, which=config.which), said.append)
@@ -167,7 +167,7 @@ def network_from_file(config: FileTeacher, classes: int) -> Network:
 def network_from_checkpoint(
     path: Path, classes: int, names: Sequence[str] = (), weights: Which = "model"
 ) -> tuple[Network, Normal]:
-    """The network saved in a checkpoint file, on the CPU, and how its images were normalised."""
+    """Return the network saved in a checkpoint file, on the CPU, and how its images were normalised."""
     saved = read_checkpoint(path)
     if saved["classes"] != classes:
         raise UserError(f"the teacher '{path}' knows {saved['classes']} classes, but the data set has {classes}")
@@ -178,7 +178,7 @@ def network_from_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file. Nothing in it can run code."""
+    """Return the content of a checkpoint file. Nothing in it can run code."""
     if not path.is_file():
         raise UserError(
             f"the teacher's checkpoint '{path}' "

@@ -46,7 +46,7 @@ class WrappedNetwork(Network):
             self.aliases |= {f"{parts.classifier}.{key}": f"classifier.{key}" for key in self.classifier.state_dict()}
 
     def parts(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """[B, 3, H, W] -> the map that leaves each stage, features [B, D], logits [B, K]."""
+        """Map [B, 3, H, W] -> the map that leaves each stage, features [B, D], logits [B, K]."""
         out = self.inner(images)
         if not isinstance(out, Tensor):
             raise UserError(f"the module gives a {type(out).__name__} in training, where logits [B, K] are needed")
@@ -55,12 +55,12 @@ class WrappedNetwork(Network):
         return (maps, out, self.classifier(out)) if self.width else (maps, out[:, :0], out)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> the map that leaves each stage."""
+        """Map [B, 3, H, W] -> the map that leaves each stage."""
         return self.parts(images)[0]
 
     @torch.no_grad()
     def fault_at(self, size: int) -> str | None:
-        """Why images of this side in pixels cannot be read; None where they can."""
+        """Return why images of this side in pixels cannot be read; None if they can."""
         try:
             probe(self, size)
         except Exception as fault:  # whatever a foreign module raises
@@ -81,7 +81,7 @@ def as_network(
     `stages` and `classifier` are the names of submodules, found by a pass over random images where they are not given.
     A classifier for another number of classes is replaced by an untrained one. What was found is in `notes`.
 
-    Raises UserError where the module gives no logits, a name is none of its parts, or no classifier is known that
+    Raises UserError if the module gives no logits, a name is none of its parts, or no classifier is known that
     could be replaced for other classes.
     """
     if isinstance(module, Network):
@@ -106,7 +106,7 @@ def as_network(
 
 
 def notes_of(parts: Parts, name: str) -> Sequence[str]:
-    """What a run says of a module's parts."""
+    """Return what a run says of a module's parts."""
     stages = f"its stages are {', '.join(parts.channels)}" if parts.channels else "it has no stages with maps"
     votes = ", whose positions its classifier can read" if parts.positionwise else ""
     head = "no classifier was found" if parts.classifier is None else f"its classifier is {parts.classifier}"
@@ -114,5 +114,5 @@ def notes_of(parts: Parts, name: str) -> Sequence[str]:
 
 
 def linear_of(layer: nn.Module) -> nn.Linear:
-    """A linear layer, or one with the numbers of a 1x1 convolution."""
+    """Return a linear layer, or one with the numbers of a 1x1 convolution."""
     return layer if isinstance(layer, nn.Linear) else as_linear(cast(nn.Conv2d, layer))

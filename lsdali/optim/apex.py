@@ -27,7 +27,7 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The apex optimizer of this name. Raises UserError where apex, its kernels or a GPU are missing, and
+    """Return the apex optimizer of this name. Raises UserError if apex, its kernels or a GPU are missing, and
     on bf16 parameters under SGD, which FusedSGD would leave untouched without a word.
     """
     optimizers = _module("apex.optimizers")

@@ -140,7 +140,7 @@ class Timm(Common):
 
 
 def without_prefix(given: Any) -> Any:
-    """`timm/NAME` as name timm and algorithm NAME."""
+    """Return `timm/NAME` as name timm and algorithm NAME."""
     if isinstance(given, dict) and str(given.get("name")).startswith(TIMM):
         return {**given, "name": "timm", "algorithm": given["name"].removeprefix(TIMM)}
     return given

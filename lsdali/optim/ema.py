@@ -62,7 +62,7 @@ class Average:
 
     @contextmanager
     def swapped(self, student: nn.Module) -> Iterator[None]:
-        """Inside, the student has the average weights; after, exactly its own again."""
+        """Give the student the average weights inside the block, and exactly its own again after it."""
         own = [x.detach().clone() for x in _tensors(student)]
         dist.average_buffers(self._module)
         _copy_into(_tensors(self._module), student)
@@ -75,7 +75,7 @@ class Average:
         return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError where the state is of another student."""
+        """Load the state. Raises UserError if it is of another student."""
         try:
             for name, part in self._parts.items():
                 part.load_state_dict(state[name])

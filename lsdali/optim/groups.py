@@ -21,12 +21,12 @@ def parameter_groups(
     head: Iterable[nn.Parameter] = (),
     backbone_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups that hold each trainable parameter once, shared ones too, in the model's order.
+    """Return groups that hold each trainable parameter once, shared ones too, in the model's order.
 
     "weights" spares the parameters of norm layers and all with fewer than two dimensions (biases, scales);
     "all" decays everything, as many published recipes do. With a scale other than 1, each group is split: parameters
     outside `head` come with `lr_scale`, a factor on their learning rate.
-    Raises UserError where nothing is trainable.
+    Raises UserError if nothing is trainable.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -43,7 +43,7 @@ def parameter_groups(
 
 
 def split_by_rate(groups: list[dict[str, Any]], head: set[int], scale: float) -> list[dict[str, Any]]:
-    """Each group in two: parameters outside the head with their `lr_scale`, and those in it."""
+    """Return each group in two: parameters outside the head with their `lr_scale`, and those in it."""
     out: list[dict[str, Any]] = []
     for group in groups:
         outside = [p for p in group["params"] if id(p) not in head]

@@ -58,12 +58,12 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
-    """[n] Euclidean norms."""
+    """Return [n] Euclidean norms."""
     return torch.stack(list(torch._foreach_norm(tensors)))
 
 
 def ratio(of: Tensor, to: Tensor) -> list[Tensor]:
-    """of / to for each tensor, [] each; 1 where either is 0."""
+    """Return of / to for each tensor, [] each; 1 where either is 0."""
     return list(torch.where((of > 0) & (to > 0), of / to, 1.0).unbind())
 
 

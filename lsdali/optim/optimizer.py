@@ -40,7 +40,7 @@ class Optimizer:
         start_momentum(inner)
 
     def describe(self) -> str:
-        """One line: what was chosen, why, and what it decays."""
+        """Return one line: what was chosen, why, and what it decays."""
         return f"{self._reason}; {', '.join(map(describe_group, self.inner.param_groups))}"
 
     def parameters(self) -> list[nn.Parameter]:
@@ -153,11 +153,11 @@ def _step_on_host(entry: Mapping[str, Any]) -> dict[str, Any]:
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, device: torch.device, head: Iterable[nn.Parameter] = ()
 ) -> Optimizer:
-    """The recipe's optimizer over the model's trainable parameters, which are on `device` already.
+    """Return the recipe's optimizer over the model's trainable parameters, which are on `device` already.
 
     `head` are those to which `backbone_lr_scale` does not apply.
 
-    Raises UserError where apex is asked for and is not usable, and where nothing is trainable.
+    Raises UserError if apex is asked for and is not usable, and where nothing is trainable.
     """
     scale = config.backbone_lr_scale
     groups = parameter_groups(model, config.weight_decay, config.decay, head=head, backbone_lr_scale=scale)

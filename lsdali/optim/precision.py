@@ -21,7 +21,7 @@ class Scaler(torch.amp.GradScaler):
     skipped: Tensor | None = None  # [] float
 
     def count(self, optimizer: torch.optim.Optimizer) -> None:
-        """After `step` and before `update`: add one if this step's gradients overflowed."""
+        """Add one, after `step` and before `update`, if this step's gradients overflowed."""
         found = sum(self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
         self.skipped = found if self.skipped is None else self.skipped + found
 
@@ -47,11 +47,11 @@ class Precision:
         return self._device.type == "cuda" and self.name in AUTOCAST
 
     def autocast(self) -> torch.autocast:
-        """The context of forward and loss."""
+        """Return the context of forward and loss."""
         return torch.autocast(self._device.type, dtype=AUTOCAST.get(self.name), enabled=self.name in AUTOCAST)
 
     def backward(self, loss: Tensor, share: float = 1.0) -> None:
-        """[] -> add the gradients of this share of a loss. Call once for each micro-batch, outside `autocast`.
+        """Add the gradients of this share, [], of a loss. Call once for each micro-batch, outside `autocast`.
 
         Where the loss is not finite every gradient is NaN. So the reduction tells all ranks, and none of them updates.
         """
@@ -81,7 +81,7 @@ class Precision:
         return int(self.scaler.skipped.item())
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty without loss scaling."""
+        """Return the state of the scale; empty without loss scaling."""
         if self.scaler is None:
             return {}
         return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}

@@ -124,7 +124,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: PerEpoch, epochs: int) -> Callable[[int], float]:
-    """The learning rate of optimizer step s, from 0: peak * min(1, (s + 1) / W) * share.
+    """Return the learning rate of optimizer step s, from 0: peak * min(1, (s + 1) / W) * share.
 
     The share of the peak is the schedule's own: of the step's epoch, and of what is done, 0 to 1, of the
     steps after the warm-up. Where epochs differ in length, s counts as if all had that of the step's own epoch:

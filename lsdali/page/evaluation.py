@@ -36,7 +36,7 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Raises UserError if the file is not what `lsdali evaluate --json` writes."""
+    """Read a file. Raises UserError if it is not what `lsdali evaluate --json` writes."""
     try:
         return evaluation(json.loads(path.read_bytes()), str(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -66,7 +66,7 @@ def value(metrics: Mapping[str, float], name: str) -> str:
 
 
 def heat(row: Mapping[str, Any]) -> str:
-    """A row's temperature in words."""
+    """Return a row's temperature in words."""
     if row["temperature"] is None:
         return "each its own" if row["scaled"] else "-"
     return f"{row['temperature']:.4f}"
@@ -78,7 +78,7 @@ def caption(row: Mapping[str, Any]) -> str:
 
 
 def risk_panel(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Error among the most confident samples against their share, of the rows as trained."""
+    """Return error among the most confident samples against their share, of the rows as trained."""
     have = [row for row in compared(rows) if row.get("risk")]
     if not have:
         return []
@@ -90,7 +90,7 @@ def risk_panel(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def ensemble_panel(ensembles: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Metrics against the number of checkpoints in the ensemble."""
+    """Return metrics against the number of checkpoints in the ensemble."""
     if not ensembles:
         return []
     svgs = []
@@ -104,12 +104,12 @@ def ensemble_panel(ensembles: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows as trained, on the samples that the first row is of."""
+    """Return the rows as trained, on the samples that the first row is of."""
     return [row for row in rows if not row["scaled"] and row["samples"] == rows[0]["samples"]]
 
 
 def class_gains(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Gain]:
-    """Each other row against the first one."""
+    """Compare each other row with the first one."""
     first, *others = compared(rows)
     out = []
     for row in others:

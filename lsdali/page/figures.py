@@ -50,7 +50,7 @@ def dashes(style: int) -> tuple[int, ...]:
 
 @contextmanager
 def drawing(size: tuple[float, float]) -> Iterator[tuple[Any, list[str]]]:
-    """A matplotlib Figure of so many inches, and a list that holds its SVG at the end.
+    """Yield a matplotlib Figure of so many inches, and a list that holds its SVG at the end.
 
     Raises UserError if matplotlib is not installed.
     """
@@ -86,7 +86,7 @@ def drawing(size: tuple[float, float]) -> Iterator[tuple[Any, list[str]]]:
 
 
 def inline(svg: str) -> str:
-    """An SVG file as an element of a page: no prolog, no addresses, text in the page's colour, two decimals."""
+    """Return an SVG file as an element of a page: no prolog, no addresses, text in the page's colour, two decimals."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body)
@@ -97,7 +97,7 @@ def inline(svg: str) -> str:
 
 
 def curve_figure(title: str, x: str, y: str, curves: Sequence[PlotLine]) -> str:
-    """Curves over one axis; a curve of one point is a dot."""
+    """Return curves over one axis; a curve of one point is a dot."""
     with drawing((4.1, 2.8)) as (figure, svg):
         axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
         for curve in curves:
@@ -111,7 +111,7 @@ def curve_figure(title: str, x: str, y: str, curves: Sequence[PlotLine]) -> str:
 
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy against mean confidence of each bin that holds samples, and below it the share of samples."""
+    """Return accuracy against mean confidence of each bin that holds samples, and below it the share of samples."""
     total = sum(b["count"] for b in bins)
     full = [b for b in bins if b["count"]]
     left, width = [b["lower"] for b in full], [b["upper"] - b["lower"] for b in full]
@@ -128,7 +128,7 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]]) -> str:
 
 
 def gains_figure(title: str, values: Sequence[float]) -> str:
-    """Gains of the classes, sorted, as bars around zero."""
+    """Return gains of the classes, sorted, as bars around zero."""
     values = sorted(values, reverse=True)
     with drawing((4.1, 2.5)) as (figure, svg):
         axes = figure.add_subplot(title=title, xlabel="classes, sorted by gain", ylabel="accuracy gain (points)")
@@ -141,7 +141,7 @@ def gains_figure(title: str, values: Sequence[float]) -> str:
 def scatter_figure(
     points: Sequence[Sequence[float]], labels: Sequence[int], centroids: Sequence[Sequence[float]]
 ) -> str:
-    """Points of classes in a plane with equal scales, and the classes' centroids."""
+    """Return points of classes in a plane with equal scales, and the classes' centroids."""
     with drawing((4.1, 4.1)) as (figure, svg):
         axes = figure.add_subplot(xlabel="first principal axis", ylabel="second principal axis")
         for k, (x, y) in enumerate(centroids):

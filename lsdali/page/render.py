@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 
 
 def render(template: str, command: str, **values: Any) -> str:
-    """The page as text. Values are escaped; `command` goes into the footer, with version, commit and date.
+    """Return the page as text. Values are escaped; `command` goes into the footer, with version, commit and date.
 
     Characters that UTF-8 cannot carry, as in the name of a file with other bytes, become question marks.
     """
@@ -32,7 +32,7 @@ def render(template: str, command: str, **values: Any) -> str:
 
 
 def commit() -> str | None:
-    """The commit of lsdali's source, `-dirty` with changes; None outside of its repository."""
+    """Return the commit of lsdali's source, `-dirty` with changes; None outside of its repository."""
     root = FOLDER.parents[1]
     if not (root / ".git").exists():
         return None
@@ -45,7 +45,7 @@ def commit() -> str | None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Raises UserError if the file cannot be written."""
+    """Write a file. Raises UserError if it cannot be written."""
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:

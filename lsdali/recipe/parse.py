@@ -74,7 +74,7 @@ def check_recipe(tree: Mapping[str, Any], path: str | Path) -> Recipe:
 
 
 def use_parts(tree: Mapping[str, Any], path: str | Path) -> None:
-    """Use the modules that a tree names, so that their parts can be read. Raises UserError where that fails."""
+    """Use the modules that a tree names, so that their parts can be read. Raises UserError if that fails."""
     parts.use_installed()
     names = tree.get("uses", ())
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):

@@ -40,7 +40,7 @@ class EvaluationConfig(Config):
     """Images per forward and process; null: 256 on a GPU, 64 elsewhere. It changes no result."""
 
     def batch_on(self, device: str) -> int:
-        """The batch on a type of device."""
+        """Return the batch on a type of device."""
         return self.batch or (256 if device == "cuda" else 64)
 
 
@@ -149,7 +149,7 @@ class Recipe(Config):
         return self.data.order if own == "shuffled" else own
 
     def fixed_length(self) -> str:
-        """Why a run of this recipe cannot have other epochs once it has begun; empty where it can."""
+        """Return why a run of this recipe cannot have other epochs once it has begun; empty if it can."""
         schedule, method = self.schedule, cast(Any, self.method)
         if schedule.needs_length:
             return f"the schedule '{schedule.name}' sets the rate of every epoch by how many there are"

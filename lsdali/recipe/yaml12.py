@@ -48,7 +48,7 @@ class RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def decimal(self, node: yaml.ScalarNode) -> int:
-        """An integer; a leading zero means nothing."""
+        """Return an integer; a leading zero means nothing."""
         text = self.construct_scalar(node)
         if len(text) > 100:
             raise yaml.YAMLError(f"the number in line {node.start_mark.line + 1} has {len(text)} digits")

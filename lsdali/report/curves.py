@@ -12,7 +12,7 @@ Curve = Mapping[int, float]  # value of each epoch, counted from 1
 
 
 def of_metric(name: str) -> Callable[[RunRecord], Curve]:
-    """A validation metric after each epoch that was evaluated."""
+    """Return a validation metric after each epoch that was evaluated."""
 
     def read(run: RunRecord) -> Curve:
         rows = [line for line in run.evaluated if line["weights"] in MODEL and name in line["metrics"]]
@@ -26,7 +26,7 @@ def error(run: RunRecord) -> Curve:
 
 
 def of_training(name: str, scale: float = 1.0) -> Callable[[RunRecord], Curve]:
-    """The mean over an epoch's log lines, each weighted by the steps that it stands for."""
+    """Return the mean over an epoch's log lines, each weighted by the steps that it stands for."""
 
     def read(run: RunRecord) -> Curve:
         previous, out = 0, {}
@@ -52,7 +52,7 @@ FIGURES: dict[str, tuple[str, Callable[[RunRecord], Curve]]] = {
 
 
 def line_of(group: RunGroup, style: int, read: Callable[[RunRecord], Curve]) -> PlotLine | None:
-    """The mean of a group's runs at the epochs that all of them have, and one standard deviation to each side."""
+    """Return the mean of a group's runs at the epochs that all have, and one standard deviation to each side."""
     curves = [read(run) for run in group.runs]
     epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
     epochs = [epoch for epoch in epochs if all(math.isfinite(curve[epoch]) for curve in curves)]
@@ -65,7 +65,7 @@ def line_of(group: RunGroup, style: int, read: Callable[[RunRecord], Curve]) -> 
 
 
 def curves(groups: Sequence[RunGroup]) -> Panel:
-    """The figures; one without any curve is left out."""
+    """Return the figures; one without any curve is left out."""
     svgs = []
     for title, (label, read) in FIGURES.items():
         found = [line for style, group in enumerate(groups) if (line := line_of(group, style, read)) is not None]

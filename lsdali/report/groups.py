@@ -26,7 +26,10 @@ class RunGroup:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
-    """The groups, in the order of their first runs. A run whose recipe is not known is alone; one not begun is none."""
+    """Return the groups, in the order of their first runs.
+
+    A run whose recipe is not known is alone; one not begun is none.
+    """
     from lsdali.recipe import decisive
 
     found: dict[str, list[RunRecord]] = {}
@@ -42,14 +45,14 @@ def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
 
 
 def different_keys(groups: Sequence[RunGroup]) -> list[str]:
-    """The keys of the recipes that have not the same value in every group whose recipe is known."""
+    """Return the keys of the recipes that have not the same value in every group whose recipe is known."""
     known = [group.settings for group in groups if group.settings]
     keys = dict.fromkeys(key for settings in known for key in settings)
     return [key for key in keys if any(one.get(key, "-") != known[0].get(key, "-") for one in known)]
 
 
 def mean_std(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None for the latter if there is one value."""
+    """Return mean and sample standard deviation (n - 1); None for the latter if there is one value."""
     values = list(values)
     mean = math.fsum(values) / len(values)
     if len(values) < 2:

@@ -51,7 +51,9 @@ class RunRecord:
         return f"{done}/{planned}, " + ("unfinished" if done != planned else "no summary")
 
     def entries(self) -> dict[str, dict[str, float]]:
-        """Metrics and epoch by what they are of: `last`, `best`, and `ema last`, `ema best` where there is an average.
+        """Return metrics and epoch by what they are of.
+
+        They are `last`, `best`, and `ema last`, `ema best` if there is an average.
 
         Those of summary.json; for an unfinished run, those of its evaluations so far.
         """
@@ -71,7 +73,7 @@ class RunRecord:
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Every run in and below the folders, in the order of their names, each once.
+    """Return every run in and below the folders, in the order of their names, each once.
 
     Raises UserError if a folder does not exist, or none holds a run.
     """
@@ -90,7 +92,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def run_folders(path: Path) -> Iterator[Path]:
-    """The run folders in and below a folder; what lies inside a run is not searched."""
+    """Yield the run folders in and below a folder; what lies inside a run is not searched."""
     for folder, below, files in os.walk(path):
         if any(mark_best in files for mark_best in MARKS):
             below.clear()
@@ -98,7 +100,7 @@ def run_folders(path: Path) -> Iterator[Path]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The paths without the part that all have in common."""
+    """Return the paths without the part that all have in common."""
     if len(folders) == 1:
         return [folders[0].absolute().name]
     common = os.path.commonpath([folder.absolute() for folder in folders])
@@ -145,14 +147,14 @@ def count(value: Any) -> int:
 
 
 def number(value: Any) -> Any:
-    """A number as it is, NaN for null. Raises TypeError for anything else."""
+    """Return a number as it is, NaN for null. Raises TypeError for anything else."""
     if value is not None and not is_number(value):
         raise TypeError("a figure is no number")
     return math.nan if value is None else value
 
 
 def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
-    """The events of a run; lines that are no JSON are counted and named."""
+    """Yield the events of a run; lines that are no JSON are counted and named."""
     path, broken = run.folder / EVENTS, []
     try:
         content = read_plain(path)
@@ -175,7 +177,7 @@ def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 def summary_of(run: RunRecord) -> dict[str, Any] | None:
-    """summary.json; None, and a sentence, if it is damaged."""
+    """Return summary.json; None, and a sentence, if it is damaged."""
     path = run.folder / "summary.json"
     if not path.exists() and not path.is_symlink():
         return None

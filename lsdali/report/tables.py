@@ -28,7 +28,10 @@ class ReportTable:
 
 
 def comparison(groups: Sequence[RunGroup]) -> ReportTable:
-    """One row a group and checkpoint: mean and standard deviation over its runs, the best value of a column marked."""
+    """Return one row a group and checkpoint.
+
+    It holds mean and standard deviation over the runs; the best value of a column is marked.
+    """
     titles = [METRICS[name].title for name in METRIC_COLUMNS]
     left = ["runs", "method", "epochs", "figures of", "of epoch"]
     out = ReportTable([*left, *titles, "images/s", "hours", "network", "seeds"])
@@ -87,7 +90,7 @@ def last_cells(group: RunGroup) -> list[ReportCell]:
 
 
 def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> ReportCell:
-    """The mean of the values, with the standard deviation if there are several; a dash unless all are there."""
+    """Return the mean of the values, with the standard deviation if there are several; a dash unless all are there."""
     if not values or len(values) < complete:
         return ReportCell("-")
     mean, std = mean_std(values)
@@ -95,7 +98,7 @@ def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> ReportC
 
 
 def recipe_differences(groups: Sequence[RunGroup]) -> ReportTable:
-    """One row a group, one column a key that differs; marked where the value is not that of the first row."""
+    """Return one row a group, one column a key that differs; marked where the value is not that of the first row."""
     keys = different_keys(groups)
     out = ReportTable(["runs", *keys])
     for group in groups:
@@ -111,7 +114,7 @@ def shown(value: Any) -> str:
 
 
 def surroundings(groups: Sequence[RunGroup]) -> ReportTable:
-    """Where each run was carried out, as its last start told it."""
+    """Return where each run was carried out, as its last start told it."""
     packages = list(dict.fromkeys(name for g in groups for run in g.runs for name in run.begun.get("versions", {})))
     out = ReportTable(["run", "processes", "device", "parameters", "train images", "validation images", *packages])
     for run in (run for group in groups for run in group.runs):
@@ -148,7 +151,7 @@ TEX |= {sign: "\\" + sign for sign in "&%$#_{}"}
 
 
 def as_latex(table: ReportTable) -> str:
-    """A tabular for the package booktabs."""
+    """Return a tabular for the package booktabs."""
 
     def line(texts: Sequence[str]) -> str:
         return " & ".join(texts) + r" \\"

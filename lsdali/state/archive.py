@@ -48,7 +48,7 @@ def size_of(state: Any) -> int:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no links."""
+    """Make a second name for a file, or a copy where the file system knows no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -41,7 +41,7 @@ class Stateful(Protocol):
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, in a few words; None where it is whole."""
+    """Return what is wrong with a checkpoint file, in a few words; None if it is whole."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "no file but a folder, a pipe or a device"
@@ -62,7 +62,7 @@ def fault(path: Path) -> str | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors on the host and mapped from the file."""
+    """Return the content of a checkpoint, tensors on the host and mapped from the file."""
     content: dict[str, Any] = read_torch(path, mmap=True)
     return {**content, "recipe": upgraded(content["recipe"])}
 
@@ -86,14 +86,14 @@ class Checkpoints:
         self.unfit: dict[Path, str] = {}  # files that are whole, and what in them does not fit this run
 
     def files(self) -> list[Path]:
-        """Step checkpoints, oldest first."""
+        """Return the step checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name))
 
     def newest(self, wrong: Callable[[Mapping[str, Any]], str | None] = nothing_wrong) -> dict[str, Any] | None:
-        """The content of the newest whole checkpoint, the same on every rank; what is skipped is said.
+        """Return the content of the newest whole checkpoint, the same on every rank; what is skipped is said.
 
         `wrong` tells in a few words what in a content cannot be right.
-        Raises SharedError where nothing is left but such as that.
+        Raises SharedError if nothing is left but such as that.
         """
         self._writer.finish()
         with dist.raise_together():
@@ -221,7 +221,7 @@ class Checkpoints:
 
 
 def refuse_infinite(states: Mapping[str, Any], step: int) -> None:
-    """Raises SharedError where a number is not finite; states are the same on every rank."""
+    """Raise SharedError if a number is not finite; states are the same on every rank."""
     for name, state in states.items():
         if not finite(state):
             raise SharedError(
@@ -231,6 +231,6 @@ def refuse_infinite(states: Mapping[str, Any], step: int) -> None:
 
 
 def finite(state: Any) -> bool:
-    """Whether every number of the tensors in a state is finite."""
+    """Return whether every number of the tensors in a state is finite."""
     numbers = [x for x in tree_leaves(state) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
     return all(bool(low.isfinite() & high.isfinite()) for low, high in (x.aminmax() for x in numbers))

@@ -75,7 +75,7 @@ KINDS = (
 
 
 def no_weights(path: Path) -> str:
-    """Return what a file is that holds no tensors, and what to do; empty where it may hold some."""
+    """Return what a file is that holds no tensors, and what to do; empty if it may hold some."""
     if path.is_dir():
         return "it is a folder: name the file in it"
     with path.open("rb") as file:

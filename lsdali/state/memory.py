@@ -51,21 +51,21 @@ class Layout:
     keep: int = 0  # of the form topk; at most `classes`
 
     def columns(self) -> dict[str, tuple[torch.dtype, int]]:
-        """Number type and width of each table."""
+        """Return number type and width of each table."""
         if self.form == "topk":
             number = torch.int16 if self.classes <= 2**15 else torch.int32
             return {"shares": (torch.float16, self.keep), "classes": (number, self.keep)}
         return {"shares": (torch.float32 if self.form == "dense32" else torch.float16, self.classes)}
 
     def pack(self, probabilities: Tensor) -> Rows:
-        """[B, K] -> each table's rows, on the same device."""
+        """Map [B, K] -> each table's rows, on the same device."""
         values = {"shares": probabilities}
         if self.form == "topk":
             values["shares"], values["classes"] = topk_pack(probabilities, self.keep)
         return {name: values[name].to(dtype) for name, (dtype, _) in self.columns().items()}
 
     def unpack(self, rows: Rows) -> Tensor:
-        """Each table's rows -> [B, K] float32."""
+        """Map each table's rows -> [B, K] float32."""
         if self.form == "topk":
             return topk_unpack(rows["shares"], rows["classes"].long(), self.classes)
         return rows["shares"].float()
@@ -119,12 +119,15 @@ class SampleMemory:
         self._leaders = dist.leaders()
 
     def known(self, index: Tensor, keep: Tensor | None = None) -> Tensor:
-        """[B] int64, [B] bool on the host -> [B] bool on the host: which rows hold anything; none where not `keep`."""
+        """Map [B] int64, [B] bool on the host -> [B] bool on the host: which rows hold anything.
+
+        None if not `keep`.
+        """
         seen = self.seen[index].bool()
         return seen if keep is None else seen & keep
 
     def read(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B] int64, [B] bool on the host -> [B, K] float32 rows and [B] bool, on the device.
+        """Map [B] int64, [B] bool on the host -> [B, K] float32 rows and [B] bool, on the device.
 
         The second tells which rows hold anything; none does where `keep` is False.
         """
@@ -142,7 +145,7 @@ class SampleMemory:
 
     @torch.no_grad()
     def write(self, index: Tensor, probabilities: Tensor, keep: Tensor | None = None) -> None:
-        """[B] int64 on the host, [B, K], [B] bool on the host -> these samples' rows, but where `keep` is False."""
+        """Write [B, K] into the rows of the samples [B] int64, except where `keep` [B] is False (both on the host)."""
         rows = self.layout.pack(probabilities)
         skipped = done = None
         if self.device.type == "cuda":
@@ -211,12 +214,12 @@ class SampleMemory:
         self.held[0] = 0
 
     def state_dict(self) -> Rows:
-        """The tables themselves, not copies: every row, on every node; a collective."""
+        """Return the tables themselves, not copies: every row, on every node; a collective."""
         self.sync()
         return {**self.tables, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError on every rank for the rows of another memory; a collective."""
+        """Load the rows. Raises UserError on every rank for those of another memory; a collective."""
         own = {**self.tables, "seen": self.seen}
         wrong = sorted(own.keys() ^ state.keys()) or [
             name for name, table in own.items() if state[name].dtype != table.dtype or state[name].shape != table.shape

@@ -38,7 +38,7 @@ def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
 
 
 def take(name: str, part: Stateful, own: Mapping[str, Any], state: Any) -> None:
-    """Give one part its state. Raises UserError where it does not fit."""
+    """Give one part its state. Raises UserError if it does not fit."""
     try:
         for place, before, saved in both(name, own, state):
             if before.shape != saved.shape or before.is_floating_point() != saved.is_floating_point():

@@ -29,7 +29,7 @@ class RunFolder:
     new: tuple[Path, ...]  # what this start has made, in that order
 
     def check(self) -> None:
-        """Raises UserError where the folder is no longer the one that was claimed."""
+        """Raise UserError if the folder is no longer the one that was claimed."""
         try:
             now = os.stat(self.path / LOCK)
         except OSError as error:
@@ -57,7 +57,7 @@ class RunFolder:
 def claim(path: Path) -> RunFolder:
     """Hold a run folder for this run, and make it where there is none.
 
-    Raises UserError where another run holds it, it cannot be written, or a link or something else that is no file has
+    Raises UserError if another run holds it, it cannot be written, or a link or something else that is no file has
     the name of one of its files.
     """
     new: list[Path] = []
@@ -80,7 +80,7 @@ def claim(path: Path) -> RunFolder:
 
 
 def refuse_planted(path: Path) -> None:
-    """Raises UserError where something else has the name of a file or folder that a run writes."""
+    """Raise UserError if something else has the name of a file or folder that a run writes."""
     for name in FILES:
         refuse_other(path / name)
     refuse_shared(path / EVENTS)
@@ -107,12 +107,12 @@ def _finite(node: Any) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file into the run folder. Raises UserError where it cannot be written."""
+    """Write a JSON file into the run folder. Raises UserError if it cannot be written."""
     write_whole(path, strict_json(content, indent=2) + "\n")
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """Return the content of a summary.json, NaN for null figures; None where it is missing or damaged."""
+    """Return the content of a summary.json, NaN for null figures; None if it is missing or damaged."""
     try:
         summary = json.loads(read_plain(path))
         parts = [summary, summary["ema"]] if "ema" in summary else [summary]

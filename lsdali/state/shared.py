@@ -15,7 +15,7 @@ V2 = "memory.max", "memory.current", ""
 
 
 def shared_memory(size: int, purpose: str) -> mmap.mmap:
-    """`size` bytes, all 0, one copy per node, mapped by each of its ranks; a collective.
+    """Return `size` bytes, all 0, one copy per node, mapped by each of its ranks; a collective.
 
     The first rank of the node makes an anonymous file (memfd) and the others open it through /proc: it has no name,
     needs no room in /dev/shm, and goes with the last process that maps it, however that ends. Pages take memory when
@@ -35,7 +35,7 @@ def shared_memory(size: int, purpose: str) -> mmap.mmap:
 
 
 def made(size: int, purpose: str) -> int:
-    """A handle of an anonymous file. Raises UserError where this machine has no room for it."""
+    """Return a handle of an anonymous file. Raises UserError if this machine has no room for it."""
     if size > (free := free_bytes()):
         raise UserError(
             f"{purpose} needs {size / 1e9:.2f} GB on each node, and {free / 1e9:.2f} GB are free: choose a smaller form"
@@ -49,7 +49,7 @@ def made(size: int, purpose: str) -> int:
 
 
 def mapped(path: str, size: int, purpose: str) -> mmap.mmap:
-    """That file in this process's memory."""
+    """Return that file in this process's memory."""
     try:
         with open(path, "r+b", buffering=0) as file:
             return mmap.mmap(file.fileno(), size)
@@ -60,8 +60,10 @@ def mapped(path: str, size: int, purpose: str) -> mmap.mmap:
 
 
 def free_bytes() -> int:
-    """What this process can still allocate: the kernel's estimate, or what its control groups leave, which is less
-    in a container."""
+    """Return the bytes that this process can still allocate.
+
+    This is the kernel's estimate, or what its control groups leave, which is less in a container.
+    """
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     machine = int(fields["MemAvailable"].split()[0]) * 1024
     groups = left_by_groups(CGROUPS, OWN.read_text())
@@ -69,7 +71,7 @@ def free_bytes() -> int:
 
 
 def left_by_groups(root: Path, own: str) -> Iterator[int]:
-    """The bytes that each limited control group (v1 or v2) round this process leaves, file cache counted as free.
+    """Yield the bytes that each limited control group (v1 or v2) round this process leaves, file cache counted as free.
 
     `own` is the text of /proc/self/cgroup. Shared memory is charged to the group of who first touches it.
     """

@@ -94,7 +94,7 @@ def start(args: argparse.Namespace) -> int:
 
 
 def chosen(cells: Sequence["Cell"], patterns: Sequence[str] | None) -> list["Cell"]:
-    """The cells that match a pattern, and all that these need. Raises UserError where a pattern matches none."""
+    """Return the cells that match a pattern, and all that these need. Raises UserError if a pattern matches none."""
 
     for pattern in patterns or ():
         if not any(fnmatch(cell.name, pattern) for cell in cells):

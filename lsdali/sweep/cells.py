@@ -49,11 +49,16 @@ class Cell:
         return self.plan.evaluate
 
     def filled(self, lookup: Lookup) -> dict[str, Any]:
-        """The overrides with the places of other stages filled; lookup(stage, figure or None) is what they hold."""
+        """Return the overrides with the places of other stages filled.
+
+        lookup(stage, figure or None) is what they hold.
+        """
         return {key: fill(value, lookup) for key, value in self.overrides.items()}
 
     def recipe(self, lookup: Lookup | None = None) -> Recipe:
-        """The recipe of the run; without a lookup, with the first of the runs to choose from, and 1.0 for figures.
+        """Return the recipe of the run.
+
+        Without a lookup, with the first of the runs to choose from, and 1.0 for figures.
 
         Raises UserError with every key that is wrong.
         """
@@ -66,7 +71,7 @@ class Cell:
         return 1.0 if figure else str(self.needs[stage][0].folder)
 
     def arguments(self, lookup: Lookup | None = None) -> list[str]:
-        """What to give to lsdali.train."""
+        """Return what to give to lsdali.train."""
         values = self.filled(lookup or self.first)
         return [str(self.base), *(f"{key}={label_text(value)}" for key, value in values.items())]
 
@@ -79,20 +84,20 @@ def base_tree(path: Path) -> dict[str, Any]:
 
 
 def label_text(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Return a value as YAML in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The sweep in a YAML file. Raises UserError with every key that is wrong."""
+    """Return the sweep in a YAML file. Raises UserError with every key that is wrong."""
     return check_tree(Sweep, read_tree(path, "sweep", "stages and tables"), path)
 
 
 def expand(sweep: Sweep, path: Path, overrides: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
-    """All cells, those of a stage after those that they may need.
+    """Return all cells, those of a stage after those that they may need.
 
-    `overrides` (key=value) come after those of the file, and `seeds` take the place of its own. Raises UserError where
+    `overrides` (key=value) come after those of the file, and `seeds` take the place of its own. Raises UserError if
     labels, stages or recipes do not fit together.
     """
     folder = Path(sweep.folder or Path("runs") / path.stem)
@@ -113,7 +118,7 @@ def expand(sweep: Sweep, path: Path, overrides: Sequence[str] = (), seeds: Seque
 
 
 def combinations(name: str, stage: Stage) -> Iterator[dict[str, str]]:
-    """The labels of each cell that is not left out."""
+    """Yield the labels of each cell that is not left out."""
     for when in [*(rule.when for rule in stage.rules), *stage.skip]:
         known_labels(name, stage, when)
     for labels in product(*(axis.labelled for axis in stage.axes.values())):
@@ -160,7 +165,7 @@ def one_cell(
 
 
 def folder_name(labels: Mapping[str, str], seed: int) -> str:
-    """What varies, in words that a file system takes; a number gets the name of its axis."""
+    """Return what varies, in words that a file system takes; a number gets the name of its axis."""
     named = [label if label[0].isalpha() else f"{axis}={label}" for axis, label in labels.items()]
     return "_".join([*(re.sub(r"[^\w.+=-]+", "-", text).strip("-") for text in named), f"seed{seed}"])
 
@@ -169,14 +174,14 @@ def folder_name(labels: Mapping[str, str], seed: int) -> str:
 
 
 def places(value: Any) -> set[tuple[str, str]]:
-    """(stage, figure or nothing) of each place in a value."""
+    """Return (stage, figure or nothing) of each place in a value."""
     if isinstance(value, Mapping):
         return {place for part in value.values() for place in places(part)}
     return set(PLACE.findall(value)) if isinstance(value, str) else set()
 
 
 def fill(value: Any, lookup: Lookup) -> Any:
-    """The value with its places filled; a text that is nothing but the place of a figure becomes a number."""
+    """Return the value with its places filled; a text that is nothing but the place of a figure becomes a number."""
     if isinstance(value, Mapping):
         return {key: fill(part, lookup) for key, part in value.items()}
     if not isinstance(value, str):
@@ -187,7 +192,10 @@ def fill(value: Any, lookup: Lookup) -> Any:
 
 
 def candidates(cell: Cell, need: str, earlier: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The runs of another stage that a cell can mean: with its labels and seed, free where that stage selects."""
+    """Return the runs of another stage that a cell can mean.
+
+    They have its labels and seed; where that stage selects, labels are free.
+    """
     pool = [other for other in earlier if other.stage == need]
     if not pool:
         known = ", ".join(dict.fromkeys(other.stage for other in earlier)) or "none"

@@ -19,13 +19,16 @@ RECORDS = ("last", "best", "ema.last", "ema.best")
 
 
 def finished(cell: Cell) -> bool:
-    """Whether the run and its evaluations are complete on the disk."""
+    """Return whether the run and its evaluations are complete on the disk."""
     files = [cell.folder / "summary.json", *(cell.folder / f"{name}.json" for name in cell.evaluations)]
     return all(file.is_file() for file in files)
 
 
 def other_recipe(cell: Cell, lookup: Lookup) -> list[str]:
-    """How the recipe that the run folder was begun with differs from the cell's; nothing where it holds no run."""
+    """Return how the recipe that the run folder was begun with differs from the cell's.
+
+    Nothing where it holds no run.
+    """
     begun = cell.folder / "recipe.yaml"
     if not begun.is_file():
         return []
@@ -33,7 +36,7 @@ def other_recipe(cell: Cell, lookup: Lookup) -> list[str]:
 
 
 def figure(cell: Cell, of: str) -> float:
-    """A figure of a finished run, such as best.nll or test.scaled.top1."""
+    """Return a figure of a finished run, such as best.nll or test.scaled.top1."""
     name, _, rest = of.partition(".")
     if name in cell.evaluations:
         metric = rest.removeprefix("scaled.")
@@ -53,7 +56,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def winner(cells: Sequence[Cell]) -> Cell:
-    """The best of finished runs by what their stage selects by; of equals the first."""
+    """Return the best of finished runs by what their stage selects by; of equals the first."""
     select = cells[0].plan.select
     if select is None or len(cells) == 1:
         return cells[0]
@@ -62,7 +65,7 @@ def winner(cells: Sequence[Cell]) -> Cell:
 
 
 def lookup_of(cell: Cell) -> Lookup:
-    """What the places of other stages hold for a cell whose needs are finished."""
+    """Return what the places of other stages hold for a cell whose needs are finished."""
 
     def lookup(stage: str, of: str | None) -> Any:
         chosen = winner(cell.needs[stage])
@@ -73,12 +76,12 @@ def lookup_of(cell: Cell) -> Lookup:
 
 @cache
 def metrics() -> tuple[str, ...]:
-    """The names of what evaluation measures."""
+    """Return the names of what evaluation measures."""
     return tuple(measure(torch.zeros(1, 4)))
 
 
 def check_figures(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """Raises UserError where a table or a choice names a stage, an axis or a figure that there is not."""
+    """Raise UserError if a table or a choice names a stage, an axis or a figure that there is not."""
     for name, stage in sweep.stages.items():
         if stage.select is not None:
             known_figure(stage.select.by, stage, f"stage {name}")
@@ -115,7 +118,7 @@ def known_axes(axes: Sequence[str], stages: Sequence[Stage], where: str) -> None
 
 
 def known_figure(of: str, stage: Stage, where: str) -> None:
-    """Raises UserError for a figure that runs of the stage do not have."""
+    """Raise UserError for a figure that runs of the stage do not have."""
     known = {f"{record}.{metric}" for record in RECORDS for metric in metrics()}
     records = list(RECORDS)
     for name, part in stage.evaluate.items():

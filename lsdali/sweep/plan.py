@@ -15,14 +15,14 @@ from lsdali.sweep.figures import finished
 
 
 def state(cell: Cell) -> str:
-    """What the disk says of a cell."""
+    """Return what the disk says of a cell."""
     if finished(cell):
         return "finished"
     return "cut" if any((cell.folder / "checkpoints").glob("step-*.pt")) else "to do"
 
 
 def listing(cells: Sequence[Cell]) -> Iterator[str]:
-    """Each cell as a YAML document: its resolved recipe under a comment with its name, state and base."""
+    """Yield each cell as a YAML document: its resolved recipe under a comment with its name, state and base."""
     for cell in cells:
         yield f"--- # {cell.name}: {state(cell)}; from {cell.base}\n{to_yaml(cell.recipe())}"
 
@@ -36,9 +36,9 @@ class RunSize:
 
 
 def size(recipe: Recipe) -> RunSize:
-    """Optimizer steps and training images of a run on one process.
+    """Return optimizer steps and training images of a run on one process.
 
-    Raises UserError where the training data is not there.
+    Raises UserError if the training data is not there.
     """
     repeats = recipe.data.train.repeats
     plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
@@ -57,7 +57,7 @@ def _labels(data: str, recipe: Recipe) -> Ints:
 
 
 def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> tuple[Table, list[str]]:
-    """Epochs, steps and images of each cell, and hours at `rate` images a second; then why some are not known.
+    """Return epochs, steps and images of each cell, and hours at `rate` images a second; then why some are not known.
 
     The last row adds up what is not finished.
     """

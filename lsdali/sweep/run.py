@@ -143,8 +143,10 @@ class Runner:
 
 
 def environment(place: int, jobs: int, processes: int) -> Mapping[str, str]:
-    """What the run in one of several places sees: its share of the CPU's threads, and GPUs of its own where there are
-    enough for all; one of them in turn where there are fewer."""
+    """Return what the run in one of several places sees.
+
+    That is its share of the CPU's threads, and GPUs of its own if there are enough for all; else one of them in turn.
+    """
     if jobs == 1:
         return {}
     threads = max(1, len(os.sched_getaffinity(0)) // (jobs * processes))

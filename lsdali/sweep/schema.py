@@ -11,13 +11,13 @@ from lsdali.metric_names import METRICS
 
 
 def texts(value: Any) -> Any:
-    """One label or a list of them, numbers too -> a tuple of texts."""
+    """Map one label or a list of them, numbers too -> a tuple of texts."""
     many = value if isinstance(value, (list, tuple)) else [value]
     return tuple(str(one) if isinstance(one, (int, float)) else one for one in many)
 
 
 def text_keys(value: Any) -> Any:
-    """A mapping whose keys YAML may have read as numbers -> the same with texts."""
+    """Map a mapping whose keys YAML may have read as numbers -> the same with texts."""
     return {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
@@ -143,7 +143,7 @@ class Figure(Config):
 
 
 def rises(figure: str) -> bool:
-    """Whether more is better of `best.top1` and the like."""
+    """Return whether more is better of `best.top1` and the like."""
     metric = figure.rsplit(".", 1)[-1]
     return metric in METRICS and METRICS[metric].higher
 
@@ -162,7 +162,10 @@ class Published(Config):
     text such as 77.38 ± 0.32, or null."""
 
     def entries(self) -> Iterator[tuple[dict[str, str], list[Any]]]:
-        """(labels by axis, one entry a figure) of each list; raises ValueError where the tree has another depth."""
+        """Yield (labels by axis, one entry a figure) of each list.
+
+        Raises ValueError if the tree has another depth.
+        """
         yield from self._walk(self.values, {})
 
     def _walk(self, node: Any, labels: dict[str, str]) -> Iterator[tuple[dict[str, str], list[Any]]]:

@@ -16,7 +16,7 @@ from lsdali.sweep.figures import finished
 def submit(args: argparse.Namespace, cells: Sequence[Cell]) -> int:
     """Write the list of each stage's commands and submit it; where there is no Slurm, print how to.
 
-    Raises UserError where the batch script is not there or Slurm refuses.
+    Raises UserError if the batch script is not there or Slurm refuses.
     """
     script = Path(args.slurm)
     if not script.is_file():
@@ -41,14 +41,14 @@ def array(args: argparse.Namespace, script: Path, cells: Sequence[Cell], needs: 
 
 
 def task(args: argparse.Namespace, cell: Cell) -> list[str]:
-    """The command of one cell; it also claims it, so that no other task or sweep does it again."""
+    """Return the command of one cell; it also claims it, so that no other task or sweep does it again."""
     seeds = ["--seeds", ",".join(map(str, args.seeds))] if args.seeds else []
     options = ["--only", cell.name, "--processes", str(args.processes), *seeds]
     return [sys.executable, "-m", "lsdali.sweep", args.file, *args.overrides, *options]
 
 
 def send(command: list[str], stage: str) -> str:
-    """Submit an array; its job number, or a place for it where there is no Slurm here."""
+    """Submit an array; return its job number, or a place for it where there is no Slurm here."""
     print("$", shlex.join(command), flush=True)
     if shutil.which("sbatch") is None:
         return f"<job of {stage}>"

@@ -33,7 +33,7 @@ class Entry:
         return statistics.stdev(self.values) if len(self.values) > 1 else float("nan")
 
     def text(self, plus_minus: str = "±") -> str:
-        """Mean, standard deviation and number of seeds."""
+        """Return mean, standard deviation and number of seeds."""
         if not self.values:
             return ""
         spread = f" {plus_minus} {self.std:.{self.digits}f}" if len(self.values) > 1 else ""
@@ -55,7 +55,7 @@ class Grid:
 
 
 def grid(caption: str, table: Table, cells: Sequence[Cell], done: Collection[Cell]) -> Grid:
-    """The table of the cells that are done; the others' places are empty."""
+    """Return the table of the cells that are done; the others' places are empty."""
     own = [cell for cell in cells if cell.stage in table.stages]
     places: dict[tuple[Key, Key], list[Cell]] = {}
     for cell in own:
@@ -81,7 +81,7 @@ def key(cell: Cell, axes: Sequence[str]) -> Key:
 
 
 def entry(group: Sequence[Cell], table: Table, name: str, shown: Figure, done: Collection[Cell]) -> Entry:
-    """One figure over the seeds of one place; where a stage selects, of the chosen run of each seed."""
+    """Return one figure over the seeds of one place; where a stage selects, of the chosen run of each seed."""
     by_seed: dict[int, list[Cell]] = {}
     for cell in group:
         by_seed.setdefault(cell.seed, []).append(cell)
@@ -99,7 +99,7 @@ def entry(group: Sequence[Cell], table: Table, name: str, shown: Figure, done: C
 
 
 def published(labels: Mapping[str, str], table: Table, name: str) -> str:
-    """The published number of a cell, with the figure's decimals; nothing where there is none."""
+    """Return the published number of a cell, with the figure's decimals; nothing if there is none."""
     for part in table.published:
         names = part.figures or tuple(table.figures)
         for own, values in part.entries():
@@ -110,7 +110,7 @@ def published(labels: Mapping[str, str], table: Table, name: str) -> str:
 
 
 def marked(entries: Mapping[tuple[Key, Key, str], Entry], table: Table) -> dict[tuple[Key, Key, str], Entry]:
-    """The entries, with those marked that are the best along `best_of`."""
+    """Return the entries, with those marked that are the best along `best_of`."""
     out = dict(entries)
     for place, one in entries.items():
         kept = {axis: label for axis, label in one.labels.items() if axis not in table.best_of}
@@ -124,7 +124,10 @@ def marked(entries: Mapping[tuple[Key, Key, str], Entry], table: Table) -> dict[
 
 
 def ahead(one: Entry, other: Entry, sign: int) -> bool:
-    """Whether the means lie further apart than the standard deviations together; False for fewer than two seeds."""
+    """Return whether the means lie further apart than the standard deviations together.
+
+    False for fewer than two seeds.
+    """
     if min(len(one.values), len(other.values)) < 2:
         return False
     return sign * (one.mean - other.mean) > one.std + other.std

@@ -25,7 +25,9 @@ class Command:
 
 
 def commands(cell: Cell, launcher: Sequence[str]) -> list[Callable[[], Command]]:
-    """What makes a cell complete, in order. Each is made when its turn comes, since it may read what came before.
+    """Return what makes a cell complete, in order.
+
+    Each is made when its turn comes, since it may read what came before.
 
     Finished parts are cheap to do again: a finished run says so and stops, and evaluations that are there are left.
     """
@@ -37,7 +39,7 @@ def commands(cell: Cell, launcher: Sequence[str]) -> list[Callable[[], Command]]
 
 
 def evaluation_command(cell: Cell, name: str, launcher: Sequence[str]) -> Command:
-    """The command of one evaluation; its file appears when it is whole."""
+    """Return the command of one evaluation; its file appears when it is whole."""
     config, target = cell.evaluations[name], cell.folder / f"{name}.json"
     part = cell.folder / f".{name}.json"
     files = [str(cell.folder)] if config.members is None else members(cell, config.members)
@@ -50,7 +52,10 @@ def evaluation_command(cell: Cell, name: str, launcher: Sequence[str]) -> Comman
 
 
 def members(cell: Cell, count: int) -> list[str]:
-    """So many checkpoints of a finished run, evenly spaced over its steps. Raises UserError where one is not there."""
+    """Return so many checkpoints of a finished run, evenly spaced over its steps.
+
+    Raises UserError if one is not there.
+    """
     steps = load_json(cell.folder / "summary.json")["steps"]
     files = [cell.folder / "checkpoints" / f"step-{steps * k // count:010d}.pt" for k in range(1, count + 1)]
     if missing := [file for file in files if not file.is_file()]:
@@ -91,7 +96,7 @@ def locked(file: IO[str]) -> bool:
 
 
 def runs_alone(path: Path) -> bool:
-    """Whether a run holds the lock of its folder."""
+    """Return whether a run holds the lock of its folder."""
     if not path.is_file():
         return False
     with path.open("a") as own:
@@ -99,7 +104,7 @@ def runs_alone(path: Path) -> bool:
 
 
 def holder(cell: Cell) -> str:
-    """Who holds a cell, as the claim says."""
+    """Return who holds a cell, as the claim says."""
     path = cell.folder.parent / ".claims" / cell.folder.name
     return path.read_text().strip() if path.is_file() else "another process"
 
@@ -131,7 +136,7 @@ class Process:
             )
 
     def poll(self, *, stopping: bool) -> int | None:
-        """The exit status once the cell's last command has ended, or one has failed; None: it runs."""
+        """Return the exit status once the cell's last command has ended, or one has failed; None: it runs."""
         status = self._child.poll()
         if status == 0:
             self._command.after()
@@ -150,14 +155,14 @@ class Process:
             self._child.send_signal(number)
 
     def last_words(self) -> str:
-        """What the log says last: the error's own line where it has one."""
+        """Return what the log says last: the error's own line where it has one."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         told = [line for line in lines if line.startswith("error:")]
         return (told or lines or [""])[-1]
 
 
 def launch(processes: int) -> list[str]:
-    """How Python is started for so many processes a run."""
+    """Return how Python is started for so many processes a run."""
     if processes == 1:
         return [sys.executable]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -17,7 +17,10 @@ TEX_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textas
 
 
 def headings(grid: Grid) -> list[str]:
-    """The heading of each column: axes of the rows, then for each column its figures and their published numbers."""
+    """Return the heading of each column.
+
+    These are the axes of the rows, then for each column its figures and their published numbers.
+    """
     out = list(grid.axes[0])
     for column in grid.columns:
         prefix = [f"{axis}={label}" for axis, label in zip(grid.axes[1], column, strict=True)]
@@ -28,7 +31,7 @@ def headings(grid: Grid) -> list[str]:
 
 
 def text_rows(grid: Grid, show: Show, plain: Callable[[str], str] = str) -> list[list[str]]:
-    """The text of each cell, row by row; `plain` is done to labels and published numbers."""
+    """Return the text of each cell, row by row; `plain` is done to labels and published numbers."""
     out = []
     for row in grid.rows:
         line = [plain(label) for label in row]
@@ -42,7 +45,7 @@ def text_rows(grid: Grid, show: Show, plain: Callable[[str], str] = str) -> list
 
 
 def ends_group(grid: Grid, number: int) -> bool:
-    """Whether the next row has another label on the first axis."""
+    """Return whether the next row has another label on the first axis."""
     following = grid.rows[number + 1 : number + 2]
     return len(grid.axes[0]) > 1 and bool(following) and following[0][0] != grid.rows[number][0]
 
@@ -64,7 +67,7 @@ def to_markdown(grid: Grid) -> str:
 
 
 def to_latex(grid: Grid) -> str:
-    """A tabular for the package booktabs."""
+    """Return a tabular for the package booktabs."""
 
     def bold(entry: Entry) -> str:
         return rf"\textbf{{{escaped(entry.text())}}}" if entry.best else escaped(entry.text())
@@ -83,7 +86,7 @@ def escaped(text: str) -> str:
 
 
 def to_csv(grid: Grid) -> str:
-    """One line a figure of a cell: labels, figure, mean, std, seeds, published, best; the numbers in full."""
+    """Return one line a figure of a cell: labels, figure, mean, std, seeds, published, best; the numbers in full."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*grid.axes[0], *grid.axes[1], "figure", "mean", "std", "seeds", "published", "best"])

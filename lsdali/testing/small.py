@@ -78,7 +78,7 @@ class Doubled:
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """New tensors are in float64."""
+    """Yield new tensors are in float64."""
     torch.set_default_dtype(torch.float64)
     try:
         yield

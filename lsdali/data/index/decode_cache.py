@@ -31,7 +31,7 @@ class Unlike(Exception):
 
 
 def one_size(index: Index) -> tuple[int, int] | None:
-    """Width and height of every image; None where they differ or files are bad."""
+    """Return width and height of every image; None if they differ or files are bad."""
     first = index.size[0]
     if len(index.bad()) or not (np.asarray(index.size) == first).all():
         return None
@@ -39,7 +39,9 @@ def one_size(index: Index) -> tuple[int, int] | None:
 
 
 def decode(index: Index, whole: Index, log: Log) -> tuple[Index, str]:
-    """The samples of `index`, a part of the split `whole`, with `pixels` and an empty text; or why without. Collective.
+    """Return the samples of `index`, a part of the split `whole`, with `pixels` and an empty text; or why without.
+
+    Collective.
 
     The whole split is decoded where at least half of it is in use, so that other parts of it find it done. The images
     must have one size. Gray and RGB images only: there PIL and DALI agree to the bit. `log` is told of a cached array

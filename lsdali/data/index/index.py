@@ -25,7 +25,7 @@ from lsdali.errors import UserError
 
 
 def open_index(config: DataSet, split: Split) -> Index:
-    """The index of what the recipe uses of one split.
+    """Return the index of what the recipe uses of one split.
 
     Raises UserError for a wrong layout or choice, and where the ranks see different files. Collective.
     """
@@ -33,7 +33,9 @@ def open_index(config: DataSet, split: Split) -> Index:
 
 
 def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
-    """The index of a whole split; scanned by one process of each node, and only where files changed, which `log` tells.
+    """Return the index of a whole split.
+
+    Scanned by one process of each node, and only where files changed, which `log` tells.
 
     Raises UserError for a wrong layout, and where the ranks see different files. Collective.
     """
@@ -43,7 +45,9 @@ def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
 
 
 def as_begun(config: DataSet, split: Split, index: Index, fingerprint: str) -> Index:
-    """The whole split as it was when a run began whose training set has the fingerprint; what is gone is missing.
+    """Return the whole split as it was when a run began whose training set has the fingerprint.
+
+    What is gone is missing.
 
     So a run goes on in its own order after a file is gone. The index stays where no such one is cached, or where there
     are files now that were not there then. Collective.
@@ -75,12 +79,12 @@ def _train_print(config: DataSet, index: Index) -> str:
 
 
 def source(config: DataSet, split: Split) -> Split:
-    """The split whose files are read: a held-out part comes from train."""
+    """Return the split whose files are read: a held-out part comes from train."""
     return "train" if config.holdout else split
 
 
 def select(config: DataSet, split: Split, index: Index) -> Index:
-    """The samples and labels that the recipe uses of a whole split.
+    """Return the samples and labels that the recipe uses of a whole split.
 
     Raises UserError for a choice that does not fit, and where the ranks see different files. Collective.
     """
@@ -142,7 +146,10 @@ def _load(config: DataSet, folder: Path) -> Index:
 
 
 def as_written(config: DataSet, root: Path | str) -> Path | str:
-    """The root of an index, spelled as the recipe spells its data: the index may have been made under another name."""
+    """Return the root of an index, spelled as the recipe spells its data.
+
+    The index may have been made under another name.
+    """
     if isinstance(root, str):
         return root
     given = Path(config.root).expanduser()
@@ -156,7 +163,7 @@ def as_written(config: DataSet, root: Path | str) -> Path | str:
 
 
 def subset(index: Index, part: Chosen) -> Index:
-    """The chosen samples under the numbers 0, 1, 2, ..., with their labels."""
+    """Return the chosen samples under the numbers 0, 1, 2, ..., with their labels."""
     if len(part.numbers) == len(index) and np.array_equal(part.labels, index.labels) and part.classes == index.classes:
         return index
     rows = part.numbers

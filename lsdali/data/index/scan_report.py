@@ -19,7 +19,7 @@ TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures 
 
 
 def summarize(part: SplitScan) -> dict[str, Any]:
-    """Counts, sizes, formats and faults of one split."""
+    """Return counts, sizes, formats and faults of one split."""
     facts = part.facts[part.facts[:, STATUS] == GOOD]
     counts = np.bincount(part.index.labels, minlength=len(part.index.classes))
     return {
@@ -49,13 +49,13 @@ def _counted(values: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def problems(summary: dict[str, Any]) -> int:
-    """How many things must be mended: bad files, and groups of images that train and val share."""
+    """Return how many things must be mended: bad files, and groups of images that train and val share."""
     files = sum(len(part["bad"]) + len(part.get("corrupt", [])) for part in summary["splits"].values())
     return files + len(summary["shared"])
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """What a terminal shows."""
+    """Return what a terminal shows."""
     lines = [f"{summary['root']}, as data set {summary['data']}"]
     for split, part in summary["splits"].items():
         lines += ["", *_split_lines(split, part)]
@@ -115,7 +115,7 @@ def _groups(title: str, groups: list[list[dict[str, str]]]) -> list[str]:
 
 
 def contact_sheet(part: SplitScan) -> str:
-    """One good image of each of up to TILES classes, as the text of a data URL; empty where there is none."""
+    """Return one good image of each of up to TILES classes, as the text of a data URL; empty if there is none."""
     good = np.flatnonzero(part.facts[:, STATUS] == GOOD)
     _, first = np.unique(part.index.labels[good], return_index=True)
     chosen = good[first][np.unique(np.linspace(0, len(first) - 1, min(TILES, len(first))).astype(int))]
@@ -142,5 +142,5 @@ def _tile(byte_range: ByteRange) -> Image.Image | None:
 
 
 def as_html(summary: dict[str, Any], sheets: dict[str, str], command: str) -> str:
-    """A page that stands alone; sheets: split -> data URL of its contact sheet."""
+    """Return a page that stands alone; sheets: split -> data URL of its contact sheet."""
     return render("scan.html", command, s=summary, sheets=sheets, found=problems(summary))

@@ -39,23 +39,23 @@ class SplitScan:
     facts: NDArray[np.int64]
 
     def path(self, i: int) -> str:
-        """Absolute path of file i."""
+        """Return absolute path of file i."""
         return self.index.path(i)
 
     def byte_range(self, i: int) -> ByteRange:
-        """Where its bytes lie."""
+        """Return where its bytes lie."""
         return self.index.byte_range(i)
 
     def class_of(self, i: int) -> str:
         return self.index.classes[int(self.index.labels[i])]
 
     def misnamed(self) -> NDArray[np.int64]:
-        """Good files whose ending names another format: PIL and DALI do not mind, other tools may."""
+        """Return good files whose ending names another format: PIL and DALI do not mind, other tools may."""
         ending = np.array([FORMAT_OF_ENDING.get(p.rpartition(b".")[2].lower(), 0) for p in self.index.paths.tolist()])
         return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, FORMAT] != ending))
 
     def odd(self) -> NDArray[np.int64]:
-        """Good files whose pixels DALI and Pillow read differently."""
+        """Return good files whose pixels DALI and Pillow read differently."""
         return np.flatnonzero((self.facts[:, STATUS] == GOOD) & (self.facts[:, ODDITY] != READ_ALIKE))
 
 
@@ -79,9 +79,9 @@ def scan_split(config: DataSet, split: Split) -> SplitScan:
 
 
 def examine(path: str | bytes, start: int = 0, size: int | None = None) -> Facts:
-    """What the first and last bytes of a file, or of a range of it, say. Never raises for a bad file.
+    """Return what the first and last bytes of a file, or of a range of it, say. Never raises for a bad file.
 
-    Raises UserError where the system fails.
+    Raises UserError if the system fails.
     """
     try:
         file = os.open(path, READ)
@@ -106,18 +106,18 @@ def _unread(fault: int) -> Facts:
 
 
 def odd(part: SplitScan) -> list[dict[str, str]]:
-    """Path, class and kind of every good file whose pixels DALI and Pillow read differently."""
+    """Return path, class and kind of every good file whose pixels DALI and Pillow read differently."""
     return [_named(part, int(i)) | {"fault": ODDITIES[part.facts[i, ODDITY]]} for i in part.odd()]
 
 
 def bad(part: SplitScan) -> list[dict[str, str]]:
-    """Path, class and fault of every bad file."""
+    """Return path, class and fault of every bad file."""
     rows = np.flatnonzero(part.facts[:, STATUS] != GOOD)
     return [_named(part, int(i)) | {"fault": FAULTS[part.facts[i, STATUS]]} for i in rows]
 
 
 def copies(parts: dict[Split, SplitScan]) -> list[list[dict[str, str]]]:
-    """Groups of good files with the same bytes, over all splits: path, class and split of each."""
+    """Return groups of good files with the same bytes, over all splits: path, class and split of each."""
     alike: dict[tuple[int, int], list[tuple[Split, int]]] = defaultdict(list)
     for split, part in parts.items():
         for i in np.flatnonzero(part.facts[:, STATUS] == GOOD).tolist():
@@ -146,7 +146,7 @@ def _digest(byte_range: ByteRange) -> bytes:
 def corrupt(part: SplitScan) -> list[dict[str, str]]:
     """Decode every file whose header is good: path, class and fault of those that fail or that libjpeg warns of.
 
-    The training decoders accept a damaged body without a word. Raises UserError where simplejpeg is not installed.
+    The training decoders accept a damaged body without a word. Raises UserError if simplejpeg is not installed.
     """
     try:
         import simplejpeg
@@ -166,7 +166,7 @@ def corrupt(part: SplitScan) -> list[dict[str, str]]:
 
 
 def _decode(byte_range: ByteRange, simplejpeg: Any) -> str:
-    """What is wrong with the body; empty where nothing is."""
+    """What is wrong with the body; empty if nothing is."""
     from PIL import Image
 
     try:

@@ -140,7 +140,7 @@ def _stamp(path: bytes) -> tuple[int, int]:
 
 
 def _changes(before: Path, after: Path) -> str:
-    """Return which files are new, gone or changed, in one line; empty where none is."""
+    """Return which files are new, gone or changed, in one line; empty if none is."""
     if not ((before / "changed.npy").is_file() and (after / "changed.npy").is_file()):
         return ""
     old, new = paths_of(before), paths_of(after)
@@ -184,7 +184,7 @@ def _scan(index: Index, look: Look, target: Path, key: str) -> None:
 
 
 def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
-    """`look(path, start, length)` at the place of every sample: [N, what it answers].
+    """Return `look(path, start, length)` at the place of every sample: [N, what it answers].
 
     Threads hide the latency of disks and networks.
     """
@@ -216,6 +216,6 @@ def _fingerprint(index: Index) -> str:
 
 
 def gone(before: Sequence[bytes] | NDArray[np.bytes_], now: NDArray[np.bytes_]) -> NDArray[np.bool_] | None:
-    """[n] which of the paths `before` are not there now; None where there is one now that was not there."""
+    """Return [n] which of the paths `before` are not there now; None if there is one now that was not there."""
     there = np.isin(before, now)
     return None if there.sum() < len(now) else ~there

@@ -16,7 +16,7 @@ OPEN = 256  # files that stay open between reads: processes are often allowed 1,
 
 
 def is_url(root: str | Path) -> bool:
-    """Whether it names a store, as https://host/folder does, and not a folder of this machine."""
+    """Return whether it names a store, as https://host/folder does, and not a folder of this machine."""
     return isinstance(root, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)", root) is not None
 
 
@@ -28,7 +28,7 @@ class ByteRange(NamedTuple):
     length: int | None = None
 
     def content(self) -> bytes:
-        """Every byte; fewer where the file ends before. Raises OSError."""
+        """Return every byte; fewer where the file ends before. Raises OSError."""
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return file.read(-1 if self.length is None else self.length)
@@ -68,7 +68,7 @@ class PendingBytes:
     size: int  # bytes of all
 
     def result(self) -> list[Bytes]:
-        """Raises UserError where they did not come."""
+        """Return the bytes. Raises UserError if they did not come."""
         return self.future.result()
 
 
@@ -81,7 +81,7 @@ class OpenRange(NamedTuple):
 
     @classmethod
     def of(cls, file: int, there: int, start: int = 0, length: int | None = None) -> "OpenRange":
-        """`length` bytes from `start` on of a file with `there` bytes; None: to its end."""
+        """Return `length` bytes from `start` on of a file with `there` bytes; None: to its end."""
         if length is None and not start:
             return cls(file, 0, there)
         left = max(there - start, 0)
@@ -123,19 +123,19 @@ class ByteRanges:
         return ByteRange(self._path(file), start, length)
 
     def paths(self) -> list[bytes]:
-        """[S] absolute paths of the files."""
+        """Return [S] absolute paths of the files."""
         return [self._path(file) for file in range(len(self.files))]
 
     def at(self, rows: NDArray[np.int64]) -> "ByteRanges":
-        """The samples `rows`."""
+        """Return the samples `rows`."""
         return ByteRanges(self.root, self.files, self.spans[rows], self._opened)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What to save of it, beside the root."""
+        """Return what to save of it, beside the root."""
         return {"files": self.files, "spans": self.spans}
 
     def read(self, rows: NDArray[np.int64]) -> list[Bytes] | PendingBytes:
-        """The bytes of each; what cannot be read is short or empty, and left to the decoder to complain about.
+        """Return the bytes of each; what cannot be read is short or empty, and left to the decoder to complain about.
 
         Read, not mapped: a mapped file that shrinks meanwhile kills the process (SIGBUS).
         """

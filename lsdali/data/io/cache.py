@@ -16,7 +16,7 @@ from lsdali.errors import UserError, first_line
 
 
 def cache_dir() -> Path:
-    """$LSDALI_CACHE, else $XDG_CACHE_HOME/lsdali, else ~/.cache/lsdali."""
+    """Return $LSDALI_CACHE, else $XDG_CACHE_HOME/lsdali, else ~/.cache/lsdali."""
     if own := os.environ.get("LSDALI_CACHE"):
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -28,7 +28,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill, renamed to `target` at the end.
 
     Where another process made `target` meanwhile, theirs stays and ours goes: both hold the same.
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def seal(draft: Path, key: str) -> None:
 
 
 def damage(folder: Path, key: str) -> str:
-    """Return what is wrong with a sealed folder, in a few words; empty where it holds what was sealed for `key`."""
+    """Return what is wrong with a sealed folder, in a few words; empty if it holds what was sealed for `key`."""
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
         if content["key"] != key:
@@ -131,7 +131,7 @@ def alone(name: str) -> Iterator[None]:
 
 
 def on_each_node(work: Callable[[], Path]) -> Path:
-    """What one process of this node found; UserError where that of any node failed. Collective."""
+    """Return what one process of this node found; UserError where that of any node failed. Collective."""
     folder, problem = None, None
     if dist.local_rank() == 0 or not dist.active():
         try:

@@ -26,10 +26,10 @@ class Download:
 
 
 def obtain(root: str, source: Download, *, download: bool) -> tuple[Path, str]:
-    """The folder with the files, and which layout it has; fetched first where that is wanted and root is absent.
+    """Return the folder with the files, and which layout it has; fetched first where that is wanted and root is absent.
 
     The folder may be root itself or lie below it. To be called by one process of a node.
-    Raises UserError where there are no such files.
+    Raises UserError if there are no such files.
     """
     base = Path(root).expanduser().absolute()
     if download and not base.exists():

@@ -39,7 +39,7 @@ def _old_bytes(text: str = "", encoding: str = "latin1") -> bytes:
 
 
 def read_pickle(file: Path) -> dict[str, Any]:
-    """The dictionary of one of CIFAR's pickles, its keys as text."""
+    """Return the dictionary of one of CIFAR's pickles, its keys as text."""
     try:
         content = _Known(io.BytesIO(file.read_bytes()), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
@@ -48,7 +48,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
 
 
 def read_idx(file: Path) -> Bytes:
-    """An array in LeCun's idx format, plain or gzip; unsigned bytes only."""
+    """Return an array in LeCun's idx format, plain or gzip; unsigned bytes only."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         zero, kind, dimensions = struct.unpack_from(">HBB", content)
@@ -62,7 +62,7 @@ def read_idx(file: Path) -> Bytes:
 
 
 def read_mat(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Variables of a MATLAB file of version 5."""
+    """Return variables of a MATLAB file of version 5."""
     try:
         from scipy.io import loadmat
     except ImportError:

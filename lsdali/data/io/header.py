@@ -41,7 +41,7 @@ Stamped = tuple[int, int, int, int, int]
 def read_header(path: str | bytes, start: int = 0, length: int | None = None) -> Header:
     """Return width and height in pixels and a place in FAULTS, of a file or a range of it; never raise for a bad file.
 
-    Raises UserError where the system fails, as it does without permission or with a disk error.
+    Raises UserError if the system fails, as it does without permission or with a disk error.
     """
     return read_stamped(path, start, length)[:3]
 
@@ -67,7 +67,7 @@ def read_stamped(path: str | bytes, start: int = 0, length: int | None = None) -
 
 
 def fault_of(error: OSError, path: str | bytes) -> int:
-    """Return the fault of a file that cannot be opened or read. Raises UserError where the system is to blame."""
+    """Return the fault of a file that cannot be opened or read. Raises UserError if the system is to blame."""
     if absent(error):
         return MISSING
     if no_regular_file(error):

@@ -28,7 +28,7 @@ Traits = tuple[int, int]  # EXIF orientation 1 to 8, place in ODDITIES
 def read_upright(path: str | bytes, start: int = 0, length: int | None = None) -> Stamped:
     """Return what read_stamped() returns, with the sides of the image as it is after its EXIF orientation.
 
-    Raises UserError where the system fails.
+    Raises UserError if the system fails.
     """
     width, height, status, size, changed = read_stamped(path, start, length)
     if status == GOOD and orientation(path, start, length) > 4:

@@ -36,7 +36,7 @@ class RemoteRanges(ByteRanges):
         return PendingBytes(_submit(lambda: self.fetch(rows)), int(self.spans[rows, 2].sum()))
 
     def fetch(self, rows: NDArray[np.int64]) -> list[Bytes]:
-        """The bytes of each, all of them. Raises UserError for a store that fails or a file that has changed."""
+        """Return the bytes of each, all of them. Raises UserError for a store that fails or a file that has changed."""
         spans = self.spans[rows].tolist()
         blocks = close_together(spans)
         try:
@@ -54,7 +54,7 @@ class RemoteRanges(ByteRanges):
         return out
 
     def read_header(self, i: int) -> Header:
-        """What the bytes of sample i say now. Raises UserError as fetch()."""
+        """Return what the bytes of sample i say now. Raises UserError as fetch()."""
         self.require_unchanged(np.array([i]))
         data = Memory(self.fetch(np.array([i]))[0].tobytes())
         return parse_header(data, data.read(HEAD, 0))
@@ -63,7 +63,7 @@ class RemoteRanges(ByteRanges):
         return {"files": self.files, "spans": self.spans, "stamps": self.stamps}
 
     def require_unchanged(self, rows: NDArray[np.int64]) -> None:
-        """Raises UserError where a file of these samples is not the one that was indexed."""
+        """Raise UserError if a file of these samples is not the one that was indexed."""
         store = open_store(str(self.root))
         files = sorted({file for file, _, _ in self.spans[rows].tolist()})
         for file, now in zip(files, store.stamps([self._name(file) for file in files]), strict=True):
@@ -81,7 +81,10 @@ class RemoteRanges(ByteRanges):
 
 
 def close_together(spans: Sequence[Sequence[int]]) -> list[tuple[int, int, int, list[int]]]:
-    """(file, start, length) of samples -> (file, start, stop, which samples) of what to ask for; not of empty ones."""
+    """Map (file, start, length) of samples to (file, start, stop.
+
+    Which samples) of what to ask for, without empty ones.
+    """
     out: list[tuple[int, int, int, list[int]]] = []
     for k in sorted(range(len(spans)), key=lambda k: tuple(spans[k])):
         file, start, length = spans[k]
@@ -123,7 +126,7 @@ def _submit(call: Callable[[], T]) -> "Future[T]":
 
 
 def load_ranges(root: Path | str, folder: Path) -> ByteRanges | None:
-    """What `arrays()` gave, from folder/<name>.npy, memory-mapped; None where there are none."""
+    """Return what `arrays()` gave, from folder/<name>.npy, memory-mapped; None if there are none."""
     if not (folder / "spans.npy").is_file():
         return None
     files, spans = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("files", "spans"))

@@ -36,7 +36,7 @@ class Shard:
 
 
 def write_index(file: Path, shard: Shard) -> None:
-    """Beside a local shard. Raises OSError."""
+    """Write the index beside a local shard. Raises OSError."""
     rows = []
     for member, label, span in zip(shard.members, shard.labels, shard.spans, strict=True):
         width, height, status = read_header(os.fspath(file), *span)
@@ -46,7 +46,7 @@ def write_index(file: Path, shard: Shard) -> None:
 
 
 def read_index(store: Store, name: str, size: int) -> Shard | None:
-    """What the index file of a shard of `size` bytes says; None where there is none, or none to be trusted."""
+    """Return what the index file of a shard of `size` bytes says; None if there is none, or none to be trusted."""
     text = store.text(name + ENDING)
     try:
         content = json.loads(text or b"null")

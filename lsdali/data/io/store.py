@@ -61,7 +61,7 @@ class Store:
         return self.root
 
     def fetch(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """The bytes of each (name, start, length above 0), all of them. Raises UserError."""
+        """Return the bytes of each (name, start, length above 0), all of them. Raises UserError."""
         out: dict[int, bytes] = {}
         for wait in (*WAITS, None):
             todo = [k for k in range(len(ranges)) if k not in out]
@@ -91,7 +91,7 @@ class Store:
             return [error] * len(ranges)
 
     def text(self, name: str) -> bytes | None:
-        """A whole small file; None where there is none."""
+        """Return a whole small file; None if there is none."""
         return self._tried(name, lambda path: bytes(self.fs.cat_file(path)))
 
     def stamp(self, name: str) -> tuple[int, int] | None:
@@ -111,7 +111,7 @@ class Store:
             return list(pool.map(self.stamp, names))
 
     def glob(self, pattern: str) -> list[str]:
-        """Names that match. Raises UserError where nothing does, or nothing can be listed."""
+        """Return names that match. Raises UserError if nothing does, or nothing can be listed."""
         found = self._tried(pattern, lambda path: sorted(self.fs.glob(path)))
         if not found:
             raise UserError(
@@ -121,7 +121,7 @@ class Store:
         return [path.removeprefix(f"{self.base}/") for path in found]
 
     def require_ranges(self, name: str) -> None:
-        """Raises UserError where a request for a few bytes of `name` would bring all of them."""
+        """Raise UserError if a request for a few bytes of `name` would bring all of them."""
 
         def look(path: str) -> bool:
             try:
@@ -151,7 +151,7 @@ class Store:
 
 
 def times(root: Path | str, watched: Sequence[str]) -> NDArray[np.int64]:
-    """Modification times in ns, or a number for what a store says of the content; -1 for what is gone."""
+    """Return modification times in ns, or a number for what a store says of the content; -1 for what is gone."""
     if isinstance(root, str):
         return np.array([-1 if stamp is None else stamp[1] for stamp in open_store(root).stamps(watched)], np.int64)
     out = []
@@ -165,7 +165,10 @@ def times(root: Path | str, watched: Sequence[str]) -> NDArray[np.int64]:
 
 @cache
 def open_store(root: str) -> Store:
-    """Raises UserError for an address that holds credentials, an unknown kind, or a package that is not installed."""
+    """Open a store.
+
+    Raises UserError for an address that holds credentials, an unknown kind, or a package that is not installed.
+    """
     parts = urlsplit(root)
     kind = root.partition(":")[0]
     if parts.password is not None or "?" in root or (kind.startswith("http") and "@" in parts.netloc):
@@ -188,7 +191,7 @@ def open_store(root: str) -> Store:
 
 
 def has_magic(name: str) -> bool:
-    """Whether it is a pattern, not a name."""
+    """Return whether it is a pattern, not a name."""
     return any(c in name for c in "*?[")
 
 

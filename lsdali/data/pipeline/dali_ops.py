@@ -38,7 +38,7 @@ def _sharpness(data: Any, kernel: Any) -> Any:
 
 
 def patched_effect(effect: Any) -> Any:
-    """The operation without deprecated names, with its own range of magnitudes."""
+    """Return the operation without deprecated names, with its own range of magnitudes."""
     if effect.name == "equalize":
         return _equalize
     if effect.name == "sharpness":
@@ -47,7 +47,7 @@ def patched_effect(effect: Any) -> Any:
 
 
 def add_ops(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: int) -> Any:
-    """The augmentations one after the other; `inputs` are the arrays of draw_choices, side in pixels."""
+    """Return the augmentations one after the other; `inputs` are the arrays of draw_choices, side in pixels."""
     first = 0
     for a in augment:
         x = EFFECTS[a.name](x, a, inputs[first : first + a.outputs], side)
@@ -135,7 +135,7 @@ def _auto_augment(x: Any, config: policies.AutoAugment, inputs: Sequence[Any], s
 
 
 def tables(pairs: Sequence[Any]) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray]:
-    """AutoAugment's pairs -> operations, and [25, 2] each: place in them, chance, magnitude. 0 is identity."""
+    """Map AutoAugment's pairs -> operations, and [25, 2] each: place in them, chance, magnitude. 0 is identity."""
     assert len(pairs) == SUB_POLICIES
     suite: list[Any] = [identity]
     operation, chance, magnitude = (np.zeros((SUB_POLICIES, STAGES), t) for t in (np.int32, np.float32, np.int32))

@@ -51,9 +51,9 @@ class DaliPipeline:
         self._ahead.clear()
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W], channels last, and index [B] on the host.
+        """Return images [B, 3, H, W], channels last, and index [B] on the host.
 
-        Raises RuntimeError where a file cannot be decoded; the position then stays; ask culprits() which.
+        Raises RuntimeError if a file cannot be decoded; the position then stays; ask culprits() which.
         """
         if self._pipe is None:
             first = self.position
@@ -101,7 +101,7 @@ class DaliPipeline:
         return images.result(), *rest
 
     def culprits(self, error: RuntimeError) -> dict[int, str]:
-        """The samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
+        """Return the samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
 
         Raises `error` where no file is to blame.
         """
@@ -152,7 +152,7 @@ class DaliPipeline:
         return last + 1
 
     def _reason(self, i: int) -> str:
-        """What the file's header says now; empty where it looks as it did at the scan."""
+        """What the file's header says now; empty if it looks as it did at the scan."""
         width, height, status = self._index.read_header(i)
         if status != GOOD:
             return FAULTS[status]

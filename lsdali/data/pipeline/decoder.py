@@ -18,7 +18,7 @@ PACKAGED = {12: "nvjpeg/lib", 13: "cu13/lib"}  # where pip puts nvJPEG, by CUDA'
 
 @dataclass(frozen=True, slots=True)
 class DecoderReport:
-    """Versions of what decodes images on a GPU; None where a library is not found."""
+    """Versions of what decodes images on a GPU; None if a library is not found."""
 
     dali: str
     cuda: int  # the major version that DALI is built for
@@ -31,7 +31,7 @@ class DecoderReport:
         return "window" if self.nvjpeg is not None and self.nvjpeg >= WINDOWS_SINCE else "whole"
 
     def describe(self) -> str:
-        """One line: the versions, and what follows from them."""
+        """Return one line: the versions, and what follows from them."""
         number = "not found" if self.nvjpeg is None else ".".join(map(str, self.nvjpeg))
         found = f"DALI {self.dali} for CUDA {self.cuda}, nvImageCodec {self.nvimgcodec or 'not found'}, nvJPEG {number}"
         if self.way == "window":

@@ -73,7 +73,7 @@ class GraphSpec:
         }
 
     def augmented(self, after: str) -> list[Augmentation]:
-        """The augmentations after the crop, or those after normalisation."""
+        """Return the augmentations after the crop, or those after normalisation."""
         return [a for a in self.augment if a.after == after]
 
     @property
@@ -83,7 +83,7 @@ class GraphSpec:
 
 
 def resized_graph(source: ArraySource, spec: GraphSpec) -> Any:
-    """From image, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
+    """Build the graph from image, index, start, shape, low, high, choices to images [B, size, size, 3] and index.
 
     [start, start + shape), int32, is decoded, and [low, high), float32, of that resized; where low is above
     high in x, the image is mirrored.
@@ -92,7 +92,7 @@ def resized_graph(source: ArraySource, spec: GraphSpec) -> Any:
 
 
 def padded_graph(source: ArraySource, spec: GraphSpec) -> Any:
-    """From image, index, start, mirror, choices to images [B, size, size, 3] and index.
+    """Build the graph from image, index, start, mirror, choices to images [B, size, size, 3] and index.
 
     The window that begins at start (int32) may reach beyond the image; there it is black.
     """

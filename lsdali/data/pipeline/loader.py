@@ -50,7 +50,7 @@ class TrainLoader:
     label. `options.log` gets one line for each bad file, on rank 0: at once where rank 0 met it, else at the
     epoch's end.
 
-    Raises UserError where the batch does not fit ranks or data, where images are too small for the crop, and
+    Raises UserError if the batch does not fit ranks or data, where images are too small for the crop, and
     where more than config.max_bad_files files are bad.
     """
 
@@ -82,7 +82,7 @@ class TrainLoader:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Batches from global step `step` to its epoch's end; cheap where `step` follows the last batch.
+        """Yield batches from global step `step` to its epoch's end; cheap where `step` follows the last batch.
 
         Its end is a collective.
         """

@@ -21,7 +21,7 @@ from lsdali.errors import UserError
 
 
 def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | None = None) -> Index:
-    """The samples that the recipe uses of one split, with their pixels where they are to be held on the device.
+    """Return the samples that the recipe uses of one split, with their pixels where they are to be held on the device.
 
     `begun` is the fingerprint of the training set with which a run began that is to go on: files that are gone since
     are marked as missing, so that the others keep their numbers.
@@ -63,7 +63,7 @@ def _held(config: Files, split: Split, index: Index, whole: Index, log: Log) -> 
 
 
 def train_loader(index: Index, config: DataSet, options: LoaderOptions) -> TrainLoader | ResidentTrain:
-    """Training batches."""
+    """Return the loader of training batches."""
     kind = ResidentTrain if index.held else TrainLoader
     return kind(index, config, options)
 
@@ -71,6 +71,6 @@ def train_loader(index: Index, config: DataSet, options: LoaderOptions) -> Train
 def eval_loader(
     index: Index, config: DataSet, *, batch: int, device: torch.device, half: bool
 ) -> EvalLoader | ResidentEval:
-    """Validation batches; `batch` is per process."""
+    """Return the loader of validation batches; `batch` is per process."""
     kind = ResidentEval if index.held else EvalLoader
     return kind(index, config, batch=batch, device=device, half=half)

@@ -55,7 +55,7 @@ class Recovery:
         return found
 
     def _lost(self, i: int) -> str:
-        """Return which folder above sample i is gone; empty where none is."""
+        """Return which folder above sample i is gone; empty if none is."""
         file, root = Path(os.fsdecode(self._index.byte_range(i).path)), Path(self._index.root)
         inside = [folder for folder in reversed(file.parents) if folder == root or root in folder.parents]
         for folder in inside:
@@ -69,7 +69,7 @@ class Recovery:
         return ""
 
     def _wait(self, problem: Callable[[], str]) -> None:
-        """Wait until there is no problem. Raises UserError where there is one after the seconds that are allowed."""
+        """Wait until there is no problem. Raises UserError if there is one after the seconds that are allowed."""
         said = problem()
         if not said:
             return

@@ -23,7 +23,7 @@ from lsdali.data.sets.sample_index import Index
 
 
 def obstacle(config: DataSet, split: Split, index: Index) -> str:
-    """Why these images cannot be held with the same pixels that DALI gives; empty where they can."""
+    """Return why these images cannot be held with the same pixels that DALI gives; empty if they can."""
     size = one_size(index)
     if size is None:
         return "the images have different sizes, or some are bad"
@@ -46,7 +46,7 @@ def obstacle(config: DataSet, split: Split, index: Index) -> str:
 class ResidentTrain:
     """Training batches of this rank, as TrainLoader gives them.
 
-    Raises UserError where the batch does not fit ranks or data.
+    Raises UserError if the batch does not fit ranks or data.
     """
 
     def __init__(self, index: Index, config: DataSet, options: LoaderOptions) -> None:
@@ -67,13 +67,13 @@ class ResidentTrain:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Batches from global step `step` to its epoch's end."""
+        """Yield batches from global step `step` to its epoch's end."""
         epoch, _ = self.steps_per_epoch.locate(step)
         for position in range(step, self.steps_per_epoch.before(epoch + 1)):
             yield self._batch(epoch, self._plan.indices(position, dist.rank()))
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
     def _batch(self, epoch: int, i: Ints) -> Batch:
         crop = self._crop
@@ -110,7 +110,7 @@ class ResidentEval:
             yield Batch(self._normalise(self._images[rows]), self._labels[rows], torch.from_numpy(i), valid)
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
 
 class Normalise:

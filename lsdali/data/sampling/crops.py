@@ -21,19 +21,19 @@ _WINDOW, _FLIP = 1, 2  # streams of random numbers
 
 
 def crop_uniforms(seed: int, epoch: int, index: Ints) -> Floats:
-    """[n] -> [n, CROP_COLUMNS] in [0, 1), for the functions below."""
+    """Map [n] -> [n, CROP_COLUMNS] in [0, 1), for the functions below."""
     return uniforms(seed, epoch, index, CROP_COLUMNS, _WINDOW)
 
 
 def flips(seed: int, epoch: int, index: Ints, probability: float) -> NDArray[np.int32]:
-    """[n] -> [n] 1 where the image is mirrored, else 0."""
+    """Map [n] -> [n] 1 where the image is mirrored, else 0."""
     return (uniforms(seed, epoch, index, 1, _FLIP)[:, 0] < probability).astype(np.int32)
 
 
 def random_resized_crop(
     u: Floats, size: Sizes, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Window, Window]:
-    """[n, CROP_COLUMNS], [n, 2] -> start (y, x) [n, 2] and shape (h, w) [n, 2].
+    """Map [n, CROP_COLUMNS], [n, 2] -> start (y, x) [n, 2] and shape (h, w) [n, 2].
 
     As torchvision's RandomResizedCrop: the first of ten tries that fits, else a central window.
     """
@@ -63,13 +63,13 @@ def _central_shape(image: Window, ratio: tuple[float, float]) -> Window:
 
 
 def mirrored(low: Floats, high: Floats, mirror: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Low and high [n, 2] (y, x) of a window, [n] -> the same, swapped in x where mirrored."""
+    """Map low and high [n, 2] (y, x) of a window, [n] -> the same, swapped in x where mirrored."""
     flip = np.stack([np.zeros_like(mirror), mirror], 1) == 1
     return np.where(flip, high, low).astype(np.float32), np.where(flip, low, high).astype(np.float32)
 
 
 def pad_crop(u: Floats, size: Sizes, side: int, pad: int) -> Window:
-    """[n, CROP_COLUMNS], [n, 2] -> start (y, x) [n, 2] of a side x side window; beyond the image it is black.
+    """Map [n, CROP_COLUMNS], [n, 2] -> start (y, x) [n, 2] of a side x side window; beyond the image it is black.
 
     Needs images of at least side - 2 pad pixels either way.
     """
@@ -88,7 +88,7 @@ class ResizedWindow:
 
 
 def center_crop(size: Sizes, resize: int, side: int, sides: Literal["shorter", "both"] = "shorter") -> ResizedWindow:
-    """[n, 2] -> torchvision's Resize and CenterCrop(side) as one window of the original image.
+    """Map [n, 2] -> torchvision's Resize and CenterCrop(side) as one window of the original image.
 
     Resize(resize) for the shorter side, Resize((resize, resize)) for both.
     """
@@ -102,7 +102,7 @@ def center_crop(size: Sizes, resize: int, side: int, sides: Literal["shorter", "
 
 
 def squared_crop(u: Floats, size: Sizes, resize: int, side: int) -> ResizedWindow:
-    """[n, CROP_COLUMNS], [n, 2] -> torchvision's Resize((resize, resize)) and RandomCrop(side), as center_crop."""
+    """Map [n, CROP_COLUMNS], [n, 2] -> torchvision's Resize((resize, resize)) and RandomCrop(side), as center_crop."""
     image = size[:, ::-1].astype(np.int64)
     anchor = np.floor(u[:, 2 * CROP_TRIES :] * (resize - side + 1))
     return _resized_window(image, np.full_like(image, resize), anchor, side)

@@ -71,7 +71,7 @@ class MixedBatches:
     seed: int
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Batches from global step `step` to its epoch's end."""
+        """Yield batches from global step `step` to its epoch's end."""
         for number, batch in enumerate(self.source.epoch(step), step):
             chance, first, y, x = uniforms(self.seed, number, np.zeros(1, np.int64), 4, _MIX)[0].tolist()
             if chance >= self.config.probability:
@@ -82,7 +82,7 @@ class MixedBatches:
             yield cutmix(batch, box(lam, y, x, batch.images.shape[2:])) if cut else mixup(batch, lam)
 
     def kind(self, chance: float) -> tuple[bool, float]:
-        """Whether a mixed step has CutMix rather than mixup, and its alpha; `chance` is uniform in [0, 1)."""
+        """Return whether a mixed step has CutMix rather than mixup, and its alpha; `chance` is uniform in [0, 1)."""
         if isinstance(self.config, Switch):
             cut = chance < self.config.share
             return cut, self.config.cutmix if cut else self.config.mixup
@@ -90,14 +90,16 @@ class MixedBatches:
 
 
 def draw_lam(alpha: float, u: float) -> float:
-    """A number in [0, 1) -> one of Beta(alpha, alpha)."""
+    """Map a number in [0, 1) -> one of Beta(alpha, alpha)."""
     from scipy.special import betaincinv
 
     return float(betaincinv(alpha, alpha, u))
 
 
 def box(lam: float, y: float, x: float, size: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns that the partner fills: 1 - lam of the image, centred at (y, x) in [0, 1), cut at its edge.
+    """Return rows and columns that the partner fills.
+
+    1 - lam of the image, centred at (y, x) in [0, 1), cut at its edge.
 
     As clovaai/CutMix-PyTorch (train.py): sides and centre are rounded down to pixels.
     """
@@ -117,7 +119,7 @@ def mixup(batch: Batch, lam: float) -> Batch:
 
 
 def cutmix(batch: Batch, where: tuple[slice, slice]) -> Batch:
-    """The partner's pixels inside the box, whose area then decides lam."""
+    """Return the partner's pixels inside the box, whose area then decides lam."""
     rows, columns = where
     images = batch.images.clone()
     images[0::2, :, rows, columns] = batch.images[1::2, :, rows, columns]
@@ -128,5 +130,5 @@ def cutmix(batch: Batch, where: tuple[slice, slice]) -> Batch:
 
 
 def swapped(x: Tensor) -> Tensor:
-    """[B, ...] -> [B, ...]: samples 2j and 2j + 1 change places."""
+    """Map [B, ...] -> [B, ...]: samples 2j and 2j + 1 change places."""
     return x.view(-1, 2, *x.shape[1:]).flip(1).flatten(0, 1)

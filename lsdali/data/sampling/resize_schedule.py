@@ -26,7 +26,7 @@ class Ramp(Config):
         return self
 
     def size_at(self, epoch: int, last: int) -> int:
-        """Pixels a side in one epoch, where `last` is the full size."""
+        """Return pixels a side in one epoch, where `last` is the full size."""
         if epoch <= self.start:
             return self.first
         if epoch >= self.end:

@@ -40,19 +40,19 @@ def _hashes(seed: int, epoch: int, stream: int, index: Ints) -> Words:
 
 
 def uniforms(seed: int, epoch: int, index: Ints, k: int, stream: int = 0) -> NDArray[np.float64]:
-    """[n] sample numbers -> [n, k] in [0, 1); other streams are independent."""
+    """Map [n] sample numbers -> [n, k] in [0, 1); other streams are independent."""
     columns = _GAMMA * np.arange(1, k + 1, dtype=np.uint64)
     z: Words = _mix(_hashes(seed, epoch, stream, index)[:, None] + columns) >> np.uint64(11)
     return np.ldexp(z.astype(np.float64), -53)
 
 
 def epoch_permutation(seed: int, epoch: int, n: int, stream: int = _EPOCH_ORDER) -> Ints:
-    """[n]: 0 to n - 1, shuffled. Sorting distinct hashes gives the same answer in every NumPy version."""
+    """Return [n]: 0 to n - 1, shuffled. Sorting distinct hashes gives the same answer in every NumPy version."""
     return np.argsort(_hashes(seed, epoch, stream, np.arange(n)), kind="stable").astype(np.int64)
 
 
 def stratified(labels: Ints, n: int, seed: int = 0) -> Ints:
-    """`n` of the samples, in the classes' own proportions, the same ones for a seed; their numbers, rising."""
+    """Return `n` of the samples, in the classes' own proportions, the same ones for a seed; their numbers, rising."""
     shuffled = epoch_permutation(seed, 0, len(labels), SUBSET)
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
@@ -62,13 +62,15 @@ def stratified(labels: Ints, n: int, seed: int = 0) -> Ints:
 
 
 def shuffled(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
-    """Every sample once, less the tail that fills no batch."""
+    """Return every sample once, less the tail that fills no batch."""
     n = len(labels)
     return epoch_permutation(seed, epoch, n)[: n // batch * batch]
 
 
 def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
-    """Samples 2j and 2j + 1 of every batch are two samples of one class; no sample comes twice.
+    """Return an order in which samples 2j and 2j + 1 of every batch are two samples of one class.
+
+    No sample comes twice.
 
     For class-wise self-distillation (Yun et al., 2020). A class with an odd number of samples leaves one
     out, a random one in each epoch. Raises UserError for an odd batch and for a class with a single sample.
@@ -123,7 +125,7 @@ class Plan:
     `repeats` times, first all of them once, then all again. An epoch still reads N samples, N / repeats different
     ones, others in every epoch.
 
-    Raises UserError where the batch cannot be shared among the ranks or is larger than the data.
+    Raises UserError if the batch cannot be shared among the ranks or is larger than the data.
     """
 
     labels: Ints  # [N]
@@ -155,7 +157,7 @@ class Plan:
         return PerEpoch(first[1], tuple(changes))
 
     def indices(self, step: int, rank: int) -> Ints:
-        """[batch / world]: the samples that `rank` reads at global step `step`."""
+        """Return [batch / world]: the samples that `rank` reads at global step `step`."""
         epoch, position = self.steps_per_epoch.locate(step)
         batch = self.batch.at(epoch)
         part = batch // self.world
@@ -163,7 +165,10 @@ class Plan:
         return self._epoch(epoch)[start : start + part]
 
     def copies(self, epoch: int, rank: int) -> Ints:
-        """[batch / world]: which copy of its sample, 0 to repeats - 1, each place of `rank` has, at every step."""
+        """Return [batch / world].
+
+        Which copy of its sample, 0 to repeats - 1, each place of `rank` has, at every step.
+        """
         batch = self.batch.at(epoch)
         part = batch // self.world
         return np.arange(rank * part, (rank + 1) * part) // (batch // self.repeats)
@@ -179,7 +184,7 @@ class Plan:
 
 
 def eval_slices(n: int, rank: int, world: int, batch: int) -> list[tuple[Ints, NDArray[np.bool_]]]:
-    """The batches of one rank's contiguous part of n samples: ([batch] indices, [batch] valid) each.
+    """Return the batches of one rank's contiguous part of n samples: ([batch] indices, [batch] valid) each.
 
     The last batch repeats its last sample with valid False. A rank may have no batch at all.
     """

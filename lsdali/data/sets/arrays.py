@@ -51,15 +51,15 @@ class Arrays(DataSet):
         return Index(base, paths.astype(f"S{paths.itemsize + 1}"), labels, tuple(names), files, pixels)
 
     def origin(self) -> Download:
-        """Where the files come from."""
+        """Return where the files come from."""
         return self.source
 
     def expected(self, split: Split) -> int:
-        """Images of the split."""
+        """Return images of the split."""
         return self.samples[split]
 
     def read(self, base: Path, kind: str, split: Split) -> SplitArrays:
-        """[N, H, W, C], [N], class names, and the files that were read; `kind` is the layout that was found."""
+        """Return [N, H, W, C], [N], class names, and the files that were read; `kind` is the layout that was found."""
         raise NotImplementedError
 
 

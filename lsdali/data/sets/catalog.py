@@ -148,26 +148,26 @@ class DataSet(Config):
 
     @abstractmethod
     def listing(self, split: Split) -> Index:
-        """The files of one split; UserError where the layout is wrong.
+        """Return the files of one split; UserError where the layout is wrong.
 
         Where `self.holdout` is given, only train is asked for, and validation data need not be there.
         """
 
     def layout(self) -> tuple[str, ...]:
-        """What, beside root and split, decides the listing."""
+        """Return what, beside root and split, decides the listing."""
         return ()
 
     def trainable(self) -> bool:
-        """Whether there are training data, whose classes then number those of the validation data."""
+        """Return whether there are training data, whose classes then number those of the validation data."""
         return True
 
     def bad_files_allowed(self, samples: int) -> int:
-        """How many of the training samples may be bad."""
+        """Return how many of the training samples may be bad."""
         most = self.max_bad_files
         return most if isinstance(most, int) else max(int(most * samples), 1)
 
     def validation(self) -> str:
-        """What is validated on, in words."""
+        """Return what is validated on, in words."""
         return self.holdout.describe() if self.holdout else "the validation data"
 
 
@@ -209,7 +209,7 @@ class Whole(NamedTuple):
     images: Mapping[Split, int]
 
     def checked(self, found: Index, split: Split) -> Index:
-        """The listing. Raises UserError where all classes are there, but not all images, or too many."""
+        """Return the listing. Raises UserError if all classes are there, but not all images, or too many."""
         if len(found.classes) == self.classes and len(found.labels) != self.images[split]:
             raise UserError(
                 f"{split} of {found.root} has {len(found.labels):,} images in {self.classes:,} classes; {self.title} "

@@ -33,7 +33,7 @@ def write_digits(root: str) -> None:
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
-    """[H, W] uint8 -> a grayscale PNG file."""
+    """Map [H, W] uint8 -> a grayscale PNG file."""
     height, width = image.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:

@@ -57,14 +57,14 @@ class Gaussians(DataSet):
 
 
 def centres() -> Floats:
-    """[3, 2, 2]: x and y of the dense and of the sparse part of each class."""
+    """Return [3, 2, 2]: x and y of the dense and of the sparse part of each class."""
     directions = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
     middles: Floats = directions[:, None] * np.array(RADII)[:, None]
     return middles
 
 
 def draw_points(draw: int, part: str) -> tuple[Floats, NDArray[np.int64]]:
-    """[N, 2] points and [N] labels of the training points, or of all, dense or sparse test points."""
+    """Return [N, 2] points and [N] labels of the training points, or of all, dense or sparse test points."""
     train = part == "train"
     count = TRAIN if train else TEST
     random = np.random.Generator(np.random.Philox(key=[draw, 0 if train else 1]))
@@ -77,13 +77,13 @@ def draw_points(draw: int, part: str) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def to_pixels(points: Floats) -> NDArray[np.uint8]:
-    """[N, 2] -> [N, 1, 1, 3], rounded to the nearest level."""
+    """Map [N, 2] -> [N, 1, 1, 3], rounded to the nearest level."""
     levels = np.clip(np.round((points + REACH) * 255 / (2 * REACH)), 0, 255).astype(np.uint8)
     return np.concatenate([levels, np.zeros_like(levels[:, :1])], 1)[:, None, None]
 
 
 def true_probabilities(points: Floats) -> Floats:
-    """[N, 2] -> [N, 3]: what the best possible classifier says."""
+    """Map [N, 2] -> [N, 3]: what the best possible classifier says."""
     shares, sigmas = np.array(SHARES), np.array(SIGMAS)
     squares = ((points[:, None, None] - centres()) ** 2).sum(-1)
     density = (shares / sigmas**2 * np.exp(-squares / (2 * sigmas**2))).sum(-1)

@@ -48,7 +48,10 @@ def read_rows(where: Path, images: Path) -> Rows:
 
 
 def split_rows(rows: Sequence[str]) -> Rows:
-    """Path and label of each line: apart by what leaves image files on all lines but the first, or else by a space."""
+    """Return path and label of each line.
+
+    Apart by what leaves image files on all lines but the first, or else by a space.
+    """
     for separator in (*SEPARATORS, " "):
         parts = [tuple(map(_plain, row.rpartition(separator)[::2])) for row in rows]
         if all(is_image(path) and label for path, label in (parts[1:] or parts)):

@@ -18,7 +18,7 @@ Split = Literal["train", "val"]
 
 
 def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -> Index:
-    """root/train_dir/<class>/** or root/val_dir/<class>/**; the classes are the folders of train_dir.
+    """List root/train_dir/<class>/** or root/val_dir/<class>/**; the classes are the folders of train_dir.
 
     val_dir None: there need be no such folder, and the split is train. Raises UserError for a missing, empty,
     shared or foreign folder.
@@ -83,7 +83,10 @@ def _empty(folder: Path, left: LeftOut) -> str:
 
 
 def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[str], sources: Sequence[str]) -> Index:
-    """The listing of (path relative to base, label) pairs from the files `sources`; sorted by label, then path."""
+    """Return the listing of (path relative to base, label) pairs from the files `sources`.
+
+    Sorted by label, then path.
+    """
     rows = sorted((label, os.fsencode(path)) for path, label in pairs)
     labels = np.array([label for label, _ in rows], np.int64)
     parents = sorted({os.path.dirname(os.fsdecode(path)) or "." for _, path in rows})
@@ -91,7 +94,7 @@ def from_pairs(base: Path, pairs: Iterable[tuple[str, int]], classes: Sequence[s
 
 
 def join_paths(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
-    """One array of paths, wide enough that a NUL ends the longest."""
+    """Return one array of paths, wide enough that a NUL ends the longest."""
     arrays = list(parts)
     width = max(a.itemsize for a in arrays) + 1
     out = np.zeros(sum(map(len, arrays)), f"S{width}")
@@ -117,7 +120,7 @@ def require_folder(base: Path, name: str, expected: str, key: str = "") -> None:
 
 
 def require_apart(base: Path, train_dir: str, val_dir: str) -> None:
-    """Both folders are there, and neither is, or lies in, the other."""
+    """Check that both folders are there, and that neither is, or lies in, the other."""
     for name, key in ((train_dir, "train_dir"), (val_dir, "val_dir")):
         require_folder(base, name, f"{train_dir} and {val_dir}", key)
     train, val = base / train_dir, base / val_dir
@@ -129,7 +132,7 @@ def require_apart(base: Path, train_dir: str, val_dir: str) -> None:
 
 
 def class_names(base: Path, folder: str) -> tuple[str, ...]:
-    """Return the names of the class folders, sorted. Raises UserError where there is none."""
+    """Return the names of the class folders, sorted. Raises UserError if there is none."""
     names = [os.fsdecode(name) for name in Walk(os.fsencode(base), LeftOut()).folders(os.fsencode(folder))]
     if not names:
         raise UserError(f"{base / folder} holds no class folder; expected {folder}/<class>/<images>")
@@ -137,7 +140,7 @@ def class_names(base: Path, folder: str) -> tuple[str, ...]:
 
 
 def few(names: Sequence[Any], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     shown = ", ".join(str(n) for n in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 

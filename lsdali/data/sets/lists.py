@@ -51,11 +51,11 @@ class Listed(Files):
         )
 
     def expected(self, split: Split) -> tuple[int, int]:
-        """Images of the split, and classes."""
+        """Return images of the split, and classes."""
         return self.samples[split], self.count
 
     def pairs(self, base: Path, kind: str, split: Split) -> SplitFiles:
-        """Paths below base with labels from 0; `kind` is the layout that was found."""
+        """Return paths below base with labels from 0; `kind` is the layout that was found."""
         raise NotImplementedError
 
 
@@ -106,7 +106,7 @@ VERSIONS = {"train": "2021_train", "train_mini": "2021_train_mini", "val": "2021
 
 
 def species_lists(base: Path, file: str) -> SplitFiles:
-    """What an official list of iNaturalist holds; labels follow the numbers of the species."""
+    """Return what an official list of iNaturalist holds; labels follow the numbers of the species."""
     try:
         content = json.loads((base / file).read_bytes())
         names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
@@ -122,7 +122,10 @@ def species_lists(base: Path, file: str) -> SplitFiles:
 
 
 def species_folders(base: Path, folder: str) -> SplitFiles:
-    """A folder for each species, `00042_Animalia_Arthropoda_..._Apis_mellifera`: labels and names of the lists."""
+    """Return a folder for each species, `00042_Animalia_Arthropoda_..._Apis_mellifera`.
+
+    Labels and names of the lists.
+    """
     species = [name.split("_", 7) for name in class_names(base, folder)]
     if strange := ["_".join(words) for words in species if len(words) < 8]:
         raise UserError(
@@ -190,7 +193,7 @@ class ImageList(Files):
 
 
 def words(file: Path) -> list[tuple[str, str]]:
-    """The first word of every line, and the rest of it."""
+    """Return the first word of every line, and the rest of it."""
     rows = [line.strip().partition(" ") for line in lines(file)]
     if bad := [k for k, (_, _, rest) in enumerate(rows, 1) if not rest]:
         raise UserError(f"{file}: entry {bad[0]} has one word; expected two")

@@ -50,7 +50,7 @@ def pack_datasets(
 
 
 def encoded(data: MapStyle, split: str, classes: int) -> Iterator[tuple[str, bytes, int]]:
-    """The samples of a data set, in order, as PNG."""
+    """Yield the samples of a data set, in order, as PNG."""
     for i in range(len(data)):
         sample = data[i]
         label = label_of(sample, i)
@@ -65,7 +65,7 @@ def encoded(data: MapStyle, split: str, classes: int) -> Iterator[tuple[str, byt
 
 
 def label_of(sample: Any, i: int) -> int:
-    """The label of a sample (image, label)."""
+    """Return the label of a sample (image, label)."""
     try:
         _, label = sample
         number = int(label)
@@ -75,7 +75,7 @@ def label_of(sample: Any, i: int) -> int:
 
 
 def as_png(image: Any, what: str) -> bytes:
-    """An image without loss. Raises UserError where it is none of pixels."""
+    """Return an image without loss. Raises UserError if it is none of pixels."""
     from PIL import Image
 
     picture = image if isinstance(image, Image.Image) else picture_of(image, what)
@@ -87,7 +87,7 @@ def as_png(image: Any, what: str) -> bytes:
 
 
 def picture_of(image: Any, what: str) -> Any:
-    """An array or tensor as a PIL image."""
+    """Return an array or tensor as a PIL image."""
     import torch
     from PIL import Image
 

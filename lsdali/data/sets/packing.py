@@ -39,7 +39,7 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
 
 
 def write_shards(samples: Samples, out: Path, shard_bytes: float) -> None:
-    """Raises UserError for a folder `out` that is not empty or a split without samples, and OSError."""
+    """Raise UserError for a folder `out` that is not empty or a split without samples, and OSError."""
     if shard_bytes < 1:
         raise UserError(f"--shard-bytes {shard_bytes:g} is too small; 1e9 is usual")
     out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def write_shards(samples: Samples, out: Path, shard_bytes: float) -> None:
 
 
 def folder_samples(root: str) -> Samples:
-    """The files of class folders, as they are. Raises UserError for a wrong layout."""
+    """Return the files of class folders, as they are. Raises UserError for a wrong layout."""
     train, val = (list_folders(root, "train", "val", split) for split in ("train", "val"))
     return Samples({"train": files_of(train), "val": files_of(val)}, train.classes)
 
@@ -73,7 +73,7 @@ def files_of(index: Index) -> Iterator[Sample]:
 
 
 def cut(samples: Iterable[Sample], shard_bytes: float) -> Iterator[list[Sample]]:
-    """The samples of each shard, by the bytes that come before each in the whole."""
+    """Yield the samples of each shard, by the bytes that come before each in the whole."""
     shard: list[Sample] = []
     before = 0
     for sample in samples:

@@ -15,7 +15,7 @@ IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
 
 
 def parquet_samples(root: Path) -> tuple[Mapping[str, Iterable[tuple[str, bytes, int]]], tuple[str, ...]] | None:
-    """Samples by split, and the names of the classes; None where the folder holds no Parquet.
+    """Return samples by split, and the names of the classes; None if the folder holds no Parquet.
 
     A sample is an image's ending, its bytes and its class. Raises UserError for a split or column that is missing.
     """
@@ -28,7 +28,7 @@ def parquet_samples(root: Path) -> tuple[Mapping[str, Iterable[tuple[str, bytes,
 
 
 def files_of_split(root: Path, files: list[Path], split: str) -> list[Path]:
-    """The files whose own name, or a folder's, begins with a name of the split."""
+    """Return the files whose own name, or a folder's, begins with a name of the split."""
     for start in SPLITS[split]:
         found = [f for f in files if any(part.startswith(start) for part in f.relative_to(root).parts)]
         if found:
@@ -37,7 +37,7 @@ def files_of_split(root: Path, files: list[Path], split: str) -> list[Path]:
 
 
 def opened(path: Path) -> Any:
-    """A Parquet file. Raises UserError where pyarrow is missing or cannot read it."""
+    """Return a Parquet file. Raises UserError if pyarrow is missing or cannot read it."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -50,7 +50,7 @@ def opened(path: Path) -> Any:
 
 
 def column(path: Path, names: list[str], known: tuple[str, ...], what: str) -> str:
-    """The first known name among a file's columns. Raises UserError where there is none."""
+    """Return the first known name among a file's columns. Raises UserError if there is none."""
     for name in known:
         if name in names:
             return name
@@ -58,7 +58,7 @@ def column(path: Path, names: list[str], known: tuple[str, ...], what: str) -> s
 
 
 def class_names(files: list[Path]) -> tuple[str, ...]:
-    """What Hugging Face's features call the classes, else their numbers, as many as training has."""
+    """Return what Hugging Face's features call the classes, else their numbers, as many as training has."""
     file = opened(files[0])
     label = column(files[0], file.schema_arrow.names, LABELS, "labels")
     told = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
@@ -70,7 +70,10 @@ def class_names(files: list[Path]) -> tuple[str, ...]:
 
 
 def rows_of(files: list[Path], classes: int) -> Iterator[tuple[str, bytes, int]]:
-    """The samples of files, in their order. Raises UserError for a row without an image or with a foreign label."""
+    """Yield the samples of files, in their order.
+
+    Raises UserError for a row without an image or with a foreign label.
+    """
     for path in files:
         file = opened(path)
         names = file.schema_arrow.names
@@ -88,7 +91,7 @@ def rows_of(files: list[Path], classes: int) -> Iterator[tuple[str, bytes, int]]
 
 
 def ending(content: bytes, cell: Any) -> str:
-    """The ending of an image's name: that of its path, else by its first bytes."""
+    """Return the ending of an image's name: that of its path, else by its first bytes."""
     path = cell.get("path") if isinstance(cell, dict) else None
     given = str(path or "").rpartition(".")[2].lower()
     if f".{given}".encode() in EXTENSIONS:

@@ -89,7 +89,7 @@ class Index:
         return np.hstack([np.broadcast_to(root, (len(i), len(root))), paths])
 
     def read_header(self, i: int) -> Header:
-        """Return what read_header() says of sample i now. Raises UserError where a store fails or has other files."""
+        """Return what read_header() says of sample i now. Raises UserError if a store fails or has other files."""
         if isinstance(self.ranges, RemoteRanges):
             return self.ranges.read_header(i)
         return read_upright(*self.byte_range(i))[:3] if self.upright else read_header(*self.byte_range(i))

@@ -87,7 +87,10 @@ def _resolved(base: Path | Store, name: str) -> Path | str:
 
 
 def find(base: Path | Store, pattern: str) -> list[str]:
-    """The shards that match, relative to base, sorted. Raises UserError where there is none, or a compressed one."""
+    """Return the shards that match, relative to base, sorted.
+
+    Raises UserError if there is none, or a compressed one.
+    """
     names = expand_braces(pattern)
     if names != [pattern]:
         if has_magic(pattern):
@@ -112,7 +115,7 @@ def find(base: Path | Store, pattern: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """WebDataset's braces: a{08..10} -> a08, a09, a10."""
+    """Expand WebDataset's braces: a{08..10} -> a08, a09, a10."""
     parts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)  # text, first, last, text, ...
     runs = [[f"{k:0{len(a)}}" for k in range(int(a), int(b) + 1)] for a, b in zip(parts[1::3], parts[2::3])]
     if not all(runs):
@@ -122,7 +125,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def classes_of(base: Path | Store) -> tuple[str, ...] | None:
-    """The lines of classes.txt; None where there is no such file."""
+    """Return the lines of classes.txt; None if there is no such file."""
     file = base / CLASSES
     try:
         if isinstance(base, Store):
@@ -171,7 +174,10 @@ def _from_store(store: Store, files: Sequence[str], pool: ThreadPoolExecutor) ->
 
 
 def walk(file: Path | RemoteFile, name: str) -> Shard:
-    """What one tar file holds. Raises UserError for one that is damaged or compressed, or whose members do not pair."""
+    """Return what one tar file holds.
+
+    Raises UserError for one that is damaged or compressed, or whose members do not pair.
+    """
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     headers: list[Header] = []
@@ -240,7 +246,7 @@ def _refuse_lone(file: Path | RemoteFile, what: str, keys: list[str]) -> None:
 
 
 def listing_of(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str]) -> Index:
-    """The samples of all shards; `sources` are the files that were read, or might have been.
+    """Return the samples of all shards; `sources` are the files that were read, or might have been.
 
     Raises UserError for labels outside the classes.
     """

@@ -55,7 +55,7 @@ def whole(labels: Ints, classes: tuple[str, ...]) -> Chosen:
 
 
 def of_classes(part: Chosen, names: Sequence[str]) -> Chosen:
-    """The samples of the named classes, numbered 0, 1, ... in the order of the names."""
+    """Return the samples of the named classes, numbered 0, 1, ... in the order of the names."""
     known = {name: k for k, name in enumerate(part.classes)}
     if missing := [name for name in names if name not in known]:
         near = get_close_matches(missing[0], part.classes, 1, 0.0)[0]
@@ -70,7 +70,7 @@ def of_classes(part: Chosen, names: Sequence[str]) -> Chosen:
 
 
 def held_out(part: Chosen, split: Split, holdout: Holdout) -> Chosen:
-    """The training or the validation side. Raises UserError where one of them is empty."""
+    """Return the training or the validation side. Raises UserError if one of them is empty."""
     count = round(holdout.fraction * len(part.labels))
     if not 0 < count < len(part.labels):
         raise UserError(
@@ -86,7 +86,7 @@ def held_out(part: Chosen, split: Split, holdout: Holdout) -> Chosen:
 
 
 def noisy(part: Chosen, noise: Noise, seed: int) -> Chosen:
-    """Labels drawn anew, each sample on its own, from the noise's matrix; `clean` keeps the true ones."""
+    """Draw labels anew, each sample on its own, from the noise's matrix; `clean` keeps the true ones."""
     matrix = noise.matrix(len(part.classes))
     u = uniforms(seed, 0, part.numbers, 1, _NOISE)[:, 0]
     labels = part.clean.copy()

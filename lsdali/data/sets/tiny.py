@@ -23,9 +23,9 @@ ANNOTATIONS = "val/val_annotations.txt"
 
 
 def list_tiny(root: str, split: Split) -> Index:
-    """train/<wnid>/**; val/images with val/val_annotations.txt, or val/<wnid>/**; classes are sorted wnids.
+    """List train/<wnid>/**; val/images with val/val_annotations.txt, or val/<wnid>/**; classes are sorted wnids.
 
-    Raises UserError where folders, annotations and wnids.txt do not fit together.
+    Raises UserError if folders, annotations and wnids.txt do not fit together.
     """
     base = require_root(root, f"train/<wnid>/images, val/images, {ANNOTATIONS} and wnids.txt")
     require_apart(base, "train", "val")

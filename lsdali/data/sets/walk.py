@@ -55,7 +55,7 @@ class LeftOut:
         )
 
     def describe(self) -> str:
-        """Return the counts in one line; empty where nothing was left out."""
+        """Return the counts in one line; empty if nothing was left out."""
         if self.text is not None:
             return self.text
         ends = ", ".join(f"{end} {n:,}" for end, n in self.endings.most_common(5))
@@ -75,7 +75,7 @@ class Walk:
     def images(self, folder: bytes) -> list[tuple[bytes, list[bytes]]]:
         """Return base/folder and every folder below it, in the order of their paths, with the images in each, by name.
 
-        Raises UserError where a folder cannot be read.
+        Raises UserError if a folder cannot be read.
         """
         start = os.path.join(self._base, folder)
         try:

@@ -27,7 +27,7 @@ class ClassMatrix(Method):
         self.empty = True  # whether the sums are those of no batch; the same on every rank
 
     def collected(self) -> tuple[Tensor, Tensor]:
-        """Sums and counts of all ranks; a collective. What is collected from here on starts at 0."""
+        """Return sums and counts of all ranks; a collective. What is collected from here on starts at 0."""
         sums, counts = dist.all_sum(self.sums), dist.all_sum(self.counts)
         self.sums.zero_()
         self.counts.zero_()
@@ -35,7 +35,7 @@ class ClassMatrix(Method):
         return sums, counts
 
     def state_dict(self) -> dict[str, Any]:
-        """The matrix, and inside an epoch each rank's sums and counts.
+        """Return the matrix, and inside an epoch each rank's sums and counts.
 
         Their total would do for the mathematics; put back on one rank it would round otherwise than the parts did.
         """

@@ -82,7 +82,7 @@ ClassWeights = Annotated[GivenWeights | WeightsFile | InverseFrequency | Effecti
 def class_weights(config: ClassWeights, labels: NDArray[np.int64], names: Sequence[str], classes: int) -> Weights:
     """Return [K], the weight of each class, for training labels [N] in use.
 
-    Raises UserError where the weights do not fit the classes, and where a class has no image to count.
+    Raises UserError if the weights do not fit the classes, and where a class has no image to count.
     """
     counts = np.bincount(labels, minlength=classes)
     if isinstance(config, InverseFrequency | EffectiveNumber) and not counts.all():
@@ -107,7 +107,7 @@ def recipe_weights(
     classes: int,
     device: torch.device,
 ) -> Tensor | None:
-    """[K] float64, what a recipe's class_weights are for the training labels in use; None where it has none.
+    """Return [K] float64, what a recipe's class_weights are for the training labels in use; None if it has none.
 
     `method` is the recipe's part of that name. Raises UserError for a method that has no use for them.
     """

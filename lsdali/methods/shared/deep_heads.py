@@ -16,7 +16,7 @@ class Exits:
     """Heads on the last `count` stages before the last one, the latest first."""
 
     def __init__(self, context: MethodContext, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
-        """Raises UserError where there are fewer such stages; `key` is what said how many."""
+        """Raises UserError if there are fewer such stages; `key` is what said how many."""
         (_, self.width), *earlier = reversed(context.channels.items()) if context.channels else [("", 0)]
         if count > len(earlier):
             raise UserError(f"{key} is {count}, but {len(earlier)} come before the last stage")
@@ -24,15 +24,18 @@ class Exits:
         self.classes, self.kind = context.classes, kind
 
     def heads(self) -> dict[str, StageHead]:
-        """New ones, by the names that they have among the auxiliary heads."""
+        """Return new ones, by the names that they have among the auxiliary heads."""
         return {f"exit_{name}": self.head(name, back) for back, name in enumerate(self.stages, 1)}
 
     def head(self, stage: str, back: int) -> StageHead:
-        """On a stage that comes `back` before the last one. The stride is twice that of the stages between them."""
+        """Build a head on a stage that comes `back` before the last one.
+
+        The stride is twice that of the stages between them.
+        """
         if self.kind == "linear":
             return StageHead(stage, self.stages[stage], self.classes)
         return ConvolutionalHead(stage, self.stages[stage], self.classes, self.width, 2 ** (back + 1))
 
     def logits(self, out: Outputs) -> list[Tensor]:
-        """[B, K] each."""
+        """Return [B, K] each."""
         return [out.aux_heads[f"exit_{name}"] for name in self.stages]

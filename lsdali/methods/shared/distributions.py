@@ -115,7 +115,7 @@ Random = RandomUniform | RandomGaussian | RandomPareto | SortedPareto
 
 
 def check_distribution(distribution: Distribution, classes: int) -> None:
-    """Raises UserError where a distribution does not fit the number of classes."""
+    """Raise UserError if a distribution does not fit the number of classes."""
     if isinstance(distribution, LinearDecay) and distribution.smallest_prob > 1 / classes:
         raise UserError(
             f"method.distribution.smallest_prob is {distribution.smallest_prob}, but with {classes} classes "
@@ -128,7 +128,7 @@ SOFT = (RankZipf, LinearDecay, ExponentialDecay)
 
 
 def rank_weights(distribution: Distribution, rank: Tensor, tied: Tensor, classes: int) -> Tensor:
-    """[B, n] ranks, [B, n] how many classes share each -> [B, n] weights, where they depend on the rank alone."""
+    """Map [B, n] ranks, [B, n] how many classes share each -> [B, n] weights, where they depend on the rank alone."""
     match distribution:
         case RankZipf(power=power):
             return zipf_weights(rank, power)
@@ -146,7 +146,7 @@ def rank_weights(distribution: Distribution, rank: Tensor, tied: Tensor, classes
 
 
 def random_numbers(distribution: Random, uniform: Callable[[int], Reals]) -> Reals:
-    """[B, K] numbers of at least 0; `uniform` gives [B, `k` columns for each class] in [0, 1)."""
+    """Return [B, K] numbers of at least 0; `uniform` gives [B, `k` columns for each class] in [0, 1)."""
     match distribution:
         case RandomUniform():
             return uniform(1)

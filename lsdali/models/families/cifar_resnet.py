@@ -21,7 +21,7 @@ from lsdali.models.student import Network
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Option B: a 1x1 convolution and BN."""
+    """Return option B: a 1x1 convolution and BN."""
     return nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
@@ -43,7 +43,7 @@ class Residual(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         inner = self.branch(x)
         if self.drop and self.training:
             # A product with a gate, not a branch of the program: nobody waits for the draw.

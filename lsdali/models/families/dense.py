@@ -23,13 +23,13 @@ class DenseLayer(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, growth + C, H, W]."""
+        """Map [B, C, H, W] -> [B, growth + C, H, W]."""
         new = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
         return torch.cat([self.dropout(new), x], 1)
 
 
 def transition(inputs: int) -> list[nn.Module]:
-    """Half the channels, half the side."""
+    """Return layers that halve channels and side."""
     return [nn.BatchNorm2d(inputs), nn.ReLU(), conv1x1(inputs, inputs // 2), nn.AvgPool2d(2)]
 
 
@@ -71,7 +71,7 @@ class PlainLayer(nn.Module):
         self.conv = nn.Conv2d(inputs, growth, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C + growth, H, W]."""
+        """Map [B, C, H, W] -> [B, C + growth, H, W]."""
         return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
 
 

@@ -25,7 +25,7 @@ class Branches(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H', W']."""
+        """Map [B, C, H, W] -> [B, C', H', W']."""
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
@@ -35,7 +35,7 @@ def conv(inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: st
 
 
 def chain(inputs: int, *steps: ConvSpec) -> nn.Sequential:
-    """Convolutions one behind the other that keep the side."""
+    """Return convolutions one behind the other that keep the side."""
     layers: list[nn.Module] = []
     for outputs, kernel in steps:
         layers.append(conv(inputs, outputs, kernel))
@@ -49,7 +49,7 @@ def pooled(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def stem() -> nn.Module:
-    """-> 384 channels, the side less 2."""
+    """Return 384 channels, the side less 2."""
     return nn.Sequential(
         conv(3, 32, 3, padding=0),
         chain(32, (32, 3), (64, 3)),
@@ -69,7 +69,7 @@ def block_a() -> nn.Module:
 
 
 def down_a() -> nn.Module:
-    """384 -> 1024 channels, half the side."""
+    """Return 384 -> 1024 channels, half the side."""
     return Branches(
         nn.Sequential(chain(384, (192, 1), (224, 3)), conv(224, 256, 3, 2, 0)),
         conv(384, 384, 3, 2, 0),
@@ -87,7 +87,7 @@ def block_b() -> nn.Module:
 
 
 def down_b() -> nn.Module:
-    """1024 -> 1536 channels, half the side."""
+    """Return 1024 -> 1536 channels, half the side."""
     return Branches(
         nn.Sequential(conv(1024, 192, 1), conv(192, 192, 3, 2, 1)),
         nn.Sequential(chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1))), conv(320, 320, 3, 2, 1)),

@@ -32,7 +32,7 @@ class InvertedResidual(nn.Module):
         self.add = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         out: Tensor = self.branch(x)
         return x + out if self.add else out
 
@@ -77,7 +77,7 @@ class ShuffleUnit(nn.Module):
         self.branch = shuffle_branch(channels // 2, channels // 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+        """Map [B, C, H, W] -> [B, C, H, W]."""
         kept, changed = x.chunk(2, 1)
         return shuffle(kept, self.branch(changed))
 
@@ -94,7 +94,7 @@ class ShuffleDown(nn.Module):
         self.right = shuffle_branch(inputs, outputs // 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/2, W/2]."""
+        """Map [B, C, H, W] -> [B, C', H/2, W/2]."""
         return shuffle(self.left(x), self.right(x))
 
 
@@ -107,7 +107,7 @@ def shuffle_branch(inputs: int, width: int, stride: int) -> nn.Module:
 
 
 def shuffle(left: Tensor, right: Tensor) -> Tensor:
-    """Two [B, C, H, W] -> [B, 2 C, H, W], their channels in turn; one copy, in channels last."""
+    """Map two [B, C, H, W] -> [B, 2 C, H, W], their channels in turn; one copy, in channels last."""
     return torch.stack([left.movedim(1, -1), right.movedim(1, -1)], -1).flatten(-2).movedim(-1, 1)
 
 

@@ -38,7 +38,7 @@ class PoolLargeMaps(nn.Module):
     """A 2x2 max-pool of maps from 8 positions in height on, which images from 64 px on have after three halvings."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H/2, W/2] where H >= 8, else x."""
+        """Map [B, C, H, W] -> [B, C, H/2, W/2] where H >= 8, else x."""
         return F.max_pool2d(x, 2) if x.shape[2] >= 8 else x
 
 

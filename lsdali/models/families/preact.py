@@ -26,13 +26,13 @@ class PreActBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv1x1(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         active = F.relu(self.bn1(x))
         out: Tensor = self.inner(active) + self.shortcut(active)
         return out
 
     def inner(self, active: Tensor) -> Tensor:
-        """The residual branch of relu(BN(x))."""
+        """Return the residual branch of relu(BN(x))."""
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out
 
@@ -41,7 +41,7 @@ class IdentityBlock(PreActBlock):
     """Pre-activation block as He et al. 2016b have it: x itself is added where the shape stays."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         active = F.relu(self.bn1(x))
         kept = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
         out: Tensor = self.inner(active) + kept
@@ -51,7 +51,7 @@ class IdentityBlock(PreActBlock):
 def build_stages(
     block: Callable[[int, int, int], nn.Module], blocks: tuple[int, ...], width: int
 ) -> dict[str, tuple[nn.Module, int]]:
-    """Stages of `width`, 2 `width`, 4 `width` ... channels; all but the first halve the map."""
+    """Return stages of `width`, 2 `width`, 4 `width` ... channels; all but the first halve the map."""
     stages: dict[str, tuple[nn.Module, int]] = {}
     inputs = width
     for number, count in enumerate(blocks):

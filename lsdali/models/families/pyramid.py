@@ -22,7 +22,7 @@ class ShakeDrop(nn.Module):
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+        """Map [B, C, H, W] -> [B, C, H, W]."""
         if not self.training:
             return x * (1 - self.drop)
         keep = keep_gate(self.drop, x)
@@ -54,7 +54,7 @@ class PyramidBlock(nn.Module):
         self.shortcut = PoolPadShortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, 4 width, ceil(H/stride), ceil(W/stride)]."""
+        """Map [B, C, H, W] -> [B, 4 width, ceil(H/stride), ceil(W/stride)]."""
         out: Tensor = self.shake(self.branch(x)) + self.shortcut(x)
         return out
 

@@ -26,7 +26,7 @@ class NextBlock(nn.Module):
             self.shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         inner = F.relu(self.bn1(self.conv1(x)))
         inner = F.relu(self.bn2(self.conv2(inner)))
         return F.relu(self.bn3(self.conv3(inner)) + self.shortcut(x))
@@ -36,7 +36,7 @@ class NextBlock(nn.Module):
 
 
 def resnext_stages(groups: int, width: int, outputs: int) -> dict[str, tuple[nn.Module, int]]:
-    """Three stages of three blocks; inner and outer width double from stage to stage."""
+    """Build three stages of three blocks; inner and outer width double from stage to stage."""
     stages: dict[str, tuple[nn.Module, int]] = {}
     inputs = 64
     for number in range(3):

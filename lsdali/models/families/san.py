@@ -15,13 +15,13 @@ SHARE = 8
 
 
 def padded(x: Tensor, kernel: int) -> Tensor:
-    """[B, H, W, C] -> [B, H + k - 1, W + k - 1, C], mirrored at the border."""
+    """Map [B, H, W, C] -> [B, H + k - 1, W + k - 1, C], mirrored at the border."""
     half = kernel // 2
     return F.pad(x.movedim(-1, 1), (half, half, half, half), mode="reflect").movedim(1, -1)
 
 
 def windows(x: Tensor, kernel: int) -> list[Tensor]:
-    """[B, H + k - 1, W + k - 1, ...] -> k k views [B, H, W, ...]: the n-th neighbour of every position, row by row.
+    """Map [B, H + k - 1, W + k - 1, ...] -> k k views [B, H, W, ...]: the n-th neighbour of every position, row by row.
 
     Views, because the backward pass would keep k k copies of each map.
     """
@@ -31,7 +31,7 @@ def windows(x: Tensor, kernel: int) -> list[Tensor]:
 
 
 def attend(values: Tensor, weights: Sequence[Tensor], kernel: int) -> Tensor:
-    """[B, H, W, C], k k times [B, H, W, C/8] -> [B, H, W, C]: weighted sums; channel c has weights c mod C/8."""
+    """Map [B, H, W, C], k k times [B, H, W, C/8] -> [B, H, W, C]: weighted sums; channel c has weights c mod C/8."""
     around = windows(torch.unflatten(padded(values, kernel), 3, (SHARE, -1)), kernel)  # each [B, H, W, 8, C/8]
     # The terms of half precision add up in float32.
     out = torch.zeros_like(around[0], dtype=torch.promote_types(values.dtype, torch.float32))
@@ -63,7 +63,7 @@ class Pairwise(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H, W]."""
+        """Map [B, C, H, W] -> [B, C', H, W]."""
         at = self.position(coordinates(x)).movedim(1, -1).expand(x.shape[0], -1, -1, -1)  # [B, H, W, 2]
         query, key = (torch.cat([part(x).movedim(1, -1), at], 3) for part in (self.query, self.key))
         around = torch.stack(windows(padded(key, self.kernel), self.kernel), 1)  # [B, k k, H, W, R + 2]
@@ -93,7 +93,7 @@ class Patchwise(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H, W]."""
+        """Map [B, C, H, W] -> [B, C', H, W]."""
         query, key, value = (part(x).movedim(1, -1) for part in (self.query, self.key, self.value))
         # As published, channel r k k + n of the patch is channel r of the n-th neighbour.
         patch = padded(key, self.kernel).unfold(1, self.kernel, 1).unfold(2, self.kernel, 1).flatten(3)
@@ -112,7 +112,7 @@ Attention = type[Pairwise] | type[Patchwise]
 
 
 def coordinates(like: Tensor) -> Tensor:
-    """[1, 2, H, W] in channels last: column and row of every position, from -1 to 1."""
+    """Return [1, 2, H, W] in channels last: column and row of every position, from -1 to 1."""
     high, wide = like.shape[2:]
     columns = torch.linspace(-1, 1, wide, device=like.device, dtype=like.dtype).expand(high, wide)
     rows = torch.linspace(-1, 1, high, device=like.device, dtype=like.dtype)[:, None].expand(high, wide)
@@ -130,7 +130,7 @@ class AttentionBlock(nn.Module):
         self.conv = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+        """Map [B, C, H, W] -> [B, C, H, W]."""
         inner = self.attention(F.relu(self.bn1(x)))
         out: Tensor = x + self.conv(F.relu(self.bn2(inner)))
         return out

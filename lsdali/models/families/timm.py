@@ -16,7 +16,7 @@ PREFIX = "timm/"
 
 
 def timm() -> Any:
-    """The package. Raises UserError with the remedy where it is missing."""
+    """Return the package. Raises UserError with the remedy where it is missing."""
     try:
         import timm as package
     except ImportError as fault:
@@ -25,7 +25,7 @@ def timm() -> Any:
 
 
 def known_timm(name: str) -> None:
-    """Raises UserError for a name `timm/<name>` that timm does not have."""
+    """Raise UserError for a name `timm/<name>` that timm does not have."""
     models = timm().list_models()
     bare = name.removeprefix(PREFIX)
     if bare not in models:
@@ -66,7 +66,7 @@ class TimmNetwork(Network):
             self.image_size = inner.default_cfg["input_size"][1]
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> maps by stage; of networks without stages the last features alone."""
+        """Map [B, 3, H, W] -> maps by stage; of networks without stages the last features alone."""
         if not self.channels:
             return {"final": self.inner.forward_features(images)}
         final, between = self.inner.forward_intermediates(images)
@@ -74,13 +74,13 @@ class TimmNetwork(Network):
         return {**named, "final": final} if "final" in self.channels else named
 
     def features(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """-> [B, D], what the classifier reads."""
+        """Return [B, D], what the classifier reads."""
         out: Tensor = self.dropout(self.inner.forward_head(list(maps.values())[-1], pre_logits=True))
         return out
 
 
 def timm_module(name: str, classes: int, drop_path: float | None = None) -> Any:
-    """The module `timm/<name>`, untrained and whole. Raises UserError for an unknown name or option."""
+    """Return the module `timm/<name>`, untrained and whole. Raises UserError for an unknown name or option."""
     known_timm(name)
     bare = name.removeprefix(PREFIX)
     options = {} if drop_path is None else {"drop_path_rate": drop_path}
@@ -91,7 +91,9 @@ def timm_module(name: str, classes: int, drop_path: float | None = None) -> Any:
 
 
 def build_timm(name: str, classes: int, dropout: float | None = None, drop_path: float | None = None) -> nn.Module:
-    """The network `timm/<name>`, untrained; whole where its head is not one linear layer. `dropout` acts before that.
+    """Return the network `timm/<name>`, untrained; whole where its head is not one linear layer.
+
+    `dropout` acts before that.
 
     Raises UserError for an unknown name, and options that it does not know.
     """
@@ -113,7 +115,7 @@ def in_parts(inner: Any, bare: str, classes: int, dropout: float = 0.0) -> nn.Mo
 
 @torch.no_grad()
 def timm_channels(bare: str, classes: int) -> dict[str, int]:
-    """The width of every stage, found with a twin without numbers; empty where there are no maps."""
+    """Return the width of every stage, found with a twin without numbers; empty if there are no maps."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         twin = timm().create_model(bare, num_classes=classes).eval()
         images = torch.empty(1, *twin.default_cfg["input_size"])
@@ -127,7 +129,7 @@ def timm_channels(bare: str, classes: int) -> dict[str, int]:
 
 @torch.no_grad()
 def places_fit(network: Network) -> bool:
-    """Whether the head can read a map of one position."""
+    """Return whether the head can read a map of one position."""
     weight = network.classifier.weight
     width = list(network.channels.values())[-1]
     training = network.training
@@ -141,7 +143,7 @@ def places_fit(network: Network) -> bool:
 
 
 def timm_trained(bare: str) -> Any:
-    """timm's module with its pretrained weights. Raises UserError where they cannot be had."""
+    """timm's module with its pretrained weights. Raises UserError if they cannot be had."""
     try:
         return timm().create_model(bare, pretrained=True)
     except Exception as fault:  # timm passes on whatever its download raises
@@ -149,7 +151,7 @@ def timm_trained(bare: str) -> Any:
 
 
 def timm_state(bare: str) -> dict[str, Tensor]:
-    """timm's pretrained weights of a network, with timm's names. Raises UserError where they cannot be had."""
+    """Return timm's pretrained weights of a network, with timm's names. Raises UserError if they cannot be had."""
     state: dict[str, Tensor] = timm_trained(bare).state_dict()
     return state
 
@@ -157,7 +159,7 @@ def timm_state(bare: str) -> dict[str, Tensor]:
 def from_timm(bare: str, classes: int) -> tuple[Network, Normal]:
     """timm's trained network of that name (and tag), and how its images were normalised.
 
-    Raises UserError where it cannot be had or knows another number of classes.
+    Raises UserError if it cannot be had or knows another number of classes.
     """
     inner = timm_trained(bare)
     if inner.num_classes != classes:

@@ -42,7 +42,7 @@ VGGS = (*(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_b
 
 
 def torchvision_name(name: str) -> str:
-    """What torchvision calls the network; a blur has no weights, so those of the network without it fit."""
+    """Return what torchvision calls the network; a blur has no weights, so those of the network without it fit."""
     return name.removeprefix(THEIRS).removesuffix("_blur")
 
 
@@ -50,7 +50,7 @@ class PlusBlur(nn.Module):
     """Mean of each position and its four neighbours, zero outside; OLS has it before each max-pool of a VGG."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+        """Map [B, C, H, W] -> [B, C, H, W]."""
         column = F.avg_pool2d(x, (3, 1), 1, (1, 0))
         row = F.avg_pool2d(x, (1, 3), 1, (0, 1))
         return 0.6 * (column + row) - 0.2 * x
@@ -66,19 +66,19 @@ class PositionwiseNetwork(Network):
     convolves = True
 
     def features(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """The maps of all stages -> [B, C], the mean of what the classifier reads."""
+        """Return [B, C], the mean of what the classifier reads, from the maps of all stages."""
         pooled: Tensor = self.pool(list(maps.values())[-1])
         return pooled
 
     def logits(self, maps: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """-> [B, K]."""
+        """Return [B, K]."""
         positions = self.dropout(list(maps.values())[-1]).movedim(1, -1)
         out: Tensor = self.classifier(positions).relu().mean((1, 2))
         return out
 
 
 def take_apart(model: Any, name: str) -> Network:
-    """A torchvision model -> the same modules as a Network, which knows torchvision's names of its tensors."""
+    """Turn a torchvision model into the same modules as a Network, which knows torchvision's names of its tensors."""
     theirs = {id(value): key for key, value in model.state_dict(keep_vars=True).items()}
     network = take_resnet(model) if name in RESNETS else take_features(model, name)
     ours = network.state_dict(keep_vars=True)
@@ -97,8 +97,11 @@ def take_resnet(model: Any) -> Network:
 
 
 def take_vgg(model: Any, name: str) -> Network:
-    """Each stage but the first begins with a max-pool, and the last ends with one more. The head reads all 7x7
-    positions of the last map at once: its two hidden layers are the neck, and single positions have no votes."""
+    """Take a VGG apart: each stage except the first begins with a max-pool, and the last ends with one more.
+
+    The head reads all 7x7 positions of the last map at once: its two hidden layers are the neck, and single positions
+    have no votes.
+    """
     layers: list[nn.Module] = []
     stages: dict[str, nn.Module] = {}
     *features, last_pool = model.features.children()
@@ -121,7 +124,7 @@ def with_blur(layer: nn.Module, name: str) -> list[nn.Module]:
 
 
 def take_features(model: Any, name: str) -> Network:
-    """A model that is a list of layers `features` and a `classifier`."""
+    """Take apart a model that is a list of layers `features` and a `classifier`."""
     from torchvision.models import ConvNeXt, DenseNet, SqueezeNet
 
     if name in VGGS:
@@ -150,7 +153,7 @@ def take_features(model: Any, name: str) -> Network:
 
 
 def as_vector_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    """A LayerNorm over channels for [B, C, H, W], with the same parameters, for [..., C]."""
+    """Return a LayerNorm over channels for [B, C, H, W], with the same parameters, for [..., C]."""
     out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
     out.weight, out.bias = norm.weight, norm.bias
     return out
@@ -158,7 +161,7 @@ def as_vector_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
 
 @torch.no_grad()
 def measure_channels(network: Network) -> dict[str, int]:
-    """The width of every stage, found with one small image of zeros."""
+    """Return the width of every stage, found with one small image of zeros."""
     training, device = network.training, network.classifier.weight.device
     maps = network.eval().maps(torch.zeros(1, 3, 64, 64, device=device))
     network.train(training)
@@ -166,7 +169,7 @@ def measure_channels(network: Network) -> dict[str, int]:
 
 
 def untrained(name: str, classes: int, **options: Any) -> Network:
-    """Options without a value are left to torchvision."""
+    """Build an untrained network; options without a value are left to torchvision."""
     from torchvision.models import DenseNet, get_model
 
     given = {key: value for key, value in options.items() if value is not None}

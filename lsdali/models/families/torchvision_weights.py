@@ -15,7 +15,7 @@ from lsdali.models.wrapped import as_network
 
 
 def known_torchvision(name: str) -> None:
-    """Raises UserError for a name `torchvision/<name>` that torchvision has no classifier of."""
+    """Raise UserError for a name `torchvision/<name>` that torchvision has no classifier of."""
     from torchvision import models
 
     bare = name.removeprefix(THEIRS)
@@ -55,14 +55,14 @@ def from_torchvision(name: str, weights: str, classes: int) -> Network:
 
 
 def torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
-    """torchvision's weights of that name, with its names of the tensors. Raises as `from_torchvision` does."""
+    """Return torchvision's weights of that name, with its names of the tensors. Raises as `from_torchvision` does."""
     entry = weights_entry(name, weights)
     state: dict[str, Tensor] = fetched(entry, lambda: entry.get_state_dict(progress=False, check_hash=True))
     return state
 
 
 def torchvision_normal(name: str, weights: str) -> Normal:
-    """How the images that these weights were trained on were normalised."""
+    """Return how the images that these weights were trained on were normalised."""
     change = weights_entry(name, weights).transforms()
     return tuple(change.mean), tuple(change.std)
 

@@ -23,7 +23,7 @@ class WideBlock(nn.Module):
         self.shortcut = None if inputs == outputs else conv1x1(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         active = F.relu(self.bn1(x))
         inner = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
         out: Tensor = inner + (x if self.shortcut is None else self.shortcut(active))
@@ -65,7 +65,7 @@ class BiasedBlock(nn.Module):
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""
         inner = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
         out: Tensor = inner + self.shortcut(x)
         return out

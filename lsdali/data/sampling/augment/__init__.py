@@ -68,11 +68,11 @@ class TrainImages(Config):
     """Progressive resizing: smaller images in the first epochs; null: `size` in every epoch."""
 
     def size_at(self, epoch: int) -> int:
-        """Pixels a side in one epoch."""
+        """Return pixels a side in one epoch."""
         return self.size if self.ramp is None else self.ramp.size_at(epoch, self.size)
 
     def sizes(self, epochs: int) -> list[int]:
-        """Each size that a run of so many epochs has, once, rising."""
+        """Return each size that a run of so many epochs has, once, rising."""
         out, epoch = [], 0
         while epoch < epochs:
             out.append(self.size_at(epoch))
@@ -95,7 +95,7 @@ class TrainImages(Config):
 
 
 def draw_choices(augment: Sequence[Augmentation], seed: int, epoch: int, key: Ints, side: int) -> Choices:
-    """[n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other."""
+    """Map [n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other."""
     out: list[NDArray[Any]] = []
     for k, a in enumerate(augment):
         out += a.choices(uniforms(seed, epoch, key, a.columns, _STREAM + k), side)

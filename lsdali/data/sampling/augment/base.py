@@ -31,4 +31,4 @@ class Augmentation(Config):
 
     @abstractmethod
     def choices(self, u: Floats, side: int) -> Choices:
-        """[n, columns] in [0, 1), pixels a side -> what the DALI side needs, [n, ...] each."""
+        """Map [n, columns] in [0, 1), pixels a side -> what the DALI side needs, [n, ...] each."""

@@ -39,7 +39,7 @@ class RandomErasing(Augmentation):
         return 3 + 2 * ERASE_TRIES
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Top left corner (y, x) and shape (h, w) in pixels, [n, 2] float32 each; shape 0 erases nothing.
+        """Return top left corner (y, x) and shape (h, w) in pixels, [n, 2] float32 each; shape 0 erases nothing.
 
         The first of ten tries that is smaller than the image; where none is, nothing is erased.
         """

@@ -37,7 +37,7 @@ class ColorJitter(Augmentation):
         return 5
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Factors of brightness, contrast and saturation, and degrees of hue: [n] float32 each."""
+        """Return factors of brightness, contrast and saturation, and degrees of hue: [n] float32 each."""
         on = u[:, 0] < self.probability
         out = []
         for k, spread in enumerate((self.brightness, self.contrast, self.saturation)):
@@ -58,7 +58,7 @@ class Lighting(Augmentation):
         return 6
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """The shift of red, green and blue in levels: [n, 1, 1, 3] float32."""
+        """Return the shift of red, green and blue in levels: [n, 1, 1, 3] float32."""
         # Box and Muller: two uniform numbers make a normal one.
         normal = np.sqrt(-2 * np.log1p(-u[:, :3])) * np.cos(2 * np.pi * u[:, 3:])
         shift = 255 * (self.std * normal * PCA_VALUES) @ PCA_VECTORS.T
@@ -77,7 +77,7 @@ class Grayscale(Augmentation):
         return 1
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Saturation, 0 or 1: [n] float32."""
+        """Return saturation, 0 or 1: [n] float32."""
         return ((u[:, 0] >= self.probability).astype(np.float32),)
 
 
@@ -97,6 +97,6 @@ class Rotation(Augmentation):
         return 2
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Degrees, counter-clockwise: [n] float32."""
+        """Return degrees, counter-clockwise: [n] float32."""
         angle = self.degrees * (2 * u[:, 1] - 1)
         return (np.where(u[:, 0] < self.probability, angle, 0.0).astype(np.float32),)

@@ -32,7 +32,7 @@ class RandAugment(Augmentation):
         return 2 * self.n
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Operation, 0 to 13, and sign, 0 or 1: [n, self.n] int32 each."""
+        """Return operation, 0 to 13, and sign, 0 or 1: [n, self.n] int32 each."""
         return (u[:, : self.n] * SUITE).astype(np.int32), (u[:, self.n :] * 2).astype(np.int32)
 
 
@@ -49,7 +49,7 @@ class TrivialAugment(Augmentation):
         return 3
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Operation, 0 to 13, magnitude, 0 to 30, and sign, 0 or 1: [n] int32 each."""
+        """Return operation, 0 to 13, magnitude, 0 to 30, and sign, 0 or 1: [n] int32 each."""
         draws = (u * (SUITE, BINS, 2)).astype(np.int32)
         return draws[:, 0], draws[:, 1], draws[:, 2]
 
@@ -69,7 +69,7 @@ class AutoAugment(Augmentation):
         return 1 + 2 * STAGES
 
     def choices(self, u: Floats, side: int) -> Choices:
-        """Pair [n] int32; number in [0, 1) to hold against the probability [n, 2] float32; sign [n, 2] int32."""
+        """Return pair [n] int32; number in [0, 1) to hold against the probability [n, 2] float32; sign [n, 2] int32."""
         pair = (u[:, 0] * SUB_POLICIES).astype(np.int32)
         chance = np.floor(u[:, 1 : 1 + STAGES] * 2**24) / 2**24  # float32 must not round it up to 1
         return pair, chance.astype(np.float32), (u[:, 1 + STAGES :] * 2).astype(np.int32)
