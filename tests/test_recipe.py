@@ -134,7 +134,7 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
     ]
     assert "method.teacher: missing" in errors(tmp_path, GOOD.replace("{name: zls, weight: 0.1}", "{name: kd}"))
     assert errors(tmp_path, GOOD.replace("name: cosine", "warmup_epochs: 1.0")) == [
-        "schedule.name: missing; one of constant, cosine, linear, step"
+        "schedule.name: missing; one of constant, cosine, linear, one_cycle, polynomial, step"
     ]
 
 
