@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Console entry. lsdali.errors lists the exit statuses."""
+    """Train, or print the recipe. lsdali.errors lists the exit statuses."""
     args = arguments().parse_intermixed_args(argv)
     from lsdali.errors import SharedError, UserError, report_error
 
@@ -149,7 +149,7 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
 
 
 def nothing() -> None:
-    """The check of ranks that do not write."""
+    """Check nothing, as ranks do that write nothing."""
 
 
 def open_trainer(

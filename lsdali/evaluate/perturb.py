@@ -81,7 +81,7 @@ def pgd(network: Classify, batch: Batch, levels: Levels, size: float, step: floa
 
 
 def random_crops(batch: Batch, size: int) -> tuple[Tensor, Tensor]:
-    """Two crops of each image, `size` pixels a side, at offsets from 0 to S - size - 1, as in the code of OLS."""
+    """Cut two crops of each image, `size` pixels a side, at offsets 0 to S - size - 1, as in the code of OLS."""
     span = batch.images.shape[2] - size
     places = (uniforms(0, 0, batch.index.numpy(), 4, OFFSETS) * span).astype(np.int64)
     return crops_at(batch.images, places[:, :2], size), crops_at(batch.images, places[:, 2:], size)

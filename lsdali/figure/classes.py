@@ -14,7 +14,7 @@ from lsdali.page.figures import COLOURS
 
 
 def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Spread and separability of each class in the features of each run. Collective."""
+    """Return spread and separability of each class in the features of each run. Collective."""
     panels: list[dict[str, Any]] = []
     names: list[str] = []
     for run, title in zip(runs, args.titles, strict=True):

@@ -23,7 +23,7 @@ DEFINITION = (
 
 
 def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Distances and indices of each run after the first, against the first. Collective."""
+    """Return distances and indices of each run after the first, against the first. Collective."""
     names = [args.target, *args.similar, *args.dissimilar]
     with dist.raise_together():
         if len(runs) < 2:

@@ -66,7 +66,7 @@ def scatter(
     names: Sequence[str],
     middles: Sequence[Sequence[float]] = (),
 ) -> None:
-    """Points [N, 2] of classes, each with its colour and marker, and a star at each class's centroid."""
+    """Draw points [N, 2] of classes, each with its colour and marker, and a star at each class's centroid."""
     for k, name in enumerate(names):
         own = [p for p, label in zip(points, labels, strict=True) if label == k]
         kind = {"color": COLOURS[k % len(COLOURS)], "linestyle": "", "label": name}
@@ -77,6 +77,6 @@ def scatter(
 
 
 def legend(figure: Any, axes: Any) -> None:
-    """One legend for all panels, above them."""
+    """Draw one legend for all panels, above them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, markerscale=2)

@@ -54,7 +54,7 @@ def clamped_symmetric_cross_entropy(
 
 
 def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float, weight: Tensor | None = None) -> Tensor:
-    """Map (1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
+    """Return (1 - p[label]^q) / q: cross-entropy for q -> 0, mean absolute error at 1 (Zhang and Sabuncu 2018)."""
     log_p = F.log_softmax(as_float32(logits), 1).gather(1, labels[:, None]).squeeze(1)
     return label_mean(-torch.expm1(q * log_p) / q, labels, weight)
 
@@ -66,7 +66,7 @@ def class_prior_kl(logits: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Return mean entropy of the predictions."""
+    """Return the mean entropy of the predictions."""
     log_p = F.log_softmax(as_float32(logits), 1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
@@ -102,7 +102,7 @@ def forward_correction(logits: Tensor, labels: Tensor, noise: Tensor, clamp: flo
 def backward_correction(logits: Tensor, labels: Tensor, inverse: Tensor, clamp: float | None = None) -> Tensor:
     """Return -sum_k M^-1[label, k] log p[k], which has the mean of the clean loss.
 
-    May be negative (Patrini et al. 2017).
+    It may be negative (Patrini et al. 2017).
 
     inverse [K, K] is M^-1.
     """

@@ -20,7 +20,7 @@ def accumulate_correct(sums: Tensor, counts: Tensor, logits: Tensor, labels: Ten
 def class_averages(sums: Tensor, counts: Tensor) -> Tensor:
     """Map [K, K], [K] -> [K, K] rows summing to 1.
 
-    The mean of each class, uniform for a class without a right sample.
+    They are the mean of each class, uniform for a class without a right sample.
     """
     mean = sums / counts.clamp(min=1)[:, None]
     return torch.where(counts[:, None] > 0, mean, 1 / len(counts))
@@ -29,7 +29,7 @@ def class_averages(sums: Tensor, counts: Tensor) -> Tensor:
 def table_distance(human: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Map [K, K], [K, K] -> [], [].
 
-    Soft cross-entropy and KL divergence of a table's rows from people's, means over rows.
+    They are the soft cross-entropy and KL divergence of a table's rows from people's, means over rows.
 
     Row k of `human` is the mean of what people say of images of class k (CIFAR-10H; Peterson et al. 2019), row k of
     `table` is a network's, such as OLS collects; Zhang et al. 2021 compare them so. A human 0 adds nothing; a table's 0
@@ -43,7 +43,7 @@ def table_distance(human: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 def freeze_confident_rows(new: Tensor, old: Tensor, counts: Tensor, sharp: float) -> Tensor:
     """Map [K, K], [K, K], [K] -> [K, K].
 
-    The old row where its greatest entry is at least `sharp`, the new one elsewhere.
+    Each row is the old one where its greatest entry is at least `sharp`, the new one elsewhere.
 
     A class without a right sample takes its new row even so (the fine-grained code's order of the two tests).
     """

@@ -65,7 +65,7 @@ def exponential_weights(rank: Tensor, rate: float) -> Tensor:
 
 
 def unbiased_zipf_weights(rank: Tensor, tied: Tensor, classes: int, power: float, left: float, right: float) -> Tensor:
-    """Return [B, n] ranks, [B, n] how many classes share each: the mean of x^-power over the cells of those classes.
+    """Map [B, n] ranks, [B, n] numbers of classes that share each -> mean of x^-power over the classes' cells.
 
     [left, right] is cut into K equal cells; t classes tied at rank r own the cells r to r + t - 1. The published code
     averages over ties for votes alone, and gives each class the cell r elsewhere; without ties that is the same.
@@ -144,7 +144,7 @@ def zipf_target(rank: Tensor, labels: Tensor, power: float = 1.0) -> Tensor:
 def label_and_others(target: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Map [B, K] with 0 on the label, [B] int64 -> [B, K].
 
-    1 - smoothing on the label, the rest spread like the target.
+    It holds 1 - smoothing on the label, the rest spread like the target.
     """
     return (smoothing * target).scatter(1, labels[:, None], 1 - smoothing)
 

@@ -103,7 +103,7 @@ def smoothed_evenly(strength: Tensor, labels: Tensor, classes: int) -> Tensor:
 def smoothed_by_teacher(strength: Tensor, spread: Tensor, labels: Tensor) -> Tensor:
     """Map [B], [B, K] with 0 on the label, [B] int64 -> [B, K].
 
-    1 - strength on the label, strength x spread elsewhere.
+    It holds 1 - strength on the label, strength x spread elsewhere.
     """
     return (strength[:, None] * spread).scatter(1, labels[:, None], 1 - strength[:, None])
 

@@ -151,7 +151,7 @@ class InstanceSmoothing(Method):
     def taught(self, batch: Batch) -> Tensor:
         """Return [B, K] logits of the teacher.
 
-        Remembered where they are known, else its answer to the batch's images.
+        They are those remembered where known, else its answer to the batch's images.
         """
         if self.memory is None:
             return self.teacher(batch.images)

@@ -152,7 +152,7 @@ def table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 
 def sentence(steps: Mapping[str, Any]) -> str:
-    """Preprocessing in words."""
+    """Return the preprocessing in words."""
     first = "Crop"
     if "resize" in steps:
         first = f"Resize the shorter side to {steps['resize']} px ({steps['interpolation']}), crop"

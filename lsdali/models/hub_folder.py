@@ -33,7 +33,7 @@ def as_hub_folder(exported: Exported, images: Tensor, folder: Path) -> Any:
 
 
 def same_in_timm(bare: str, state: dict[str, Tensor], exported: Exported) -> Any:
-    """timm's network of the name, without numbers. Raises UserError if it has none, or other tensors."""
+    """Return timm's network of the name, without numbers. Raises UserError if it has none, or other tensors."""
     if bare in timm().list_models():
         with torch.device("meta"):
             twin = timm().create_model(bare, num_classes=exported.network.classes)

@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def nothing_wrong(content: Mapping[str, Any]) -> None:
-    """The check of those who have none."""
+    """Check nothing."""
 
 
 class Checkpoints:

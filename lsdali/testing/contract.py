@@ -24,7 +24,7 @@ AWAY = 1e-9
 
 
 def check_loss(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
-    """The loss is one finite number, reaches every parameter, and writes to nothing."""
+    """Check that the loss is one finite number, reaches every parameter, and writes to nothing."""
     trainer = trainer_for(config, place, **others)
     batch = next(trainer.train.epoch(0))
     trainer.step(batch)  # so that a memory holds something
@@ -83,7 +83,7 @@ def final_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_resume(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
-    """A run that is stopped in mid-epoch and goes on ends as one that is not, on each rank and to the bit.
+    """Check that a run stopped in mid-epoch and goes on ends as one that is not, on each rank and to the bit.
 
     An epoch must have 5 steps.
     """
@@ -131,7 +131,7 @@ def save_weights(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) 
 
 
 def check_weights(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
-    """Two ranks train as one does, whose weights `save_weights` has left in the folder."""
+    """Check that two ranks train as one does, whose weights `save_weights` has left in the folder."""
     one = torch.load(place / "one.pt")
     away = torch.dist(weights_after(config, place, others), one) / one.norm()
     assert away < AWAY, f"the weights of two ranks are {away:.1e} of their norm away from those of one"

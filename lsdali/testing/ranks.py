@@ -69,7 +69,7 @@ class Ranks:
             self.links.append(ours)
 
     def stop(self) -> None:
-        """Processes that only wait for work lose nothing by being killed."""
+        """Kill the processes: those that only wait for work lose nothing by it."""
         for process, link in zip(self.processes, self.links, strict=True):
             process.kill()
             process.join()
@@ -78,7 +78,7 @@ class Ranks:
 
 
 def serve(rank: int, world: int, port: int, link: Connection) -> None:
-    """What each process does until it is killed, or the tests end."""
+    """Work as each process does until it is killed, or the tests end."""
     torch.set_num_threads(1)
     place = rank_environment(rank, world, port)
     os.environ.update(place)
@@ -103,7 +103,7 @@ def failure_of(check: Callable[..., None], arguments: tuple[Any, ...]) -> str | 
 
 
 def rank_environment(rank: int, world: int, port: int) -> Mapping[str, str]:
-    """As torchrun sets it for processes of one node."""
+    """Return what torchrun sets for processes of one node."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),

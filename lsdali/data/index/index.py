@@ -35,7 +35,7 @@ def open_index(config: DataSet, split: Split) -> Index:
 def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
     """Return the index of a whole split.
 
-    Scanned by one process of each node, and only where files changed, which `log` tells.
+    One process of each node scans it, and only if files have changed, which it tells `log`.
 
     Raises UserError for a wrong layout, and where the ranks see different files. Collective.
     """
@@ -47,7 +47,7 @@ def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
 def as_begun(config: DataSet, split: Split, index: Index, fingerprint: str) -> Index:
     """Return the whole split as it was when a run began whose training set has the fingerprint.
 
-    What is gone is missing.
+    Files that are gone since are marked as missing.
 
     So a run goes on in its own order after a file is gone. The index stays where no such one is cached, or where there
     are files now that were not there then. Collective.

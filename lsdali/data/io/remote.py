@@ -81,10 +81,7 @@ class RemoteRanges(ByteRanges):
 
 
 def close_together(spans: Sequence[Sequence[int]]) -> list[tuple[int, int, int, list[int]]]:
-    """Map (file, start, length) of samples to (file, start, stop.
-
-    Which samples) of what to ask for, without empty ones.
-    """
+    """Merge (file, start, length) of samples into requests (file, start, stop, which samples), without empty ones."""
     out: list[tuple[int, int, int, list[int]]] = []
     for k in sorted(range(len(spans)), key=lambda k: tuple(spans[k])):
         file, start, length = spans[k]

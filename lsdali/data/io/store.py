@@ -95,7 +95,7 @@ class Store:
         return self._tried(name, lambda path: bytes(self.fs.cat_file(path)))
 
     def stamp(self, name: str) -> tuple[int, int] | None:
-        """Size, and a number that changes with what the store says of the content (or of what a pattern matches)."""
+        """Return size, and a number that changes with the content (or the files of a pattern) as the store tells it."""
         if has_magic(name):
             return 0, _number(self.glob(name))
         info = self._tried(name, self.fs.info)

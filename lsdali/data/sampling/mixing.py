@@ -99,7 +99,7 @@ def draw_lam(alpha: float, u: float) -> float:
 def box(lam: float, y: float, x: float, size: tuple[int, ...]) -> tuple[slice, slice]:
     """Return rows and columns that the partner fills.
 
-    1 - lam of the image, centred at (y, x) in [0, 1), cut at its edge.
+    They are 1 - lam of the image, centred at (y, x) in [0, 1), cut at its edge.
 
     As clovaai/CutMix-PyTorch (train.py): sides and centre are rounded down to pixels.
     """

@@ -90,7 +90,7 @@ def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
 
 
 def balanced(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
-    """As many samples as `shuffled` reads, every class once in each run of K places, K classes with samples.
+    """Return as many samples as `shuffled` reads, every class once in each run of K places, K classes with samples.
 
     So the classes' counts differ by at most one, and so do those of the samples of one class. Each class reads its
     samples in a shuffled order, and in another one when all of them have been read.
@@ -165,10 +165,7 @@ class Plan:
         return self._epoch(epoch)[start : start + part]
 
     def copies(self, epoch: int, rank: int) -> Ints:
-        """Return [batch / world].
-
-        Which copy of its sample, 0 to repeats - 1, each place of `rank` has, at every step.
-        """
+        """Return [batch / world], the copy of its sample, 0 to repeats - 1, at each place of `rank` in every step."""
         batch = self.batch.at(epoch)
         part = batch // self.world
         return np.arange(rank * part, (rank + 1) * part) // (batch // self.repeats)

@@ -122,9 +122,9 @@ def species_lists(base: Path, file: str) -> SplitFiles:
 
 
 def species_folders(base: Path, folder: str) -> SplitFiles:
-    """Return a folder for each species, `00042_Animalia_Arthropoda_..._Apis_mellifera`.
+    """List the images of a folder for each species, `00042_Animalia_Arthropoda_..._Apis_mellifera`.
 
-    Labels and names of the lists.
+    Labels and names are those of the lists.
     """
     species = [name.split("_", 7) for name in class_names(base, folder)]
     if strange := ["_".join(words) for words in species if len(words) < 8]:

@@ -88,7 +88,7 @@ def cut(samples: Iterable[Sample], shard_bytes: float) -> Iterator[list[Sample]]
 
 
 def write_shard(samples: list[Sample], first: int, file: Path) -> None:
-    """One shard, whose samples are numbered from `first`; it has its name only when it is whole."""
+    """Write one shard, whose samples are numbered from `first`; it has its name only when it is whole."""
     draft = file.with_suffix(".part")
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for i, (ending, image, label) in enumerate(samples, start=first):

@@ -78,7 +78,7 @@ class Index:
         return "paths" if self.ranges is None else "encoded"
 
     def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]] | PendingBytes:
-        """[n] -> pixels [n, H, W, 3], or absolute paths [n, L'], NUL-padded, or each one's bytes, or their promise."""
+        """Return n images: pixels [n, H, W, 3], absolute paths [n, L'] with NULs, their bytes, or a promise of them."""
         if self.pixels is not None:
             pixels = self.pixels[self.numbers[i]]
             return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))

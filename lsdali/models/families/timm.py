@@ -105,7 +105,7 @@ def build_timm(name: str, classes: int, dropout: float | None = None, drop_path:
 
 
 def in_parts(inner: Any, bare: str, classes: int, dropout: float = 0.0) -> nn.Module:
-    """timm's module as a Network; as it is where its head is not one linear layer."""
+    """Return timm's module as a Network; as it is where its head is not one linear layer."""
     if not isinstance(inner.get_classifier(), nn.Linear):
         return inner  # type: ignore[no-any-return]
     network = TimmNetwork(inner, timm_channels(bare, classes), dropout)
@@ -143,7 +143,7 @@ def places_fit(network: Network) -> bool:
 
 
 def timm_trained(bare: str) -> Any:
-    """timm's module with its pretrained weights. Raises UserError if they cannot be had."""
+    """Return timm's module with its pretrained weights. Raises UserError if they cannot be had."""
     try:
         return timm().create_model(bare, pretrained=True)
     except Exception as fault:  # timm passes on whatever its download raises
@@ -157,7 +157,7 @@ def timm_state(bare: str) -> dict[str, Tensor]:
 
 
 def from_timm(bare: str, classes: int) -> tuple[Network, Normal]:
-    """timm's trained network of that name (and tag), and how its images were normalised.
+    """Return timm's trained network of that name (and tag), and how its images were normalised.
 
     Raises UserError if it cannot be had or knows another number of classes.
     """
