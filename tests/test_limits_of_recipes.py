@@ -28,7 +28,7 @@ CE = ROOT / "recipes/digits/ce.yaml"
 def numbers(annotation: Any, constraints: tuple[Any, ...]) -> Iterator[tuple[type, tuple[Any, ...]]]:
     """Each number type in an annotation, with the constraints on it."""
     if annotation in (int, float):
-        yield annotation, constraints
+        yield annotation, tuple(c for c in constraints if isinstance(c, Ge | Gt | Le | Lt))
     elif hasattr(annotation, "__metadata__"):
         own = [c for x in annotation.__metadata__ for c in (getattr(x, "metadata", None) or [x])]
         yield from numbers(annotation.__origin__, (*constraints, *own))

@@ -66,7 +66,7 @@ def messages(run: Path) -> str:
 @pytest.mark.parametrize("name", [".lock", "recipe.yaml", "summary.json", "events.jsonl", "stopped.json"])
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "fifo"])
 def test_what_is_no_file_of_the_run_is_refused_and_not_written_to(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, kind: str
 ) -> None:
     run, other = tmp_path / "run", tmp_path / "precious"
     run.mkdir()
@@ -81,7 +81,7 @@ def test_what_is_no_file_of_the_run_is_refused_and_not_written_to(
         planted.symlink_to(other)
     assert main([str(recipe), f"run_dir={run}"]) == REFUSED
     said = {"folder": "is a folder, where a run has a file", "fifo": "is no plain file, where"}.get(kind, "is a link:")
-    assert f"error: {planted} {said}" in capsys.readouterr().err
+    assert f"error: {planted} {said}" in capfd.readouterr().err
     assert sorted(path.name for path in run.iterdir()) == [name], "nothing is left behind"
     assert other.read_text() == "precious" if kind != "dangling" else not other.exists()
 
@@ -89,7 +89,7 @@ def test_what_is_no_file_of_the_run_is_refused_and_not_written_to(
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_the_same_for_folders(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, kind: str
 ) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     run.mkdir()
@@ -97,7 +97,7 @@ def test_the_same_for_folders(
     (run / name).symlink_to(other) if kind == "link" else (run / name).write_text("")
     assert main([str(recipe), f"run_dir={run}"]) == REFUSED
     said = "is a link:" if kind == "link" else "is a file, where a run has a folder"
-    assert f"error: {run / name} {said}" in capsys.readouterr().err
+    assert f"error: {run / name} {said}" in capfd.readouterr().err
     assert list(other.iterdir()) == []
 
 
@@ -124,7 +124,7 @@ def test_a_hard_link_is_not_appended_to_and_parts_of_files_are_made_anew(run: Pa
     "change",
     [
         "data.root=/nowhere/at/all",
-        "model.classes=77",
+        "model.classes=2",
         "method={name: kd, teacher: {source: checkpoint, path: /no.pt}}",
     ],
 )
@@ -148,7 +148,7 @@ def test_a_start_that_fails_leaves_a_run_as_it_was(recipe: Path, run: Path) -> N
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "lock"])
 def test_a_run_folder_that_goes_ends_the_run(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], how: str
 ) -> None:
     run, inner = tmp_path / "run", Trainer.next
 
@@ -167,7 +167,7 @@ def test_a_run_folder_that_goes_ends_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "next", gone)
         assert main([str(recipe), f"run_dir={run}"]) == REFUSED
-    assert f"error: the run folder {run} has gone" in capsys.readouterr().err
+    assert f"error: the run folder {run} has gone" in capfd.readouterr().err
     left = [path.name for path in run.rglob("*.pt")] if run.exists() else []
     assert left == (["step-0000000002.pt"] if how == "lock" else []), "nothing is written in its place"
     if how == "renamed":
@@ -211,12 +211,12 @@ DAMAGE = ["", "{", "[]", "null", "7", '{"last": 3, "best": 4}', '{"last": {"top1
 
 @pytest.mark.parametrize("text", DAMAGE, ids=range(len(DAMAGE)))
 def test_a_finished_run_and_the_report_survive_a_damaged_summary(
-    recipe: Path, run: Path, capsys: pytest.CaptureFixture[str], text: str
+    recipe: Path, run: Path, capfd: pytest.CaptureFixture[str], text: str
 ) -> None:
     expected = summary(run)
     (run / "summary.json").write_text(text)
     assert report([str(run)]) == 0
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     assert f"{expected['last']['nll']:.4f}"[:5] in shown.out
     assert f"note: {run}/summary.json is damaged; the figures are those of events.jsonl" in shown.err
     assert read_summary(run / "summary.json") is None
@@ -230,7 +230,7 @@ def test_a_finished_run_and_the_report_survive_a_damaged_summary(
     }
 
 
-def test_the_report_survives_events_of_any_content(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_survives_events_of_any_content(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with (run / "events.jsonl").open("ab") as file:
         for line in (
             b'{"event": "trained", "step": "x", "epoch": 1, "loss": 1, "images_per_second": 1, "data_wait": 0}',
@@ -245,7 +245,7 @@ def test_the_report_survives_events_of_any_content(run: Path, capsys: pytest.Cap
     (run / "summary.json").unlink()
     os.mkfifo(run / "summary.json")
     assert report([str(run), "--html", str(run / "report.html")]) == 0
-    assert "is not as expected" in capsys.readouterr().err
+    assert "is not as expected" in capfd.readouterr().err
     assert read_summary(run / "summary.json") is None
 
 
@@ -367,7 +367,7 @@ def test_a_run_goes_on_from_the_older_one_and_ends_equal(recipe: Path, run: Path
 
 @pytest.mark.parametrize("what", ["no weight", "no recipe", "a step beyond the end"])
 def test_where_none_is_right_nothing_is_touched_and_one_sentence_says_so(
-    recipe: Path, run: Path, capsys: pytest.CaptureFixture[str], what: str
+    recipe: Path, run: Path, capfd: pytest.CaptureFixture[str], what: str
 ) -> None:
     files = sorted((run / "checkpoints").glob("step-*.pt"))
     for file in files:
@@ -376,7 +376,7 @@ def test_where_none_is_right_nothing_is_touched_and_one_sentence_says_so(
         torch.save(content, file)
     (run / "summary.json").unlink()
     assert main([str(recipe), f"run_dir={run}"]) == REFUSED
-    error = capsys.readouterr().err
+    error = capfd.readouterr().err
     assert error.count("error: ") == 1
     assert "can be continued from: step-0000000010.pt is wrong inside: " in error
     assert "; step-0000000008.pt is wrong inside: " in error
