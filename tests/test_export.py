@@ -106,7 +106,7 @@ def test_onnx_with_a_fixed_batch_is_refused(tmp_path, capsys, monkeypatch):
 
 def test_other_outputs_are_refused(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run")
-    monkeypatch.setattr(room, "write", lambda kind, module, *rest: lambda x: module(x) + 1)
+    monkeypatch.setattr(room, "write_format", lambda kind, module, *rest: lambda x: module(x) + 1)
     assert main([str(tmp_path / "run")]) == 2
     assert "gives other outputs than the network" in capsys.readouterr().err
 

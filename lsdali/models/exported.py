@@ -135,23 +135,23 @@ def card(exported: Exported, file: str, use: str) -> str:
         "---\ntags: [image-classification]\nlibrary_name: timm\n---" if file == "model.safetensors" else "",
         f"# {config.name} with {exported.network.classes} classes",
         f"`{file}`: {use}",
-        table(("", ""), facts),
+        two_columns(("", ""), facts),
         "## Figures on the validation data",
-        table(("metric", "value"), figures) if figures else "The checkpoint holds none for these weights.",
-        f"## Preprocessing\n\n{sentence(exported.preprocessing())}",
+        two_columns(("metric", "value"), figures) if figures else "The checkpoint holds none for these weights.",
+        f"## Preprocessing\n\n{preprocessing_text(exported.preprocessing())}",
         f"## Classes\n\n{', '.join(exported.names) or 'The checkpoint does not name them.'}",
-        f"## Recipe\n\n```yaml\n{recipe_text(content['recipe'])}```",
+        f"## Recipe\n\n```yaml\n{recipe_yaml(content['recipe'])}```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+def two_columns(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
     """Return a Markdown table of two columns."""
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
     return "\n".join(lines)
 
 
-def sentence(steps: Mapping[str, Any]) -> str:
+def preprocessing_text(steps: Mapping[str, Any]) -> str:
     """Return the preprocessing in words."""
     first = "Crop"
     if "resize" in steps:
@@ -162,7 +162,7 @@ def sentence(steps: Mapping[str, Any]) -> str:
     )
 
 
-def recipe_text(recipe: Mapping[str, Any]) -> str:
+def recipe_yaml(recipe: Mapping[str, Any]) -> str:
     """Return a recipe as YAML, without the place of its run."""
     import yaml
 

@@ -17,13 +17,13 @@ from lsdali.models.pretrained import Which, renamed
 
 Reader = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] -> logits [B, K], by what was written."""
-Names = Literal["publisher", "lsdali"]
+TensorNames = Literal["publisher", "lsdali"]
 
 EXPORT_TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit; compilers may add in another order."""
 
 
-def as_safetensors(exported: Exported, path: Path, names: Names) -> Reader:
+def as_safetensors(exported: Exported, path: Path, names: TensorNames) -> Reader:
     """Return state dict with the names of torchvision or timm where the network is theirs.
 
     The rest is in the metadata.
@@ -111,7 +111,7 @@ def export(
     out: Path | None,
     *,
     weights: Which = "model",
-    names: Names = "publisher",
+    names: TensorNames = "publisher",
     pixels: bool = False,
 ) -> str:
     """Write the network of a run, and a card beside it; one line that tells where to and how well the outputs agree.
@@ -131,7 +131,7 @@ def export(
     if pixels:
         module = FromPixels(module, tuple(exported.data["mean"]), tuple(exported.data["std"])).eval()
         images = torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
-    back = write(kind, module, exported, images[:2], out, names)
+    back = write_format(kind, module, exported, images[:2], out, names)
     expected, found = module(images), back(images)
     apart = ((expected - found).abs().max() / expected.abs().max()).item()
     if not apart <= EXPORT_TOLERANCE:
@@ -140,7 +140,9 @@ def export(
     return f"{name} with {classes} classes from {exported.path} to {out}; outputs agree to {apart:.1e}"
 
 
-def write(kind: str, module: nn.Module, exported: Exported, images: Tensor, out: Path, names: Names) -> Any:
+def write_format(
+    kind: str, module: nn.Module, exported: Exported, images: Tensor, out: Path, names: TensorNames
+) -> Any:
     """Write one format and its card; return what reads it."""
     if kind == "hub-folder":
         return as_hub_folder(exported, images, out)

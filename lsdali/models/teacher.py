@@ -70,7 +70,7 @@ class Teacher:
         return logits if self._temperature == 1 else as_float32(logits) / self._temperature
 
 
-class Ensemble(Teacher):
+class TeacherEnsemble(Teacher):
     """Several teachers as one: the logarithm of the mean of their probabilities, divided by `temperature`."""
 
     def __init__(self, teachers: Sequence[Teacher], temperature: float = 1.0) -> None:
@@ -106,7 +106,8 @@ def load_teacher(config: TeacherConfig, classes: int, device: torch.device, name
     ones, or has another digest.
     """
     if isinstance(config, EnsembleTeacher):
-        teacher: Teacher = Ensemble([load_teacher(c, classes, device, names) for c in config.of], config.temperature)
+        members = [load_teacher(part, classes, device, names) for part in config.of]
+        teacher: Teacher = TeacherEnsemble(members, config.temperature)
     else:
         with torch.random.fork_rng(devices=[]):
             network, normal = open_teacher(config, classes, names)

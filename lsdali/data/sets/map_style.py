@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lsdali.data.sets.packing import Samples, write_shards
+from lsdali.data.sets.packing import PackedSplits, write_shards
 from lsdali.errors import UserError
 
 
@@ -43,7 +43,7 @@ def pack_datasets(
         "val": encoded(val, "val", len(names)),
     }
     try:
-        write_shards(Samples(splits, tuple(map(str, names))), out, shard_bytes)
+        write_shards(PackedSplits(splits, tuple(map(str, names))), out, shard_bytes)
     except OSError as error:
         raise UserError(f"the data cannot be packed into {out}: {error}") from None
     return {"name": "shards", "root": str(out)}

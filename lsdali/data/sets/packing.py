@@ -18,7 +18,7 @@ Sample = tuple[str, bytes, int]
 
 
 @dataclass(frozen=True)
-class Samples:
+class PackedSplits:
     """What is packed: the samples of train and val, in order, and the names of the classes."""
 
     splits: Mapping[str, Iterable[Sample]]
@@ -32,13 +32,13 @@ def pack(root: str, out: Path, shard_bytes: float) -> None:
     """
     try:
         found = parquet_samples(Path(root).expanduser())
-        samples = folder_samples(root) if found is None else Samples(*found)
+        samples = folder_samples(root) if found is None else PackedSplits(*found)
         write_shards(samples, out, shard_bytes)
     except (OSError, UnicodeEncodeError) as error:
         raise UserError(f"{root} cannot be packed into {out}: {error}") from None
 
 
-def write_shards(samples: Samples, out: Path, shard_bytes: float) -> None:
+def write_shards(samples: PackedSplits, out: Path, shard_bytes: float) -> None:
     """Raise UserError for a folder `out` that is not empty or a split without samples, and OSError."""
     if shard_bytes < 1:
         raise UserError(f"--shard-bytes {shard_bytes:g} is too small; 1e9 is usual")
@@ -49,7 +49,7 @@ def write_shards(samples: Samples, out: Path, shard_bytes: float) -> None:
         (out / split).mkdir()
         images = 0
         shards = 0
-        for shards, shard in enumerate(cut(content, shard_bytes), start=1):
+        for shards, shard in enumerate(cut_into_shards(content, shard_bytes), start=1):
             file = out / split / f"{shards - 1:06d}.tar"
             write_shard(shard, images, file)
             write_index(file, walk(file, file.name))
@@ -60,10 +60,10 @@ def write_shards(samples: Samples, out: Path, shard_bytes: float) -> None:
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in samples.classes), encoding="utf-8")
 
 
-def folder_samples(root: str) -> Samples:
+def folder_samples(root: str) -> PackedSplits:
     """Return the files of class folders, as they are. Raises UserError for a wrong layout."""
     train, val = (list_folders(root, "train", "val", split) for split in ("train", "val"))
-    return Samples({"train": files_of(train), "val": files_of(val)}, train.classes)
+    return PackedSplits({"train": files_of(train), "val": files_of(val)}, train.classes)
 
 
 def files_of(index: Index) -> Iterator[Sample]:
@@ -72,7 +72,7 @@ def files_of(index: Index) -> Iterator[Sample]:
         yield path.rpartition(".")[2].lower(), Path(path).read_bytes(), int(index.labels[i])
 
 
-def cut(samples: Iterable[Sample], shard_bytes: float) -> Iterator[list[Sample]]:
+def cut_into_shards(samples: Iterable[Sample], shard_bytes: float) -> Iterator[list[Sample]]:
     """Yield the samples of each shard, by the bytes that come before each in the whole."""
     shard: list[Sample] = []
     before = 0

@@ -8,7 +8,7 @@ from typing import Any
 from lsdali.data.io.image_formats import EXTENSIONS
 from lsdali.errors import UserError
 
-SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "test")}
+SPLIT_STARTS = {"train": ("train",), "val": ("validation", "valid", "val", "test")}
 """How names of files or folders of each split begin, the likeliest first."""
 IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
 """Names of columns, the likeliest first."""
@@ -22,21 +22,21 @@ def parquet_samples(root: Path) -> tuple[Mapping[str, Iterable[tuple[str, bytes,
     files = sorted(path for path in root.rglob("*.parquet") if path.is_file())
     if not files:
         return None
-    splits = {split: files_of_split(root, files, split) for split in SPLITS}
-    names = class_names(splits["train"])
+    splits = {split: files_of_split(root, files, split) for split in SPLIT_STARTS}
+    names = parquet_classes(splits["train"])
     return {split: rows_of(found, len(names)) for split, found in splits.items()}, names
 
 
 def files_of_split(root: Path, files: list[Path], split: str) -> list[Path]:
     """Return the files whose own name, or a folder's, begins with a name of the split."""
-    for start in SPLITS[split]:
+    for start in SPLIT_STARTS[split]:
         found = [f for f in files if any(part.startswith(start) for part in f.relative_to(root).parts)]
         if found:
             return found
-    raise UserError(f"{root} has no Parquet files of {split}: names begin with {' or '.join(SPLITS[split])}")
+    raise UserError(f"{root} has no Parquet files of {split}: names begin with {' or '.join(SPLIT_STARTS[split])}")
 
 
-def opened(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
     """Return a Parquet file. Raises UserError if pyarrow is missing or cannot read it."""
     try:
         import pyarrow
@@ -57,15 +57,15 @@ def column(path: Path, names: list[str], known: tuple[str, ...], what: str) -> s
     raise UserError(f"{path} has no column of {what} ({', '.join(known)}); its columns are {', '.join(names)}")
 
 
-def class_names(files: list[Path]) -> tuple[str, ...]:
+def parquet_classes(files: list[Path]) -> tuple[str, ...]:
     """Return what Hugging Face's features call the classes, else their numbers, as many as training has."""
-    file = opened(files[0])
+    file = open_parquet(files[0])
     label = column(files[0], file.schema_arrow.names, LABELS, "labels")
     told = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     names = told.get("info", {}).get("features", {}).get(label, {}).get("names")
     if names is not None:
         return tuple(names)
-    most = max(max(opened(f).read([label]).column(label).to_pylist()) for f in files)
+    most = max(max(open_parquet(f).read([label]).column(label).to_pylist()) for f in files)
     return tuple(map(str, range(most + 1)))
 
 
@@ -75,7 +75,7 @@ def rows_of(files: list[Path], classes: int) -> Iterator[tuple[str, bytes, int]]
     Raises UserError for a row without an image or with a foreign label.
     """
     for path in files:
-        file = opened(path)
+        file = open_parquet(path)
         names = file.schema_arrow.names
         image, label = column(path, names, IMAGES, "images"), column(path, names, LABELS, "labels")
         row = 0
