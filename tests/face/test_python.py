@@ -18,7 +18,7 @@ from lsdali.errors import UserError
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, Method
 from lsdali.models.digest import weights_digest
-from lsdali.models.families.preact import PREACT
+from lsdali.models.families.preact import NETWORKS as PREACT
 from lsdali.testing.small import equal, make_images, tiny
 from tests.harness import ROOT
 from tests.ranks import OnRanks
