@@ -97,3 +97,12 @@ def test_a_job_makes_room_for_a_more_urgent_one(slurm: Slurm, tmp_path: Path) ->
     text = (tmp_path / "job.log").read_text()
     assert "stopped to make room for another job" in text, text
     assert text.count("srun ended with status") == 2, text
+
+
+def test_srun_without_torchrun_is_refused_by_each_task(slurm: Slurm, place: Path) -> None:
+    command = [sys.executable, "-m", "lsdali.train", "recipe.yaml"]
+    done = slurm.run("srun", "--nodes=2", "--ntasks=2", *command, cwd=place, **VARIABLES)
+    assert done.returncode == 2, done.stderr
+    assert "srun started 2 tasks that know nothing of each other" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place / "run").exists()
