@@ -21,7 +21,7 @@ class Batches:
     """A data set as batches on the device. Which sample comes when is a function of seed and step."""
 
     def __init__(self, data: Any, batch: int, seed: int, device: torch.device, *, half: bool) -> None:
-        tree = {"epochs": 2**31, "batch": batch, "seed": seed, "schedule": "constant", **OTHERS}
+        tree = {"epochs": 1_000_000, "batch": batch, "seed": seed, "schedule": "constant", **OTHERS}
         recipe = check_recipe({**tree, "data": part_of_recipe("data", data)}, "lsdali.loader")
         self._data, self._device, self._half, self._batch = recipe.data, device, half, batch
         index = open_dataset(recipe.data, "train")

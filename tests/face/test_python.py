@@ -17,8 +17,8 @@ from lsdali import parts
 from lsdali.errors import UserError
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, Method
+from lsdali.models import MODELS
 from lsdali.models.digest import weights_digest
-from lsdali.models.families.preact import NETWORKS as PREACT
 from lsdali.testing.small import equal, make_images, tiny
 from tests.harness import ROOT
 from tests.ranks import OnRanks
@@ -120,7 +120,7 @@ class Halved(Method):
 def test_a_method_and_a_network_of_ones_own(recipe: dict[str, Any], tmp_path: Path) -> None:
     """The same numbers as by name, and the module that was given stays as it was."""
     torch.manual_seed(0)
-    net = PREACT["preact_resnet10"](5, width=16)
+    net = MODELS["preact_resnet10"](5, width=16)
     before = weights_digest(net)
     options = {"epochs": 1, "run_dir": str(tmp_path / "mine"), "optimizer": {"name": "sgd", "lr": 0.1}}
     mine = lsdali.train(recipe, model=net, method=Halved, **options, **{"method.factor": 0.25})
@@ -135,7 +135,7 @@ def test_a_method_and_a_network_of_ones_own(recipe: dict[str, Any], tmp_path: Pa
 
 def test_a_network_that_is_not_given_again_is_named(recipe: dict[str, Any], tmp_path: Path) -> None:
     def mine(classes: int) -> nn.Module:
-        return PREACT["preact_resnet10"](classes, width=16)
+        return MODELS["preact_resnet10"](classes, width=16)
 
     lsdali.train(recipe, model=mine, epochs=1)
     del parts.OPEN["MODELS"].entries["mine"]
