@@ -1,9 +1,4 @@
-"""The time that a save takes from training: `python -m benchmarks.saves [--rows N] [--seconds S] [--runs R]`.
-
-Trains a ResNet-50 with momentum on made-up images for so many seconds, by turns with and without a save at the start,
-and prints the medians. `--rows` adds a memory of N samples of 1000 classes in half precision, as PS-KD keeps it; 1.28
-million are ImageNet. On a commit whose saves are not in the background, `save` itself waits.
-"""
+"""What a save costs."""
 
 import argparse
 import shutil
@@ -28,9 +23,9 @@ BATCH, SIZE, CLASSES = 8, 64, 1000
 class Training:
     """A network, its optimizer and perhaps a memory of samples."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, model: str, rows: int) -> None:
         torch.manual_seed(0)
-        network = build_network(ModelConfig(name="resnet50"), CLASSES)
+        network = build_network(ModelConfig(name=model), CLASSES)
         self.student = Student(network, {}).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.student.parameters(), 0.01, momentum=0.9, fused=True)
         self.images = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
@@ -62,41 +57,44 @@ class Training:
         return count
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=8.0, help="longer than the thread needs to write")
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: a temporary folder")
-    options = parser.parse_args()
+def saves(options: argparse.Namespace) -> None:
+    """The time that a save takes from training.
+
+    Trains a network with momentum on made-up images for so many seconds, by turns with and without a save at the start,
+    and prints the medians. With `--rows` there is a memory of so many samples of 1000 classes in half precision, as
+    PS-KD keeps it; 1,281,167 are ImageNet.
+    """
     torch.set_num_threads(1)
-    training = Training(options.rows)
+    training = Training(options.model, options.rows)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     checkpoints = Checkpoints(folder, 1, print)
     header = {"recipe": {}, "classes": CLASSES, "data": "", "teachers": [], "steps": 10**6}
-    extra: dict[str, Any] = {} if not hasattr(checkpoints, "finish") else {"memory": training.memory}
-    training.steps_of(2.0)
+    training.steps_of(options.seconds / 4)
     count = training.steps_of(options.seconds)
     figures: dict[str, list[float]] = {"without": [], "with": [], "stopped": []}
     for run in range(options.runs):
         for kind in ("without", "with"):
             began = time.perf_counter()
             if kind == "with":
-                checkpoints.save(training.parts, {**header, "step": run}, best=False, **extra)
+                checkpoints.save(training.parts, {**header, "step": run}, best=False, memory=training.memory)
                 figures["stopped"].append(time.perf_counter() - began)
             for _ in range(count):
                 training.step()
             figures[kind].append(time.perf_counter() - began)
-            if extra:
-                checkpoints.finish()
+            checkpoints.finish()
     size = next(folder.glob("step-*.pt")).stat().st_size
     shutil.rmtree(folder)
     lost = statistics.median(a - b for a, b in zip(figures["with"], figures["without"], strict=True))
-    medians = {kind: statistics.median(values) for kind, values in figures.items()}
-    print(f"{size / 1e9:.2f} GB, {count} steps, {options.runs} runs, seconds: {medians}")
-    print(f"a save stops the step for {medians['stopped']:.2f} s and costs {lost:.2f} s in all")
-    print(f"that is {lost / 40:.1%} of an epoch of 40 s")
+    stopped = statistics.median(figures["stopped"])
+    print(f"{size / 1e9:.2f} GB, {count} steps, medians of {options.runs} interleaved runs")
+    print(f"a save stops the step for {stopped:.2f} s and costs {lost:.2f} s in all: {lost / 40:.1%} of 40 s")
 
 
-if __name__ == "__main__":
-    main()
+def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sub = commands.add_parser("saves", help="the time that a save takes from training", description=saves.__doc__)
+    sub.add_argument("--model", default="resnet50")
+    sub.add_argument("--rows", type=int, default=0, help="samples in the memory; 0: there is none")
+    sub.add_argument("--seconds", type=float, default=8.0, help="of a run; more than the thread needs to write")
+    sub.add_argument("--runs", type=int, default=7)
+    sub.add_argument("--folder", type=Path, help="on the disk to measure; default: that of temporary files")
+    sub.set_defaults(run_command=saves)

@@ -115,3 +115,11 @@ def test_networks_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert lenet[1:] == ["32", "62,006 (10)", "62,006", "3", "yes, 1 positions", "yes", "", "0 |"]
     assert vgg[2:6] == ["132,863,336 (1000)", "132,863,336", "5", "no: the head reads all positions at once"]
+
+
+def test_saves_and_what_watches_a_step_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--model", "resnet18"]
+    assert record(["saves", *small, "--rows", "1000", "--seconds", "0.1", "--runs", "2"]) == 0
+    assert "a save stops the step for " in capsys.readouterr().out
+    assert record(["guards", *small, "--blocks", "2", "--steps", "1"]) == 0
+    assert "watched costs " in capsys.readouterr().out
