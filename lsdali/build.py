@@ -25,6 +25,7 @@ from lsdali.methods.shared.class_weights import recipe_weights
 from lsdali.models import build_network
 from lsdali.models.checks import check_aux_heads, check_features, check_image_size, check_memory, count_classes
 from lsdali.models.pretrained import load_weights, shorten
+from lsdali.models.shared_norm import share_norms
 from lsdali.models.student import Network, Student
 from lsdali.models.teacher import Teacher, load_teacher
 from lsdali.models.teacher_configs import TeacherConfig
@@ -60,6 +61,9 @@ def build(
         trainer = prepare(recipe, folder, device, checkpoints, events, begun=begun)
     with dist.raise_together():
         trainer.method.begin(trainer.student)
+    if recipe.model.sync_batchnorm:
+        with dist.raise_together():
+            share_norms(trainer.student, device, recipe.model.name)
     if dist.active():
         wrapped = wrap(trainer.student, device)
         fix_bucket_order(wrapped, trainer, recipe)
@@ -132,6 +136,7 @@ def prepare(
             "teachers": teachers,
             "class_weights": None if method.class_weights is None else method.class_weights.tolist(),
             "uses": parts.in_use(recipe.names),
+            "threads": torch.get_num_threads(),
         },
         parts={},
         classes=classes,

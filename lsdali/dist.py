@@ -178,6 +178,21 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        return all_sum(gradient[0])
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """The sum over ranks, on every rank, for sums that the losses of all ranks read: their gradients are added up."""
+    return _Sum.apply(x) if active() else x
+
+
 def all_mean(x: Tensor) -> Tensor:
     """Return the mean over ranks, on every rank; `x` is left alone."""
     return all_sum(x) / world()

@@ -76,3 +76,14 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, content: Content, check: 
             checkpoints.set_unfit_aside()
             return found
     raise SharedError("no checkpoint fits: they were removed while this run looked at them")
+
+
+def other_threads(header: Mapping[str, Any], content: dict[str, Any]) -> str:
+    """Return what to say of another number of threads than wrote the checkpoint; empty where it is the same."""
+    now, before = header["threads"], content.get("threads", header["threads"])
+    if now == before:
+        return ""
+    return (
+        f"torch computes with {now} threads here and did with {before} before, so the last bits of the weights may "
+        f"differ from those of an uninterrupted run; threads: {before} keeps them"
+    )

@@ -111,6 +111,8 @@ def start(recipe: "Recipe") -> int:
 
 def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) -> None:
     """Train into the recipe's run folder; continue from its newest whole checkpoint."""
+    import torch
+
     from lsdali import dist
     from lsdali.errors import Stopped, UserError
     from lsdali.events import open_events
@@ -119,6 +121,8 @@ def run(recipe: "Recipe", device: "torch.device", pulse: "Pulse | None" = None) 
     from lsdali.state.run_folder import claim
 
     folder = Path(recipe.run_dir or "runs")
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     with dist.raise_together():
         claimed = claim(folder) if dist.is_main() else None
         guard = nothing if claimed is None else claimed.check
@@ -164,7 +168,7 @@ def open_trainer(
     from lsdali.disk import write_whole
     from lsdali.loggers.profile import profiled
     from lsdali.recipe import to_yaml
-    from lsdali.resume import resume, wrong_in
+    from lsdali.resume import other_threads, resume, wrong_in
     from lsdali.selection import stopped
     from lsdali.state.checkpoint import Checkpoints
     from lsdali.state.run_folder import read_summary
@@ -189,6 +193,8 @@ def open_trainer(
         content = resume(trainer, checkpoints, content, lambda found: same_run(trainer, found, folder))
         for sentence in parts.changes(content.get("uses", ()), trainer.header["uses"]):
             events.log(sentence)
+        if device.type == "cpu" and (other := other_threads(trainer.header, content)):
+            events.log(other)
     with dist.raise_together():
         if dist.is_main():
             summary.unlink(missing_ok=True)  # of a run that goes on longer

@@ -119,6 +119,9 @@ class ModelConfig(Config):
     kaiming_in: convolutions and linear layers normal by fan-in; null is the published way."""
     zero_gamma: bool = False
     """Whether residual branches begin at zero: the scale of their last norm is 0."""
+    sync_batchnorm: bool = False
+    """Whether BatchNorm's statistics in training are those of all processes' images, not of each process's own. Several
+    processes then train as one does, for two more exchanges in the forward and the backward pass of each BatchNorm."""
     weights: WeightsConfig | None = None
     """Pretrained weights; null: trained from scratch."""
 
