@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.metrics import log_loss
 from torchvision.transforms.functional import five_crop, ten_crop
 
@@ -367,3 +368,23 @@ def test_features_of_three_classes_in_a_plane(base, tmp_path, capsys):
     ):
         assert main([*runs, *wrong]) == 2
         assert why in capsys.readouterr().err
+
+
+def test_a_recipe_with_weights_is_evaluated(base, tmp_path, capsys):
+    """The figures are those of the run whose weights they are; without weights, or with a part of them, none."""
+    run = base / "a"
+    recipe = tmp_path / "recipe.yaml"
+    content = torch.load(run / "checkpoints/best.pt", weights_only=True)
+    recipe.write_text(yaml.safe_dump(content["recipe"]))
+    expected = evaluated(tmp_path, run)["rows"][0]["metrics"]
+    assert main([str(recipe)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {recipe} has no model.weights, so that its network is untrained: name them, or a run\n"
+    )
+    weights = f"{{source: run, path: {run}}}"
+    found = evaluated(tmp_path, recipe, f"model.weights={weights}")
+    assert found["rows"][0]["metrics"] == expected
+    assert found["runs"][0]["digest"] == evaluated(tmp_path, run)["runs"][0]["digest"]
+    new = f"{{source: run, path: {run}, classifier: new}}"
+    assert main([str(recipe), f"model.weights={new}"]) == 2
+    assert "the classifier for 5 begins untrained" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Evaluate trained runs: metrics, calibration, temperatures, ensembles. Runs under torchrun too.
 
 Those metrics that summary.json has are the same. `key=value` changes the data part of the recipes, evaluate.batch or
-precision.
+precision; of a recipe that is evaluated with pretrained weights, also the model.
 """
 
 import argparse
@@ -42,7 +42,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lsdali evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN | key=value", help="a run folder or a checkpoint file")
+    what = "a run folder, a checkpoint file, or a recipe with model.weights"
+    parser.add_argument("runs", nargs="+", metavar="RUN | key=value", help=what)
     parser.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="which one of each run folder")
     parser.add_argument("--weights", choices=("model", "ema"), default="model")
     parser.add_argument(
@@ -125,7 +126,7 @@ def evaluate(args: argparse.Namespace, device: "torch.device") -> None:
     names = [text for text in args.runs if text not in overrides]
     with dist.raise_together():
         check(args, names)
-    runs = [open_run(Path(name), args.checkpoint, args.weights) for name in names]
+    runs = [open_run(Path(name), args.checkpoint, args.weights, overrides) for name in names]
     if args.plane:
         return draw(args, runs, overrides, device)
     held_out = [open_held_out(run, overrides) for run in runs] if args.temperature == "held_out" else []

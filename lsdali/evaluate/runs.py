@@ -18,17 +18,21 @@ from lsdali.data.sets.listing import Split
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.evaluate.views import Views, averaged, choose
+from lsdali.models import build_network
 from lsdali.models.checkpoint_net import open_network, same_classes
 from lsdali.models.checks import check_image_size, count_classes
 from lsdali.models.digest import weights_digest
+from lsdali.models.pretrained import load_weights
 from lsdali.models.student import Network
 from lsdali.optim.precision import Precision
-from lsdali.recipe import Recipe, apply_override, check_recipe
+from lsdali.recipe import Recipe, apply_override, check_recipe, load
 from lsdali.state import checkpoint
 from lsdali.state.find import find_checkpoint
 
 ALLOWED = ("data.", "evaluate.batch=", "precision=")
 """What an override may begin with: the rest of a recipe was decided in training."""
+RECIPE_ENDINGS = (".yaml", ".yml")
+"""How names of recipes end."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,13 @@ class Run:
         }
 
 
-def open_run(run: Path, which: str, weights: str) -> Run:
-    """Open a run. Raises UserError if there is no whole checkpoint, or not these weights. On every rank."""
+def open_run(run: Path, which: str, weights: str, overrides: Sequence[str] = ()) -> Run:
+    """Open a trained run, or a recipe (YAML, with these overrides) whose network has pretrained weights.
+
+    Raises UserError where there is no whole checkpoint, or not these weights. On every rank.
+    """
+    if run.suffix in RECIPE_ENDINGS:
+        return open_recipe(run, overrides)
     with dist.raise_together():
         path = find_checkpoint(run, which)
         content = checkpoint.read(path)
@@ -83,10 +92,31 @@ def open_run(run: Path, which: str, weights: str) -> Run:
     return Run(str(run), path, content, weights, network)
 
 
+def open_recipe(path: Path, overrides: Sequence[str]) -> Run:
+    """Open the network of a recipe with its model.weights, as if it were a run of no step. Collective.
+
+    Raises UserError where the recipe names no weights, or these leave a part of the network untrained.
+    """
+    with dist.raise_together():
+        recipe = load(path, overrides)
+        if recipe.model.weights is None:
+            raise UserError(f"{path} has no model.weights, so that its network is untrained: name them, or a run")
+        index = open_dataset(recipe.data, "val", log=lambda line: None)
+        network = build_network(recipe.model, count_classes(recipe.model.classes, index.classes, index.root))
+        said: list[str] = []
+        load_weights(network, recipe.model.name, recipe.model.weights, said.append)
+        if untrained := [line for line in said if "begins untrained" in line or ", missing:" in line]:
+            raise UserError(f"{path} cannot be evaluated: {untrained[0]}")
+    content = {"recipe": recipe.model_dump(mode="json"), "classes": network.classes, "data": "", "step": 0}
+    return Run(str(path), path, content, "model", network.eval())
+
+
 def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a run, with another data part where the overrides say so."""
     tree = deepcopy(run.content["recipe"])
     for override in overrides:
+        if run.path.suffix in RECIPE_ENDINGS and override.startswith("model."):
+            continue  # it decided the network, when the recipe was opened
         if not override.startswith(ALLOWED):
             raise UserError(f"override {override!r}: only data.*, evaluate.batch and precision can be changed here")
         apply_override(tree, override)
