@@ -155,7 +155,7 @@ def test_rows_that_wait_take_a_part_of_the_tables_at_most(monkeypatch: pytest.Mo
 
 KILLED = """
 import os, signal, sys, time
-from lsdali.state import checkpoint
+from lsdali.state import archive, checkpoint
 from lsdali.train import main
 from lsdali.trainer import Trainer
 
@@ -180,7 +180,7 @@ def killed(*args):
     return real(*args)
 
 write, Trainer.step, checkpoint.Checkpoints._write = checkpoint.Checkpoints._write, step, written
-owner = getattr(checkpoint, owner) if owner else checkpoint
+owner = getattr(archive, owner) if owner else checkpoint
 real = getattr(owner, name)
 setattr(owner, name, killed)
 main(sys.argv[5:])
