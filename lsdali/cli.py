@@ -7,6 +7,7 @@ from importlib import import_module
 
 import lsdali
 from lsdali.errors import UserError, command
+from lsdali.terminal import say
 
 VERBS = {
     "train": "train from a recipe; the same command again continues",
@@ -36,15 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):
-        print(usage())
+        say(usage())
     elif verb in ("-V", "--version"):
-        print(f"lsdali {lsdali.__version__}")
+        say(f"lsdali {lsdali.__version__}")
     elif verb in VERBS:
         return int(import_module(module_of(verb)).main(arguments[1:]))
     else:
         near = get_close_matches(verb, VERBS, 1)
         hint = f"lsdali train {verb}" if verb.endswith((".yaml", ".yml")) else (f"lsdali {near[0]}" if near else "")
-        raise UserError(f"there is no command {verb!r}; " + (f"did you mean `{hint}`?" if hint else usage()))
+        raise UserError(
+            f"there is no command {verb!r}; " + (f"did you mean `{hint}`?" if hint else "lsdali --help lists them")
+        )
     return 0
 
 

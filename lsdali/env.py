@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from lsdali.terminal import say
+
 REPORTED_PACKAGES = ("lsdali", "torch", "torchvision", "numpy", "pillow", "pydantic", "timm", "fsspec")
 DRIVER = Path("/proc/driver/nvidia/version")
 GB = 1e9
@@ -41,12 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     findings = list(look(args.run_dir))
     if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        say(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         for finding in findings:
-            print(f"{finding.verdict:8}{finding.name:15}{finding.found}")
+            say(f"{finding.verdict:8}{finding.name:15}{finding.found}")
             if finding.remedy:
-                print(f"{'':23}-> {finding.remedy}")
+                say(f"{'':23}-> {finding.remedy}")
     return int(any(finding.verdict == "wrong" for finding in findings))
 
 

@@ -11,14 +11,19 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec
 
+from lsdali.terminal import say
+
 P = ParamSpec("P")
 
+
+BREAK, LINE_END = re.compile(r"\n(?!  )"), r"\\n"  # lines of a sentence of several are indented
 FINISHED, CRASHED, REFUSED, BROKEN, STOPPED = 0, 1, 2, 3, 75
 
 
@@ -56,7 +61,7 @@ def report_error(error: Exception) -> int:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not isinstance(error, SharedError):
         alone = "" if rank == "0" else f"rank {rank}: "
-        print(f"error: {alone}{error}", file=sys.stderr, flush=True)
+        say(f"error: {alone}{BREAK.sub(LINE_END, str(error))}", file=sys.stderr, flush=True)
     return REFUSED
 
 

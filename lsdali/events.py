@@ -17,6 +17,7 @@ from lsdali.disk import Appended, refused
 from lsdali.errors import UserError
 from lsdali.event_file import EventFile
 from lsdali.state.run_folder import EVENTS, strict_json
+from lsdali.terminal import console, printable, say
 
 Metrics = Mapping[str, float]
 TERMINAL = Path("/dev/stdout")
@@ -132,8 +133,8 @@ def open_events(folder: Path, check: Callable[[], None] = lambda: None) -> Event
     if not dist.is_main():
         return Events([])
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    shown: Sink = Bar(console) if console.is_terminal else Lines()
+    terminal = console()
+    shown: Sink = Bar(terminal) if terminal.is_terminal else Lines()
     lines = JsonLines(folder / EVENTS, check)
     events = Events([lines, TensorBoard(folder / "tensorboard"), shown])
     if lines.cut:
@@ -192,7 +193,11 @@ class TensorBoard:
 
 
 def sentence(event: Event) -> str:
-    """Return an event as one plain line."""
+    """Return an event as one plain line, names from outside escaped."""
+    return printable(_sentence(event))
+
+
+def _sentence(event: Event) -> str:
     if isinstance(event, Begun):
         return start_line(event)
     if isinstance(event, Trained):
@@ -239,7 +244,7 @@ class Lines:
 
     def write(self, event: Event) -> None:
         try:
-            print(sentence(event), flush=True)
+            say(sentence(event), flush=True)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more at the end
             raise

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lsdali import parts
 from lsdali.errors import command
+from lsdali.terminal import say
 
 FORMATS = ("hub-folder", "onnx", "safetensors", "torch-export", "torchscript")
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     from lsdali.models.exports import export
 
-    print(
+    say(
         export(
             options.run,
             options.format,

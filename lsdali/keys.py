@@ -11,6 +11,7 @@ from typing import Any
 
 from lsdali import parts
 from lsdali.errors import UserError, command
+from lsdali.terminal import say
 
 
 @command
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     parts.use_installed()
     parts.use(options.uses)
-    print(schema_text() if options.json_schema else "\n".join(lines_at(options.path)))
+    say(schema_text() if options.json_schema else "\n".join(lines_at(options.path)))
     return 0
 
 

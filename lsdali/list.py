@@ -8,6 +8,7 @@ from typing import Any
 
 from lsdali import parts
 from lsdali.errors import command
+from lsdali.terminal import say
 
 
 def first_sentence(thing: Any) -> str:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         source = parts.owner(REGISTRIES.get(options.what, ""), name)
-        print(f"{name:{width}}  {text}".rstrip() + (f"  [{source}]" if source else ""))
+        say(f"{name:{width}}  {text}".rstrip() + (f"  [{source}]" if source else ""))
     return 0
 
 

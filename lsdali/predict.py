@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lsdali import parts
 from lsdali.errors import UserError, command
 from lsdali.face.callable import call_module
+from lsdali.terminal import say
 
 if TYPE_CHECKING:
     from lsdali.face.prediction import Prediction
@@ -87,7 +88,7 @@ def write(found: Iterable["Prediction"], options: argparse.Namespace) -> int:
         table.writerow(["image", "rank", "class", "probability", "fault"])
     for one in found:
         if options.json:
-            print(json.dumps(asdict(one)))
+            say(json.dumps(asdict(one)))
         elif options.csv:
             for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1):
                 table.writerow([one.image, rank, name, f"{p:.6f}", ""])
@@ -95,10 +96,10 @@ def write(found: Iterable["Prediction"], options: argparse.Namespace) -> int:
                 table.writerow([one.image, "", "", "", one.fault])
         elif one.fault is None:
             pairs = zip(one.classes, one.probabilities, strict=True)
-            print(f"{one.image}  " + "  ".join(f"{name} {100 * p:.2f} %" for name, p in pairs))
+            say(f"{one.image}  " + "  ".join(f"{name} {100 * p:.2f} %" for name, p in pairs))
         if one.fault is not None:
             bad += 1
-            print(f"bad image: {one.image} ({one.fault})", file=sys.stderr)
+            say(f"bad image: {one.image} ({one.fault})", file=sys.stderr)
     return int(bad > 0)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lsdali.errors import UserError, command
+from lsdali.terminal import say
 
 WNID = re.compile(r"n\d{8}")
 
@@ -59,7 +60,7 @@ def scan(args: argparse.Namespace, command: str) -> int:
         if args.full:
             part["corrupt"] = corrupt(parts[split])
     summary |= sorted_copies(copies(parts))
-    print(as_text(summary))
+    say(as_text(summary))
     if args.json is not None:
         write_file(args.json, json.dumps(summary, indent=1))
     if args.html is not None:

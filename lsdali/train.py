@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsdali import parts
 from lsdali.face.callable import call_module
+from lsdali.terminal import printable, say
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return report_error(SharedError(error))
     if args.show:
-        print(to_yaml(recipe), end="")
+        say(to_yaml(recipe), end="")
         return 0
     announce(recipe)
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -79,7 +80,7 @@ def announce(recipe: Any) -> None:
     """Say what begins, before anything is built; rank 0 alone."""
     if os.environ.get("RANK", "0") == "0":
         what = f"{recipe.method.name} with {recipe.model.name} on {recipe.data.name}"
-        print(f"{what}, {recipe.epochs} epochs, into {recipe.run_dir}", flush=True)
+        say(printable(f"{what}, {recipe.epochs} epochs, into {recipe.run_dir}"), flush=True)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from lsdali.metric_names import METRICS
 from lsdali.page import render
 from lsdali.page.evaluation import evaluation, heat, value
 from lsdali.page.render import write_file
+from lsdali.terminal import console, printable
 
 
 def check(args: argparse.Namespace, names: Sequence[str]) -> None:
@@ -110,27 +110,27 @@ def contents(
 
 def print_found(found: Mapping[str, Any]) -> None:
     """Print the table, which checkpoint each run's figures are of, and on which samples."""
-    console = Console(width=None if sys.stdout.isatty() else 500)
-    console.print(table(found["rows"]))
+    out = console(500)
+    out.print(table(found["rows"]))
     for run in found["runs"]:
         epoch = f", epoch {run['epoch']}" if run["epoch"] is not None else ""
-        say(console, f"{run['run']}: {run['weights']} weights of {run['checkpoint']}{epoch}, step {run['step']}")
+        tell(out, f"{run['run']}: {run['weights']} weights of {run['checkpoint']}{epoch}, step {run['step']}")
     for data in dict.fromkeys(run["data"] for run in found["runs"]):
-        say(console, f"evaluated on {data}" + (f", {found['views']}" if found["views"] else ""))
+        tell(out, f"evaluated on {data}" + (f", {found['views']}" if found["views"] else ""))
     if found["temperature"]:
-        say(console, f"temperatures are fitted on {found['temperature']}")
+        tell(out, f"temperatures are fitted on {found['temperature']}")
     for line in found["fits"]:
         if line["temperature"] in line["bounds"]:
-            say(console, f"{line['run']}: its temperature is a bound, not a minimum")
+            tell(out, f"{line['run']}: its temperature is a bound, not a minimum")
     for one in found["ensembles"]:
         errors = "  ".join(f"{m['members']}: {m['metrics']['error1']:.2f}" for m in one["curve"])
-        say(console, f"{one['run']}: top-1 error (%) of the newest checkpoints together, by their number: {errors}")
+        tell(out, f"{one['run']}: top-1 error (%) of the newest checkpoints together, by their number: {errors}")
     for one in found["shifts"]:
-        say(console, shift_sentence(one))
+        tell(out, shift_sentence(one))
 
 
-def say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+def tell(out: Console, text: str) -> None:
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -140,7 +140,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     out = Table("run", "samples", "temperature", *titles)
     for row in rows:
         cells = [row["name"], row["samples"], heat(row), *(value(row["metrics"], name) for name in names)]
-        out.add_row(*map(Text, cells))
+        out.add_row(*(Text(printable(cell)) for cell in cells))
     return out
 
 

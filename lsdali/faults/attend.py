@@ -16,6 +16,7 @@ from lsdali.faults.pulse import GRACE, TICK, Pulse
 from lsdali.faults.signals import caught, end_with_parent
 from lsdali.faults.table import ProcessTable
 from lsdali.faults.wire import Line, Server
+from lsdali.terminal import say
 
 
 def attended(work: Callable[[torch.device, Pulse], None], seconds: float) -> int:
@@ -97,12 +98,12 @@ def crashed(error: Exception, pulse: Pulse) -> int:
             time.sleep(0.05)
     if pulse.over:
         time.sleep(2 * GRACE)  # the pulse ends this process
-    print(
+    say(
         f"error: rank {pulse.rank} on {pulse.host} at step {pulse.step} ({pulse.doing}): "
         f"{type(error).__name__}: {first_line(error)}",
         file=sys.stderr,
     )
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)), end="", file=sys.stderr)
     sys.stderr.flush()
     get_error_handler().record_exception(error)
     return CRASHED

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from lsdali.errors import BROKEN, STOPPED, UserError
 from lsdali.faults.table import Beat, Verdict
+from lsdali.terminal import say
 
 TICK = 1.0  # seconds
 LATER = 10.0  # seconds after which a process shows its stack itself: the sentence of the others comes first
@@ -106,7 +107,7 @@ class Pulse:
         with suppress(UserError):
             self.on_early_stop()
         if self.rank == 0:
-            print(f"stopped by {self.stop} before the first step; the same command begins anew", flush=True)
+            say(f"stopped by {self.stop} before the first step; the same command begins anew", flush=True)
         self.end(STOPPED)
 
     def now(self, left: int | None = None) -> Beat:
@@ -133,7 +134,7 @@ class Pulse:
                 tell_cause(verdict.end)
             if self.rank in verdict.stacks:
                 time.sleep(TICK)  # the cause comes first
-                print(self.stack(), file=sys.stderr, flush=True)
+                say(self.stack(), file=sys.stderr, flush=True)
             time.sleep(GRACE)
             self.end(verdict.status)
         if verdict.stop is None or self._at is not None:
@@ -186,7 +187,7 @@ class Pulse:
 
 def tell_cause(cause: str) -> None:
     """Print why the run is over."""
-    print(f"error: {cause}; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+    say(f"error: {cause}; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
 
 
 def killed_by_kernel() -> int:

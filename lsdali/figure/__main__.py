@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsdali.figure.kinds import KINDS
+from lsdali.terminal import say
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     import torch
@@ -82,7 +83,7 @@ def make(args: argparse.Namespace, device: "torch.device") -> None:
     with dist.raise_together():
         if dist.is_main():
             write(paths, found, kind.size(found), kind.draw)
-            print("\n".join(map(str, paths)))
+            say("\n".join(map(str, paths)))
 
 
 if __name__ == "__main__":

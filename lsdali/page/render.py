@@ -7,6 +7,7 @@ from typing import Any
 
 import lsdali
 from lsdali.errors import UserError
+from lsdali.terminal import printable_lines
 
 FOLDER = Path(__file__).parent
 
@@ -14,7 +15,7 @@ FOLDER = Path(__file__).parent
 def render(template: str, command: str, **values: Any) -> str:
     """Return the page as text. Values are escaped; `command` goes into the footer, with version, commit and date.
 
-    Characters that UTF-8 cannot carry, as in the name of a file with other bytes, become question marks.
+    Characters that nobody sees, or that UTF-8 cannot carry, as in the name of a file with other bytes, are escaped.
     """
     import jinja2
 
@@ -28,7 +29,7 @@ def render(template: str, command: str, **values: Any) -> str:
         "date": datetime.now().astimezone().isoformat(" ", "seconds"),
     }
     page = environment.get_template(template).render(about=about, **values)
-    return page.encode(errors="replace").decode()
+    return printable_lines(page)
 
 
 def commit() -> str | None:

@@ -21,6 +21,7 @@ from lsdali.recipe.kinds import Kinds, kinds_at, narrowed, tags, under
 from lsdali.recipe.messages import cut, explain
 from lsdali.recipe.schema import OPERATIONAL, Recipe
 from lsdali.recipe.yaml12 import DEEPEST, parse_yaml
+from lsdali.terminal import printable
 
 Root = TypeVar("Root", bound=BaseModel)
 LONGEST = 4096  # characters of a text: no path is longer
@@ -96,7 +97,7 @@ def check_tree(kind: type[Root], tree: Mapping[str, Any], path: str | Path) -> R
     except ValidationError as error:
         found = {explain(kind, detail, full) for detail in error.errors(include_url=False)}
         lines = sorted((*source_of(tree, path, place), text) for place, text in found)
-        raise UserError("\n  ".join(f"{where}: {text}" for _, where, text in lines)) from None
+        raise UserError("\n  ".join(printable(f"{where}: {text}") for _, where, text in lines)) from None
 
 
 def unusable(node: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -15,6 +15,7 @@ from lsdali.metric_names import METRICS
 from lsdali.report.groups import RunGroup, grouped
 from lsdali.report.runs import RunRecord, find_runs
 from lsdali.report.tables import METRIC_COLUMNS, WRITERS, ReportTable, comparison, recipe_differences, surroundings
+from lsdali.terminal import console, printable, say
 
 NARROW = ("runs", "epochs", "figures of", "of epoch")  # columns of the terminal, beside the metrics
 
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.format == "table":
         print_table(table)
     else:
-        print(WRITERS[args.format](table), end="")
+        say(WRITERS[args.format](table), end="")
     for fault in faults(runs):
-        print(f"note: {fault}", file=sys.stderr)
+        say(f"note: {printable(fault)}", file=sys.stderr)
     return 0
 
 
@@ -55,7 +56,6 @@ def faults(runs: Sequence[RunRecord]) -> list[str]:
 
 def print_table(table: ReportTable) -> None:
     """Print the table without the errors, which the accuracies say already, and the speed."""
-    from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
 
@@ -64,7 +64,7 @@ def print_table(table: ReportTable) -> None:
     drawn = Drawn(*(table.columns[number] for number in kept))
     for row in table.rows:
         drawn.add_row(*(Text(row[number].text, "bold" if row[number].best else "") for number in kept))
-    Console(width=None if sys.stdout.isatty() else 500).print(drawn)
+    console(500).print(drawn)
 
 
 def write_page(

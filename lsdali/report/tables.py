@@ -8,6 +8,7 @@ from typing import Any
 
 from lsdali.metric_names import METRICS, with_errors
 from lsdali.report.groups import RunGroup, different_keys, mean_std
+from lsdali.terminal import printable
 
 METRIC_COLUMNS = ("top1", "error1", "top5", "nll", "ece", "ece_pskd", "aurc")
 CHECKPOINTS = ("last", "best", "ema last", "ema best")
@@ -19,6 +20,9 @@ class ReportCell:
     value: float | None = None  # sorts a column of numbers
     best: bool = False
     changed: bool = False
+
+    def __post_init__(self) -> None:
+        self.text = printable(self.text)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lsdali import parts
 from lsdali.errors import UserError, command
+from lsdali.terminal import console, say
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
     from lsdali.sweep.cells import Cell
@@ -73,7 +74,7 @@ def start(args: argparse.Namespace) -> int:
     from lsdali.sweep.schema import Sweep
 
     if args.schema:
-        print(json.dumps(Sweep.model_json_schema(), indent=1))
+        say(json.dumps(Sweep.model_json_schema(), indent=1))
         return 0
     if args.file is None:
         raise UserError("which sweep? Give a YAML file, for example sweeps/digits.yaml")
@@ -107,18 +108,16 @@ def chosen(cells: Sequence["Cell"], patterns: Sequence[str] | None) -> list["Cel
 
 
 def show_cells(args: argparse.Namespace, cells: Sequence["Cell"]) -> int:
-    from rich.console import Console
-
     from lsdali.sweep.plan import dry_run, listing
 
     if args.list:
         for text in listing(cells):
-            print(text, end="")
+            say(text, end="")
     else:
         table, unknown = dry_run(cells, args.rate, args.jobs)
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        console(160).print(table)
         for why in unknown:
-            print(f"not counted: {why}")
+            say(f"not counted: {why}")
     return 0
 
 
@@ -128,15 +127,15 @@ def work(
     """Train what is wanted, then show the tables of all that is finished."""
     from lsdali.sweep.run import Runner
 
-    runner = Runner(wanted, args.jobs, args.processes, lambda line: print(line, flush=True))
+    runner = Runner(wanted, args.jobs, args.processes, lambda line: say(line, flush=True))
     if not args.table:
         runner.run()
     tell_tables(sweep, path, cells)
     left = len(wanted) - len(runner.done) - len(runner.failed)
     if not args.table:
-        print(f"{len(runner.done)} finished, {len(runner.failed)} failed, {left} left of {len(wanted)} cells")
+        say(f"{len(runner.done)} finished, {len(runner.failed)} failed, {left} left of {len(wanted)} cells")
     for cell, why in runner.failed.items():
-        print(f"failed: {cell.name}: {why}", file=sys.stderr)
+        say(f"failed: {cell.name}: {why}", file=sys.stderr)
     if runner.stopped:
         return 128 + runner.stopped
     return 1 if runner.failed else 0
@@ -144,22 +143,20 @@ def work(
 
 def tell_tables(sweep: "Sweep", path: Path, cells: Sequence["Cell"]) -> None:
     """Print the tables, and write them into the sweep's folder."""
-    from rich.console import Console
-
     from lsdali.sweep.figures import finished
     from lsdali.sweep.tables import grid
     from lsdali.sweep.write import to_terminal, write_tables
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    terminal = console(160)
     done = {cell for cell in cells if finished(cell)}
     grids = [
         grid(f"{sweep.title}: {caption}" if sweep.title else caption, table, cells, done)
         for caption, table in sweep.tables.items()
     ]
     for one in grids:
-        to_terminal(one, console)
+        to_terminal(one, terminal)
     for file in write_tables(grids, cells[0].folder.parents[1]):
-        print(f"written: {file}")
+        say(f"written: {file}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from lsdali.errors import UserError
 from lsdali.sweep.cells import Cell
 from lsdali.sweep.figures import finished
+from lsdali.terminal import say
 
 
 def submit(args: argparse.Namespace, cells: Sequence[Cell]) -> int:
@@ -49,7 +50,7 @@ def task(args: argparse.Namespace, cell: Cell) -> list[str]:
 
 def send(command: list[str], stage: str) -> str:
     """Submit an array; return its job number, or a place for it where there is no Slurm here."""
-    print("$", shlex.join(command), flush=True)
+    say("$", shlex.join(command), flush=True)
     if shutil.which("sbatch") is None:
         return f"<job of {stage}>"
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,6 +14,7 @@ from typing import IO
 from lsdali.errors import UserError
 from lsdali.sweep.cells import Cell, label_text
 from lsdali.sweep.figures import load_json, lookup_of
+from lsdali.terminal import say
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Process:
     def _begin(self) -> None:
         self._command = self._rest.pop(0)()
         with self.log.open("a") as log:
-            print("$", *self._command.arguments, file=log, flush=True)
+            say("$", *self._command.arguments, file=log, flush=True)
             self._child = subprocess.Popen(
                 self._command.arguments,
                 stdin=subprocess.DEVNULL,

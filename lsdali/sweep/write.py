@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from lsdali.sweep.tables import Entry, Grid
+from lsdali.terminal import printable
 
 Show = Callable[[Entry], str]
 TEX_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {"±": "$\\pm$", "~": "\\textasciitilde{}", "\\": "\\textbackslash{}"}
@@ -53,10 +54,10 @@ def ends_group(grid: Grid, number: int) -> bool:
 def to_terminal(grid: Grid, console: Console) -> None:
     out = RichTable(*headings(grid), title=grid.caption)
     for number, line in enumerate(text_rows(grid, lambda e: f"[bold]{e.text()}[/bold]" if e.best else e.text())):
-        out.add_row(*line, end_section=ends_group(grid, number))
+        out.add_row(*map(printable, line), end_section=ends_group(grid, number))
     console.print(out)
     for note in grid.notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(note), highlight=False, soft_wrap=True, markup=False)
 
 
 def to_markdown(grid: Grid) -> str:

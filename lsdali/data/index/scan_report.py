@@ -13,6 +13,7 @@ from lsdali.data.io.byte_range import ByteRange
 from lsdali.data.io.header import GOOD
 from lsdali.data.io.image_formats import FORMAT_NAMES
 from lsdali.page import render
+from lsdali.terminal import printable
 
 ROWS_SHOWN = 20  # rows of a list in text; JSON has them all
 TILE, COLUMNS, TILES = 96, 12, 60  # the contact sheet: pixels a side, pictures a row, pictures in all
@@ -64,7 +65,7 @@ def as_text(summary: dict[str, Any]) -> str:
     lines += _groups("images with the same bytes in one class", summary["repeated"])
     found = problems(summary)
     lines += ["", "nothing to mend" if not found else f"{found} {'thing' if found == 1 else 'things'} to mend"]
-    return "\n".join(lines).encode(errors="replace").decode()
+    return "\n".join(map(printable, lines))
 
 
 def _split_lines(split: str, part: dict[str, Any]) -> list[str]:

@@ -13,13 +13,14 @@ from lsdali.data.io.header import FAULTS, GOOD, MISSING, SystemFault
 from lsdali.data.pipeline.dali_pipeline import DaliPipeline
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
+from lsdali.terminal import say
 
 LOOK_SECONDS = 0.2  # seconds between two looks at what is away
 TRIES = 3  # of one batch that fails though no file of it does
 
 
 def print_for_rank(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr, flush=True)
 
 
 class Recovery:

@@ -12,6 +12,7 @@ from lsdali.data.sets.parquet import parquet_samples
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.shards import walk
 from lsdali.errors import UserError
+from lsdali.terminal import say
 
 Sample = tuple[str, bytes, int]
 """The ending of an image's file name, its bytes, and its class."""
@@ -56,7 +57,7 @@ def write_shards(samples: PackedSplits, out: Path, shard_bytes: float) -> None:
             images += len(shard)
         if images == 0:
             raise UserError(f"{split} holds no sample")
-        print(f"{split}: {images:,} images in {shards:,} shards")
+        say(f"{split}: {images:,} images in {shards:,} shards")
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in samples.classes), encoding="utf-8")
 
 

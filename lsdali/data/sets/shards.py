@@ -27,6 +27,7 @@ from lsdali.data.sets.listing import Split, few, join_paths, require_root
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
+from lsdali.terminal import say
 
 CLASSES = "classes.txt"
 WALK_THREADS = 8
@@ -161,7 +162,7 @@ def _from_store(store: Store, files: Sequence[str], pool: ThreadPoolExecutor) ->
     found = list(pool.map(lambda name: read_index(store, name, sizes[name] or 0), files))
     if lone := [name for name, shard in zip(files, found, strict=True) if shard is None]:
         total = sum(sizes[name] or 0 for name in lone)
-        print(
+        say(
             f"{store}: {few(lone)}: no index file ({ENDING}, by lsdali.pack) that fits; {len(lone)} shards with "
             f"{total:,} bytes are read from end to end, this once",
             file=sys.stderr,
