@@ -63,7 +63,7 @@ def test_lists_are_complete_and_have_a_line_each(capsys: pytest.CaptureFixture[s
 
 def test_keys_show_types_defaults_and_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "keys", "save.keep") == (
-        "keep: whole number (>= 1) = 2\n    How many of the newest stay, beside the best.\n"
+        "keep: whole number (>= 1, <= 100000) = 2\n    How many of the newest stay, beside the best.\n"
     )
     top = said(capsys, "keys")
     assert all(f"\n{name}: " in top for name in Recipe.model_fields)
