@@ -189,7 +189,7 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_with_gradient(x: Tensor) -> Tensor:
-    """The sum over ranks, on every rank, for sums that the losses of all ranks read: their gradients are added up."""
+    """Sum over ranks, on every rank, for sums that the losses of all ranks read: their gradients are added up."""
     return _Sum.apply(x) if active() else x
 
 

@@ -155,10 +155,10 @@ def apex() -> Iterator[Finding]:
 def processor() -> Iterator[Finding]:
     import torch
 
-    from lsdali.limits import CGROUPS, OWN, cpu_cores, cpu_quotas
+    from lsdali.limits import CGROUPS, OWN_GROUPS, cpu_cores, cpu_quotas
 
     ranks = max(torch.cuda.device_count(), 1)
-    quota = min(cpu_quotas(CGROUPS, OWN.read_text()), default=None)
+    quota = min(cpu_quotas(CGROUPS, OWN_GROUPS.read_text()), default=None)
     limit = "no CPU quota" if quota is None else f"a CPU quota of {quota:g}"
     cores = len(os.sched_getaffinity(0))
     found = f"{cores} of {os.cpu_count()} cores by affinity, {limit}: {cpu_cores(ranks)} for each of {ranks} processes"

@@ -273,7 +273,7 @@ class Bar:
             line.loss, line.lr = f"loss {event.loss:.4f}", f"lr {event.lr:.3g}"
             line.rate, line.wait = f"{event.images_per_second:.0f} images/s", f"wait {event.data_wait:.0%}"
             line.step, line.epoch = event.step, event.epoch
-            line.marks = [*line.marks, (time.monotonic(), event.step)][-MARKS:]
+            line.marks = [*line.marks, (time.monotonic(), event.step)][-PACE_REPORTS:]
         else:
             self.say(event)
 
@@ -287,4 +287,4 @@ class Bar:
         self.live.stop()
 
 
-MARKS = 20  # reports that the remaining time is estimated from
+PACE_REPORTS = 20  # reports that the remaining time is estimated from

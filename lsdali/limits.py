@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def cpu_cores(ranks: int = 1) -> int:
     """Return the CPU cores for each of `ranks` processes of this node: at least 1, the less of affinity and quota."""
-    return max(int(min([len(os.sched_getaffinity(0)), *cpu_quotas(CGROUPS, OWN.read_text())]) / ranks), 1)
+    return max(int(min([len(os.sched_getaffinity(0)), *cpu_quotas(CGROUPS, OWN_GROUPS.read_text())]) / ranks), 1)
 
 
 def cpu_quotas(root: Path, own: str) -> Iterator[float]:

@@ -50,7 +50,7 @@ class Part:
     adds: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  # names by registry
 
 
-OPEN: dict[str, Registry] = {}
+OPEN_REGISTRIES: dict[str, Registry] = {}
 USED: dict[str, Part] = {}
 _modules: dict[str, ModuleType] = {}
 _listeners: list[Callable[[], None]] = []
@@ -59,7 +59,7 @@ _announced: list[str] = []  # by entry points; looked up once
 
 def opened(name: str, entries: dict[str, Any], what: str, check: Check, beside: str | None = None) -> None:
     """Let modules add to a registry; they have its entries in a dict of this name."""
-    OPEN[name] = Registry(entries, what, check, beside)
+    OPEN_REGISTRIES[name] = Registry(entries, what, check, beside)
     for part in _modules:
         _add(part, name)
 
@@ -106,11 +106,11 @@ def add(registry: str, name: str, entry: Any) -> None:
     It is known by the module that defines it. Raises UserError as `use` does.
     """
     part = str(getattr(entry, "__module__", "__main__"))
-    if OPEN[registry].entries.get(name) is entry:
+    if OPEN_REGISTRIES[registry].entries.get(name) is entry:
         return
     mine = USED[part].adds.get(registry, ()) if part in USED else ()
     if name in mine:
-        del OPEN[registry].entries[name]
+        del OPEN_REGISTRIES[registry].entries[name]
     _put(part, registry, {name: entry})
     USED.setdefault(part, _described(part, sys.modules[part])).adds[registry] = (*dict.fromkeys((*mine, name)),)
     _grown()
@@ -215,7 +215,7 @@ def _use(name: str, module: ModuleType) -> None:
         raise UserError(f"{name} has nothing for a recipe: it needs one of the dicts {', '.join(DICTS)}")
     _modules[name], USED[name] = module, _described(name, module)
     try:
-        for registry in OPEN:
+        for registry in OPEN_REGISTRIES:
             _add(name, registry)
     except UserError:
         del _modules[name], USED[name]
@@ -226,9 +226,9 @@ def _add(part: str, registry: str) -> None:
     """Add what a module has for one registry."""
     module = _modules[part]
     mine = vars(module).get(registry)
-    if not isinstance(mine, dict) or mine is OPEN[registry].entries:
+    if not isinstance(mine, dict) or mine is OPEN_REGISTRIES[registry].entries:
         return
-    beside = OPEN[registry].beside
+    beside = OPEN_REGISTRIES[registry].beside
     if beside is not None and (lacking := [name for name in mine if name not in vars(module).get(beside, {})]):
         raise UserError(f"{part} has {registry}['{lacking[0]}'] without {beside}['{lacking[0]}'], which belongs to it")
     _put(part, registry, mine)
@@ -236,7 +236,7 @@ def _add(part: str, registry: str) -> None:
 
 
 def _put(part: str, registry: str, new: Mapping[str, Any]) -> None:
-    target = OPEN[registry]
+    target = OPEN_REGISTRIES[registry]
     for name, entry in new.items():
         if name in target.entries and target.entries[name] is not entry:
             whose = owner(registry, name) or "lsdali"

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = dist.own_device()
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=device)
     found = of_files(trained, files, options.top, options.temperature, options.batch, options.decoder)
-    return write(in_order(shown(found, len(files))), options)
+    return print_predictions(in_order(with_progress(found, len(files))), options)
 
 
 def in_order(found: Iterable[tuple[int, "Prediction"]]) -> Iterator["Prediction"]:
@@ -70,7 +70,7 @@ def in_order(found: Iterable[tuple[int, "Prediction"]]) -> Iterator["Prediction"
             number += 1
 
 
-def shown(found: Iterable[Any], total: int) -> Iterator[Any]:
+def with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
     """Pass on what is found, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
@@ -80,7 +80,7 @@ def shown(found: Iterable[Any], total: int) -> Iterator[Any]:
     yield from track(found, "images", total, console=console, disable=not visible, transient=True)
 
 
-def write(found: Iterable["Prediction"], options: argparse.Namespace) -> int:
+def print_predictions(found: Iterable["Prediction"], options: argparse.Namespace) -> int:
     """Print predictions in the form that the options ask for; bad images also to stderr."""
     bad = 0
     table = csv.writer(sys.stdout)

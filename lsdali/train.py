@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsdali import parts
+from lsdali.errors import UserError, command, shared_errors
 from lsdali.face.callable import call_module
 from lsdali.terminal import printable, say
 
@@ -27,19 +28,16 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
     from lsdali.trainer import Trainer
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or print the recipe. lsdali.errors lists the exit statuses."""
     args = arguments().parse_intermixed_args(argv)
-    from lsdali.errors import SharedError, UserError, report_error
-
-    try:
+    with shared_errors():
         if args.recipe is None:
             raise UserError("which recipe? Give a YAML file, for example recipes/digits/ce.yaml")
         from lsdali.recipe import load, to_yaml
 
         recipe = load(args.recipe, args.overrides)
-    except UserError as error:
-        return report_error(SharedError(error))
     if args.show:
         say(to_yaml(recipe), end="")
         return 0

@@ -71,7 +71,7 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert len(flags) < 2, f"{path}: {node.name} has {len(flags)} boolean defaults"
 
 
-MOST_DOUBLES = 70  # names with two meanings that are still there; lower it when some are renamed
+MOST_DOUBLES = 6  # names with two meanings that are still there; lower it when some are renamed
 
 
 def top_level_names(tree: ast.Module) -> set[str]:
@@ -82,8 +82,11 @@ def top_level_names(tree: ast.Module) -> set[str]:
 
 
 def test_no_name_of_a_module_means_two_things() -> None:
-    """Two modules may define a name only where it means the same: entry points, registries, type variables."""
+    """Two modules may define a name only where it means the same: entry points, registries, types."""
     one_meaning = {"main", "start", "arguments", "NETWORKS", "DATA_SETS", "__all__", "P", "T"}
+    one_meaning |= {"Floats", "Bounded", "READ"}
+    one_meaning |= {"numbers", "size", "draw"}  # what every figure has
+    one_meaning |= {"load", "loader", "predict", "train"}  # the Python face and the commands
     places: dict[str, list[str]] = {}
     for path in FILES:
         for name in top_level_names(ast.parse(path.read_text())) - one_meaning:
@@ -92,7 +95,6 @@ def test_no_name_of_a_module_means_two_things() -> None:
     assert len(doubles) <= MOST_DOUBLES, doubles
 
 
-MOST_NOUNS = 30  # docstrings that still begin otherwise; lower it when some are mended
 NO_VERBS = re.compile(
     "A|After|All|An|As|At|Before|Beside|Both|But|By|Each|Every|Everything|Few|First|For|From|How|If|In|Inside|"
     "It|Last|Nothing|New|No|Of|On|Once|One|Other|Several|So|Some|Such|That|The|Then|There|These|They|This|"
@@ -122,7 +124,7 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
         for name, text in function_docstrings(ast.parse(path.read_text()))
         if not begins_with_a_verb(text)
     ]
-    assert len(found) <= MOST_NOUNS, "\n".join(found)
+    assert not found, "\n".join(found)
 
 
 def test_dali_is_imported_in_few_modules_of_the_data_room_only() -> None:

@@ -55,7 +55,7 @@ def forget() -> None:
     for part in parts.USED.values():
         for registry, names in part.adds.items():
             for name in names:
-                del parts.OPEN[registry].entries[name]
+                del parts.OPEN_REGISTRIES[registry].entries[name]
     parts.USED.clear()
     parts._modules.clear()
     parts._announced.clear()

@@ -87,7 +87,7 @@ def configs_of(recipes: list[str]) -> dict[str, Any]:
     return found
 
 
-def opened(config: Any, shape: Shape, samples: int, device: torch.device) -> tuple[Method, Student]:
+def begun_method(config: Any, shape: Shape, samples: int, device: torch.device) -> tuple[Method, Student]:
     """Return a method and its student, begun."""
     torch.manual_seed(0)
 
@@ -116,7 +116,7 @@ def state_bytes(config: Any, shape: Shape, samples: int, device: torch.device) -
     """
 
     def kept(few: int) -> int:
-        method, student = opened(config, shape, few, device)
+        method, student = begun_method(config, shape, few, device)
         method.end_epoch(student, Clock(1, PerEpoch(1), 10))
         return sum(tensor_bytes(method.state_dict()))
 
@@ -134,7 +134,7 @@ def tensor_bytes(state: Any) -> Iterator[int]:
 
 def stepper(config: Any, shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
     """Return a function that makes one training step with a method."""
-    method, student = opened(config, shape, SAMPLES, device)
+    method, student = begun_method(config, shape, SAMPLES, device)
     optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
     precision = Precision(precision_name, device)
     data = synthetic(shape, size, device)

@@ -17,7 +17,7 @@ from rich.text import Text
 from lsdali.errors import UserError
 from lsdali.evaluate.binning import check_bins
 from lsdali.evaluate.figures import CALIBRATE_ON, Calibration, Ensemble, Row
-from lsdali.evaluate.plane import figures
+from lsdali.evaluate.plane import plane_figures
 from lsdali.evaluate.robust import parse_disturbance, shift_sentence
 from lsdali.evaluate.runs import Predicted, Run, Samples
 from lsdali.evaluate.views import VIEWS
@@ -152,6 +152,6 @@ def save_predictions(path: Path, part: Predicted) -> None:
 
 def write_plane(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
     """Write the page of --plane, and its points where --json asks for them."""
-    write_file(args.html, render("plane.html", shlex.join(args.command), runs=figures(found), names=args.plane))
+    write_file(args.html, render("plane.html", shlex.join(args.command), runs=plane_figures(found), names=args.plane))
     if args.json is not None:
         write_file(args.json, json.dumps(found))

@@ -22,7 +22,7 @@ from lsdali.evaluate.runs import Run, Samples, open_samples, read_outputs
 from lsdali.page.figures import scatter_figure
 from lsdali.posthoc import centroids, principal_plane, projected, template_basis
 
-MOST: dict[Split, int] = {"train": 150, "val": 50}  # images of a class
+MOST_POINTS: dict[Split, int] = {"train": 150, "val": 50}  # images of a class
 
 
 def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torch.device) -> dict[str, Any]:
@@ -36,12 +36,12 @@ def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torc
         return network.parts(images)[1]
 
     points, labels = {}, {}
-    for split in MOST:
+    for split in MOST_POINTS:
         samples, numbers = open_part(run, overrides, names, split)
         x, labels[split], _ = read_outputs(features, network.width, samples, device)
         rows = classifier.weight.detach().cpu()[numbers], classifier.bias.detach().cpu()[numbers]
         points[split] = projected(x, template_basis(*rows))
-    middles = {split: centroids(points[split], labels[split], len(names)) for split in MOST}
+    middles = {split: centroids(points[split], labels[split], len(names)) for split in MOST_POINTS}
     mean, axes = principal_plane(torch.cat([points["train"], middles["train"]]))
     return {
         split: {
@@ -49,7 +49,7 @@ def plane(run: Run, overrides: Sequence[str], names: Sequence[str], device: torc
             "labels": labels[split].tolist(),
             "centroids": ((middles[split] - mean) @ axes.T).tolist(),
         }
-        for split in MOST
+        for split in MOST_POINTS
     }
 
 
@@ -62,12 +62,12 @@ def open_part(run: Run, overrides: Sequence[str], names: Sequence[str], split: S
     with dist.raise_together():
         index = samples.index
         part = of_classes(whole(np.asarray(index.labels), index.classes), names)
-        first = [np.flatnonzero(part.labels == k)[: MOST[split]] for k in range(len(names))]
+        first = [np.flatnonzero(part.labels == k)[: MOST_POINTS[split]] for k in range(len(names))]
         part = part.at(np.sort(np.concatenate(first)))
     return Samples(samples.recipe, subset(index, part)), [index.classes.index(name) for name in names]
 
 
-def figures(found: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def plane_figures(found: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Run -> caption and SVG of each split, the points of a class in one colour and form, its centroid larger."""
     return {
         name: [

@@ -14,11 +14,11 @@ from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.evaluate import perturb
 from lsdali.evaluate.figures import Row, row
-from lsdali.evaluate.runs import Run, Samples, read_rows
+from lsdali.evaluate.runs import Run, Samples, read_function
 from lsdali.evaluate.views import larger
 from lsdali.metrics import label_rank
 
-KINDS = {
+CHANGES = {
     "shift": "whether two random crops of an image get the same class",
     "diagonal": "crops along the diagonal",
     "noise": "Gaussian noise",
@@ -72,7 +72,7 @@ def disturbed_rows(
     for one in asked:
         if one.kind in ("noise", "fgsm", "pgd"):
             logits = partial(disturbed_logits, network, levels, one)
-            found, labels, _ = read_rows(logits, network.classes, samples, device)
+            found, labels, _ = read_function(logits, network.classes, samples, device)
             out.append(row(run.name, one.describe(), found.double(), labels, bins))
     return out
 
@@ -101,11 +101,11 @@ def shifts(run: Run, samples: Samples, asked: Sequence[Disturbance], device: tor
             recipe = larger(samples.recipe, f"--robust {one.kind}")
         whole = Samples(recipe, samples.index)
         if one.kind == "shift":
-            rows, _, _ = read_rows(partial(agreement, network, size), 3, whole, device)
+            rows, _, _ = read_function(partial(agreement, network, size), 3, whole, device)
             found = agreement_figures(rows)
         else:
             count = recipe.data.eval.size - size + 1
-            rows, _, _ = read_rows(partial(along_diagonal, network, size), 4 * count, whole, device)
+            rows, _, _ = read_function(partial(along_diagonal, network, size), 4 * count, whole, device)
             found = diagonal_figures(rows.reshape(len(rows), count, 4))
         out.append({"run": run.name, "kind": one.kind, "size": size, "of": recipe.data.eval.size, **found})
     return out

@@ -228,11 +228,11 @@ def read_outputs(
 
     Also their labels [N] and numbers [N]. On the host, the same on every rank. Collective.
     """
-    return read_rows(lambda batch: network(batch.images), width, samples, device)
+    return read_function(lambda batch: network(batch.images), width, samples, device)
 
 
 @torch.no_grad()
-def read_rows(
+def read_function(
     function: Callable[[Batch], Tensor], width: int, samples: Samples, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what a function of batches gives for all samples, as `read_outputs`; it runs in the recipe's precision."""

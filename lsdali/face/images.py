@@ -40,7 +40,7 @@ def files_in(sources: Sequence[str | Path]) -> list[str]:
         elif not source.exists():
             raise UserError(f"there is no image, folder or list {source}")
         else:
-            found = [str(source)] if is_image_name(source.name) else listed(source)
+            found = [str(source)] if is_image_name(source.name) else paths_in(source)
         if not found:
             raise UserError(f"{source} holds no image")
         out += found
@@ -61,7 +61,7 @@ def below(folder: Path) -> list[str]:
     return found
 
 
-def listed(file: Path) -> list[str]:
+def paths_in(file: Path) -> list[str]:
     """Return the paths in a text file."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -73,7 +73,7 @@ def of_images(
     """Yield what the network says of images in memory, one at a time."""
     for number, image in enumerate(images):
         pixels = trained.preprocess(image)[None].to(trained.device)
-        yield from named(trained, [str(number)], trained(pixels), top, temperature)
+        yield from best_classes(trained, [str(number)], trained(pixels), top, temperature)
 
 
 def of_files(
@@ -92,10 +92,12 @@ def of_files(
         if pixels is not None:
             with torch.no_grad(), precision.autocast():
                 logits = network(pixels.to(trained.device, memory_format=torch.channels_last))
-            yield from zip(numbers, named(trained, [files[i] for i in numbers], logits, top, temperature), strict=True)
+            yield from zip(
+                numbers, best_classes(trained, [files[i] for i in numbers], logits, top, temperature), strict=True
+            )
 
 
-def named(
+def best_classes(
     trained: TrainedNetwork, images: Sequence[str], logits: Tensor, top: int, temperature: float
 ) -> Iterator[Prediction]:
     """Yield the names and probabilities of the most probable classes: softmax of the logits [n, K], in fp64."""

@@ -43,7 +43,7 @@ class Result:
         return self.trained.network
 
 
-def recipe_of(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Recipe:
+def overridden(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """Return the recipe with its overrides by dotted keys. Raises UserError with every key that is wrong."""
     path = Path(recipe) if isinstance(recipe, (str, Path)) else None
     if path is not None:
@@ -62,19 +62,19 @@ def recipe_of(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mappin
 
 def train(run: Run, recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Result:
     """Carry out a run in this process, or in the group that torchrun made; see lsdali.train."""
-    checked = recipe_of(recipe, overrides)
+    checked = overridden(recipe, overrides)
     seconds = 60 * checked.faults.stall_minutes
     if dist.launched():
         status = attended(partial(run, checked), seconds)
         if status:
             sys.exit(status)
     else:
-        alone(partial(run, checked))
+        alone_or_ranks(partial(run, checked))
     folder = Path(checked.run_dir or "runs")
     return Result(folder, checked, json.loads((folder / "summary.json").read_text(encoding="utf-8")))
 
 
-def alone(work: Callable[[torch.device, Pulse | None], None]) -> None:
+def alone_or_ranks(work: Callable[[torch.device, Pulse | None], None]) -> None:
     """Do the work in this process, whose exceptions and interrupts are the caller's."""
     with dist.session() as device:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lsdali.disk import read_plain, write_whole
 
-NAME = "stopped.json"
+MARKER = "stopped.json"
 
 
 def restarts() -> int:
@@ -25,11 +25,11 @@ def leave(folder: Path, step: int | None, steps: int | None) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    write_whole(folder / NAME, json.dumps({"step": step, "steps": steps, "restarts": restarts()}, indent=2) + "\n")
+    write_whole(folder / MARKER, json.dumps({"step": step, "steps": steps, "restarts": restarts()}, indent=2) + "\n")
 
 
 def remove(folder: Path) -> None:
-    (folder / NAME).unlink(missing_ok=True)
+    (folder / MARKER).unlink(missing_ok=True)
 
 
 def stopped_before(folder: Path) -> bool:
@@ -38,7 +38,7 @@ def stopped_before(folder: Path) -> bool:
     A host that joins or leaves makes torchrun start the workers again too; that is no restart by its count.
     """
     try:
-        content = json.loads(read_plain(folder / NAME))
+        content = json.loads(read_plain(folder / MARKER))
         return restarts() > int(content.get("restarts", 0))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none there, or damaged
         return False

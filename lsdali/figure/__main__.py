@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lsdali.figure.kinds import KINDS
+from lsdali.figure.kinds import FIGURE_KINDS
 from lsdali.terminal import say
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
         prog="lsdali figure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = parser.add_subparsers(dest="name", metavar="NAME", required=True)
-    for name, kind in KINDS.items():
+    for name, kind in FIGURE_KINDS.items():
         own = kinds.add_parser(name, help=kind.text, description=kind.text)
         own.add_argument("runs", nargs="+", metavar="RUN | key=value", help="a run folder or a checkpoint file")
         own.add_argument("--checkpoint", default="best", metavar="best|last|FILE", help="which one of each run folder")
@@ -78,7 +78,7 @@ def make(args: argparse.Namespace, device: "torch.device") -> None:
         if len(args.titles) != len(names):
             raise UserError(f"--titles names {len(args.titles)} runs, and these are {len(names)}")
     runs = [open_run(Path(name), args.checkpoint, args.weights) for name in names]
-    kind = import_module(f"lsdali.figure.{KINDS[args.name].module}")
+    kind = import_module(f"lsdali.figure.{FIGURE_KINDS[args.name].module}")
     found = kind.numbers(runs, args, device)
     with dist.raise_together():
         if dist.is_main():

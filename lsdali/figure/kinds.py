@@ -15,7 +15,7 @@ Numbers = Callable[[Sequence["Run"], argparse.Namespace, "torch.device"], dict[s
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     """One figure."""
 
     text: str  # for the help
@@ -63,11 +63,11 @@ def spread_options(parser: argparse.ArgumentParser) -> None:
     shared_options(parser, "images of each class (default: all)")
 
 
-KINDS: Mapping[str, Kind] = {
-    "tsne": Kind("t-SNE of the logits or features of some classes, a panel per run", tsne_options, "embedding"),
-    "pca": Kind("their first two principal components", embedding_options, "embedding"),
-    "projection": Kind("LS-KD's sheet: features of three classes in a plane", projection_options, "sheet"),
-    "diffusion": Kind("LS-KD's diffusion index of later runs against the first", diffusion_options, "diffusion"),
-    "ols": Kind("OLS's matrix of soft labels as a heat map, and nearest classes", matrix_options, "matrix"),
-    "spread": Kind("spread inside classes and separability", spread_options, "classes"),
+FIGURE_KINDS: Mapping[str, FigureKind] = {
+    "tsne": FigureKind("t-SNE of the logits or features of some classes, a panel per run", tsne_options, "embedding"),
+    "pca": FigureKind("their first two principal components", embedding_options, "embedding"),
+    "projection": FigureKind("LS-KD's sheet: features of three classes in a plane", projection_options, "sheet"),
+    "diffusion": FigureKind("LS-KD's diffusion index of later runs against the first", diffusion_options, "diffusion"),
+    "ols": FigureKind("OLS's matrix of soft labels as a heat map, and nearest classes", matrix_options, "matrix"),
+    "spread": FigureKind("spread inside classes and separability", spread_options, "classes"),
 }

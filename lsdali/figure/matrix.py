@@ -29,7 +29,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
     for run, title in zip(runs, args.titles, strict=True):
         matrix, names = matrix_of(run, args, device)
         with dist.raise_together():
-            nearest = named(nearest_classes(matrix, NEAREST), names)
+            nearest = nearest_names(nearest_classes(matrix, NEAREST), names)
             panel = {"title": title, "matrix": matrix.tolist(), "nearest": nearest}
             if votes is not None:
                 if votes.shape[1] != len(matrix):
@@ -56,7 +56,7 @@ def matrix_of(run: Run, args: argparse.Namespace, device: torch.device) -> tuple
     return matrix, list(run.content.get("names") or map(str, range(len(matrix))))
 
 
-def named(nearest: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, list[str]]:
+def nearest_names(nearest: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, list[str]]:
     return {name: [names[k] for k in row] for name, row in zip(names, nearest, strict=True)}
 
 

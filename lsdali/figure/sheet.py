@@ -25,7 +25,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
     return {"figure": args.name, "classes": args.classes, "runs": panels}
 
 
-def rows(found: Mapping[str, Any]) -> list[list[tuple[str, Mapping[str, Any]]]]:
+def panels(found: Mapping[str, Any]) -> list[list[tuple[str, Mapping[str, Any]]]]:
     """Return the panels of each row: title and content, as LS-KD arranges them."""
     runs = found["runs"]
     width = min(2, len(runs))
@@ -37,12 +37,12 @@ def rows(found: Mapping[str, Any]) -> list[list[tuple[str, Mapping[str, Any]]]]:
 
 
 def size(found: Mapping[str, Any]) -> tuple[float, float]:
-    sheet = rows(found)
+    sheet = panels(found)
     return PANEL * len(sheet[0]), PANEL * len(sheet) + 0.4
 
 
 def draw(figure: Any, found: Mapping[str, Any]) -> None:
-    sheet = rows(found)
+    sheet = panels(found)
     grid = figure.subplots(len(sheet), len(sheet[0]), squeeze=False)
     for line, row in zip(grid, sheet, strict=True):
         for axes, (title, part) in zip(line, row, strict=True):

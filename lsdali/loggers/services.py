@@ -10,7 +10,7 @@ from lsdali.events import Begun, Evaluated, Event, Finished, Trained
 from lsdali.loggers.base import LoggerConfig, need_package, scalars
 from lsdali.loggers.tensorboard import flat
 
-LONGEST = 6000  # characters of a parameter that MLflow takes
+LONGEST_PARAMETER = 6000  # characters of a parameter that MLflow takes
 
 
 class WandbConfig(LoggerConfig):
@@ -43,7 +43,7 @@ class MlflowConfig(LoggerConfig):
         return Mlflow(self, folder)
 
 
-def figures(event: Trained | Evaluated) -> dict[str, float]:
+def event_scalars(event: Trained | Evaluated) -> dict[str, float]:
     if isinstance(event, Trained):
         speed = {"images_per_second": event.images_per_second, "data_wait": event.data_wait}
         return scalars("train", {"loss": event.loss, "lr": event.lr, **speed, **event.terms})
@@ -69,7 +69,7 @@ class Wandb:
         if isinstance(event, Begun):
             self.run = self.begin(event)
         elif isinstance(event, (Trained, Evaluated)):
-            self.run.log({"step": event.step, "epoch": event.epoch, **figures(event)})
+            self.run.log({"step": event.step, "epoch": event.epoch, **event_scalars(event)})
         elif isinstance(event, Finished):
             best = event.summary["best"]
             self.run.summary.update({f"best/{name}": value for name, value in best.items()})
@@ -109,7 +109,7 @@ class Mlflow:
         if isinstance(event, Begun):
             self.begin(event)
         elif isinstance(event, (Trained, Evaluated)):
-            self.log(figures(event), event.step)
+            self.log(event_scalars(event), event.step)
         elif isinstance(event, Finished):
             self.status = "FINISHED"
             self.log(scalars("best", event.summary["best"]), event.step)
@@ -121,7 +121,7 @@ class Mlflow:
         self.client = MlflowClient(tracking_uri=self.config.tracking_uri)
         self.run = remembered(self.place / "mlflow-run-id.txt", self.create)
         self.client.update_run(self.run, status="RUNNING")
-        keys = [Param(key, str(value)[:LONGEST]) for key, value in flat(event.recipe)]
+        keys = [Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in flat(event.recipe)]
         for start in range(0, len(keys), 100):  # as many as MLflow takes at once
             self.client.log_batch(self.run, params=keys[start : start + 100])
 

@@ -30,15 +30,15 @@ class CsvTables:
                 drop_later(path, event.step)
         elif isinstance(event, Trained):
             speed = {"images_per_second": event.images_per_second, "data_wait": event.data_wait}
-            append(self.train, {**place(event), "loss": event.loss, "lr": event.lr, **speed, **event.terms})
+            append(self.train, {**place_columns(event), "loss": event.loss, "lr": event.lr, **speed, **event.terms})
         elif isinstance(event, Evaluated):
-            append(self.evaluations, {**place(event), "weights": event.weights, **event.metrics})
+            append(self.evaluations, {**place_columns(event), "weights": event.weights, **event.metrics})
 
     def close(self) -> None:
         """Keep nothing open."""
 
 
-def place(event: Trained | Evaluated) -> dict[str, Any]:
+def place_columns(event: Trained | Evaluated) -> dict[str, Any]:
     return {"step": event.step, "epoch": event.epoch}
 
 

@@ -20,7 +20,7 @@ from lsdali.event_file import record, text, varint
 from lsdali.events import Begun, Event, Finished
 from lsdali.loggers.base import LoggerConfig
 
-METRICS = ("val/top1", "val/nll", "val/ece", "val/aurc")
+HPARAM_METRICS = ("val/top1", "val/nll", "val/ece", "val/aurc")
 """The columns of figures on the HParams page; their values are the scalars of the same names."""
 STRING = 7  # DataType DT_STRING
 
@@ -44,7 +44,11 @@ class RecipeBoard:
         if isinstance(event, Begun):
             values = dict(flat(event.recipe))
             recipe = yaml.safe_dump(dict(event.recipe), sort_keys=False, width=100)
-            parts = [recipe_text(recipe), hparams("experiment", experiment(values)), hparams(START, session(values))]
+            parts = [
+                recipe_text(recipe),
+                hparams("experiment", experiment(values)),
+                hparams(SESSION_START, hparams_session(values)),
+            ]
             self.append("begun", event.step, parts)
         elif isinstance(event, Finished):
             ended = varint(1 << 3) + varint(1) + double(2, time.time())  # status: success
@@ -65,7 +69,7 @@ class RecipeBoard:
         """Keep nothing open."""
 
 
-START = "session_start_info"
+SESSION_START = "session_start_info"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,11 +111,11 @@ def experiment(values: Mapping[str, Any]) -> bytes:
     """Return the names of the hyperparameters (5) with their types, and of the metrics (6)."""
     kinds = {key: 2 if isinstance(value, bool) else 1 if isinstance(value, str) else 3 for key, value in values.items()}
     infos = (text(5, text(1, key.encode()) + varint(4 << 3) + varint(kind)) for key, kind in kinds.items())
-    metrics = (text(6, text(1, text(2, tag.encode()))) for tag in METRICS)
+    metrics = (text(6, text(1, text(2, tag.encode()))) for tag in HPARAM_METRICS)
     return text(2, b"".join([*infos, *metrics]))
 
 
-def session(values: Mapping[str, Any]) -> bytes:
+def hparams_session(values: Mapping[str, Any]) -> bytes:
     """Return the values of this run's hyperparameters, and when it began."""
     pairs = (text(1, text(1, key.encode()) + text(2, value_of(value))) for key, value in values.items())
     return text(3, b"".join(pairs) + double(5, time.time()))

@@ -12,7 +12,7 @@ from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.functional import Mass, distillation_kl, label_smoothing
 from lsdali.methods.base import Loss, Method, MethodContext
-from lsdali.methods.shared.deep_heads import Exits, Kind
+from lsdali.methods.shared.deep_heads import Exits, HeadKind
 from lsdali.models.student import AuxHead, Forward
 
 
@@ -39,7 +39,7 @@ class DeepSupervision(Method):
         name: Literal["exits"] = "exits"
         exits: int = Field(2, ge=1, le=100)
         """How many of the stages before the last have one."""
-        head: Kind = "linear"
+        head: HeadKind = "linear"
         """linear: on the mean of the stage's positions; convolutional: three convolutions before that, as in the
         OLS code."""
         final_weight: float = Field(1.5, gt=0, le=1e9)

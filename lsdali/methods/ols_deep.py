@@ -10,7 +10,7 @@ from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, MethodContext, Variant
 from lsdali.methods.ols import OnlineLabelSmoothing
-from lsdali.methods.shared.deep_heads import Exits, Kind
+from lsdali.methods.shared.deep_heads import Exits, HeadKind
 from lsdali.models.student import AuxHead, Forward
 
 
@@ -27,7 +27,7 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         name: Literal["ols_deep"] = "ols_deep"  # type: ignore[assignment]
         exits: int = Field(2, ge=1, le=100)
         """How many of the stages before the last have one."""
-        head: Kind = "convolutional"
+        head: HeadKind = "convolutional"
         """convolutional: three convolutions before a stage's positions are averaged, as published; linear: none."""
         final_weight: float = Field(1.5, gt=0, le=1e9)
         """Weight of the final logits, in the hard and in the soft term."""

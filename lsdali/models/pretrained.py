@@ -143,17 +143,17 @@ def read_file(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {str(place): part for place, part in enumerate(content)}
 
 
-DEEPEST = 20  # levels of wrappers that are looked into; a dictionary may hold itself
+DEEPEST_WRAPPER = 20  # levels of wrappers that are looked into; a dictionary may hold itself
 
 
 def find_states(content: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Tensor]]:
     """Return every mapping of names to tensors inside a file's content, by the keys and places that lead to it."""
-    tensors = {str(key): as_tensor(value) for key, value in content.items() if len(path) < DEEPEST}
+    tensors = {str(key): as_tensor(value) for key, value in content.items() if len(path) < DEEPEST_WRAPPER}
     state = {key: value for key, value in tensors.items() if value is not None}
     found = {path: state} if state else {}
     for key, value in content.items():
         inner = dict(enumerate(value)) if isinstance(value, list | tuple) else value
-        if isinstance(inner, Mapping) and len(path) < DEEPEST and value is not content:
+        if isinstance(inner, Mapping) and len(path) < DEEPEST_WRAPPER and value is not content:
             found |= find_states(inner, (*path, str(key)))
     return found
 

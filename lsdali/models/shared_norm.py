@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lsdali import dist
 from lsdali.errors import UserError
 
-OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -21,7 +21,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Take maps of any number of dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, ...] -> the same shape."""
+        """Normalise [B, C, ...]; the shape stays."""
         if not self.training:
             return super().forward(input)
         dims = [0, *range(2, input.dim())]
@@ -60,7 +60,7 @@ def share_norms(module: nn.Module, device: torch.device, name: str) -> None:
         UserError: it has none, or one of a kind of its own.
     """
     norms = [x for x in module.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
-    foreign = [type(x).__name__ for x in norms if type(x) not in OWN]
+    foreign = [type(x).__name__ for x in norms if type(x) not in BATCH_NORMS]
     if not norms:
         raise UserError(f"model.sync_batchnorm: '{name}' has no BatchNorm; leave the key out")
     if foreign:
@@ -75,7 +75,7 @@ def share_norms(module: nn.Module, device: torch.device, name: str) -> None:
         return
     for parent in list(module.modules()):
         for key, child in list(parent.named_children()):
-            if type(child) in OWN:
+            if type(child) in BATCH_NORMS:
                 setattr(parent, key, shared(child))
 
 

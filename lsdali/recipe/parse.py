@@ -20,11 +20,11 @@ from lsdali.errors import UserError
 from lsdali.recipe.kinds import Kinds, kinds_at, narrowed, tags, under
 from lsdali.recipe.messages import cut, explain
 from lsdali.recipe.schema import OPERATIONAL, Recipe
-from lsdali.recipe.yaml12 import DEEPEST, parse_yaml
+from lsdali.recipe.yaml12 import DEEPEST_NESTING, parse_yaml
 from lsdali.terminal import printable
 
 Root = TypeVar("Root", bound=BaseModel)
-LONGEST = 4096  # characters of a text: no path is longer
+LONGEST_TEXT = 4096  # characters of a text: no path is longer
 
 
 class Tree(dict[str, Any]):
@@ -104,11 +104,11 @@ def unusable(node: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
     """Yield where a text is that no path, name or class can be, and why."""
     if isinstance(node, str) and "\0" in node:
         yield place, "text cannot hold the character NUL"
-    elif isinstance(node, str) and len(node) > LONGEST:
-        yield place, f"a text of {len(node):,} characters; at most {LONGEST:,} are read"
+    elif isinstance(node, str) and len(node) > LONGEST_TEXT:
+        yield place, f"a text of {len(node):,} characters; at most {LONGEST_TEXT:,} are read"
     elif isinstance(node, Mapping):
         for key, value in node.items():
-            if len(str(key)) > LONGEST:
+            if len(str(key)) > LONGEST_TEXT:
                 yield (*place, str(key)), "unknown key"
             yield from unusable(value, (*place, key))
     elif isinstance(node, (list, tuple)):
@@ -179,8 +179,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 def split_override(override: str) -> tuple[str, Any]:
     """Return the dotted key and the value of `dotted.key=value`. Raises UserError for another form."""
     key, sign, text = override.partition("=")
-    if key.count(".") > DEEPEST:
-        raise UserError(f"override {cut(key)}: no key has more than {DEEPEST} parts")
+    if key.count(".") > DEEPEST_NESTING:
+        raise UserError(f"override {cut(key)}: no key has more than {DEEPEST_NESTING} parts")
     if not sign or not all(key.strip().split(".")):
         raise UserError(f"override {cut(override)!r}: write key=value, for example data.root=/data/imagenet")
     try:

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
-DEEPEST = 50  # levels of lists and mappings
-MOST = 1_000_000  # values, each use of an alias counted
-TOO_DEEP = yaml.YAMLError(f"it is nested too deeply, more than {DEEPEST} levels")
-OPENED = re.compile(rf"(?:[\[{{]\s*){{{DEEPEST + 1}}}")  # PyYAML looks through all of it before it nests
+DEEPEST_NESTING = 50  # levels of lists and mappings
+MOST_VALUES = 1_000_000  # values, each use of an alias counted
+TOO_DEEP = yaml.YAMLError(f"it is nested too deeply, more than {DEEPEST_NESTING} levels")
+OPENED = re.compile(rf"(?:[\[{{]\s*){{{DEEPEST_NESTING + 1}}}")  # PyYAML looks through all of it before it nests
 PLAIN_SCALARS = (  # tag, pattern, first characters
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -30,7 +30,7 @@ class RecipeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose a node; refuse one inside more than DEEPEST others before Python's own limit would."""
-        if self.depth > DEEPEST:
+        if self.depth > DEEPEST_NESTING:
             raise TOO_DEEP
         self.depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -100,10 +100,10 @@ def _extent(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[
         below = node.value
     parts = [_extent(value, known) for value in below]
     size, depth = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
-    if depth > DEEPEST + 2:
+    if depth > DEEPEST_NESTING + 2:
         raise TOO_DEEP
-    if size > MOST:
-        raise yaml.YAMLError(f"its aliases stand for more than {MOST:,} values")
+    if size > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
     known[id(node)] = size, depth
     return size, depth
 

@@ -14,7 +14,7 @@ from lsdali.metric_names import METRICS
 from lsdali.state.run_folder import EVENTS, figures, is_number, read_summary
 
 MODEL = ("model", "student")  # the weights themselves; the second is their name of version 0.1
-MARKS = (EVENTS, "summary.json")  # what makes a folder one of a run
+RUN_FILES = (EVENTS, "summary.json")  # what makes a folder one of a run
 
 
 @dataclass
@@ -84,7 +84,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
         for folder in sorted(run_folders(path)):
             folders.setdefault(folder.resolve(), folder)
     if not folders:
-        raise UserError(f"{' '.join(map(str, paths))}: no run here (a run folder holds {' or '.join(MARKS)})")
+        raise UserError(f"{' '.join(map(str, paths))}: no run here (a run folder holds {' or '.join(RUN_FILES)})")
     runs = [read_run(folder) for folder in folders.values()]
     for run, name in zip(runs, short_names([run.folder for run in runs])):
         run.name = name
@@ -94,7 +94,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
 def run_folders(path: Path) -> Iterator[Path]:
     """Yield the run folders in and below a folder; what lies inside a run is not searched."""
     for folder, below, files in os.walk(path):
-        if any(mark_best in files for mark_best in MARKS):
+        if any(mark_best in files for mark_best in RUN_FILES):
             below.clear()
             yield Path(folder)
 
@@ -111,16 +111,16 @@ def read_run(folder: Path) -> RunRecord:
     run = RunRecord(folder)
     for line in read_lines(run):
         try:
-            take(run, line)
+            add_event(run, line)
         except (KeyError, TypeError, ValueError, AttributeError):
-            run.faults.append(f"{folder / MARKS[0]}: an event of the kind {line.get('event')!r} is not as expected")
+            run.faults.append(f"{folder / RUN_FILES[0]}: an event of the kind {line.get('event')!r} is not as expected")
     run.summary = summary_of(run)
     if not run.begun and run.summary is None:
         run.faults.append(f"{folder}: nothing was trained here")
     return run
 
 
-def take(run: RunRecord, line: Mapping[str, Any]) -> None:
+def add_event(run: RunRecord, line: Mapping[str, Any]) -> None:
     """Add one event; a start drops what comes after its step, which is done again."""
     if line["event"] == "begun":
         step = count(line["step"])
@@ -131,7 +131,7 @@ def take(run: RunRecord, line: Mapping[str, Any]) -> None:
         run.trained = [old for old in run.trained if old["step"] <= step]
         run.evaluated = [old for old in run.evaluated if old["step"] <= step]
     elif line["event"] == "trained":
-        values = {key: number(line[key]) for key in ("loss", "images_per_second", "data_wait")}
+        values = {key: number_or_nan(line[key]) for key in ("loss", "images_per_second", "data_wait")}
         run.trained.append({key: count(line[key]) for key in ("step", "epoch")} | values)
     elif line["event"] == "evaluated":
         metrics = {k: v for k, v in figures({**line["metrics"], "epoch": line["epoch"]}).items() if k != "epoch"}
@@ -146,7 +146,7 @@ def count(value: Any) -> int:
     return value
 
 
-def number(value: Any) -> Any:
+def number_or_nan(value: Any) -> Any:
     """Return a number as it is, NaN for null. Raises TypeError for anything else."""
     if value is not None and not is_number(value):
         raise TypeError("a figure is no number")
@@ -161,16 +161,16 @@ def read_lines(run: RunRecord) -> Iterator[dict[str, Any]]:
     except OSError as error:
         run.faults.append(f"{path} cannot be read: {error.strerror}")
         return
-    for number, text in enumerate(content.splitlines(), 1):
+    for number_or_nan, text in enumerate(content.splitlines(), 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            broken.append(number)
+            broken.append(number_or_nan)
             continue
         if isinstance(line, dict) and "event" in line:
             yield line
         else:
-            broken.append(number)
+            broken.append(number_or_nan)
     if broken:
         which = ", ".join(map(str, broken[:5])) + (" ..." if len(broken) > 5 else "")
         run.faults.append(f"{path}: {'line' if len(broken) == 1 else 'lines'} {which} cannot be read and left out")

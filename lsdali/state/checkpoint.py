@@ -28,7 +28,7 @@ from lsdali.state.upgrade import upgraded
 
 CHECKPOINT_FORMAT = 1
 ROWS = ("method",)  # not looked through before a save: a memory may have gigabytes, and only finite rows enter it
-NAME = re.compile(r"step-[0-9]{10,}\.pt")
+STEP_FILE = re.compile(r"step-[0-9]{10,}\.pt")
 CHECKPOINT_KEYS = {"format", "recipe", "classes", "data", "teachers", "step", "steps", "parts"}
 
 
@@ -87,7 +87,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Return the step checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name))
+        return sorted(path for path in self.folder.glob("step-*.pt") if STEP_FILE.fullmatch(path.name))
 
     def newest(self, wrong: Callable[[Mapping[str, Any]], str | None] = nothing_wrong) -> dict[str, Any] | None:
         """Return the content of the newest whole checkpoint, the same on every rank; what is skipped is said.

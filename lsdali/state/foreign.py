@@ -62,7 +62,7 @@ def refusal(fault: Exception) -> str:
     return first_line(fault)
 
 
-KINDS = (
+FILE_KINDS = (
     (b"version https://git-lfs", "it is a pointer of Git LFS, not the file: run git lfs pull where it was cloned"),
     (b"\x89HDF\r\n", "it is an HDF5 file, as Keras writes: save the tensors from there with torch.save or safetensors"),
     (b"\x1f\x8b", "it is compressed with gzip: unpack it"),
@@ -88,4 +88,4 @@ def no_weights(path: Path) -> str:
         return ""
     if begin.startswith(b"PK\x03\x04"):
         return "" if zipfile.is_zipfile(path) else "it is cut off or overwritten: get it again"
-    return next((said for magic, said in KINDS if begin.lstrip().lower().startswith(magic.lower())), "")
+    return next((said for magic, said in FILE_KINDS if begin.lstrip().lower().startswith(magic.lower())), "")

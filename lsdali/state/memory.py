@@ -30,7 +30,7 @@ from lsdali.functional import topk_pack, topk_unpack
 from lsdali.state.shared import shared_memory
 
 MemoryForm = Literal["dense32", "dense16", "topk"]
-Rows = dict[str, Tensor]
+MemoryRows = dict[str, Tensor]
 
 EXCHANGE_BYTES = 2**26  # bytes that a node receives from the others at one time
 PENDING = 64  # copies under way at most; beyond that `write` waits
@@ -57,14 +57,14 @@ class Layout:
             return {"shares": (torch.float16, self.keep), "classes": (number, self.keep)}
         return {"shares": (torch.float32 if self.form == "dense32" else torch.float16, self.classes)}
 
-    def pack(self, probabilities: Tensor) -> Rows:
+    def pack(self, probabilities: Tensor) -> MemoryRows:
         """Map [B, K] -> each table's rows, on the same device."""
         values = {"shares": probabilities}
         if self.form == "topk":
             values["shares"], values["classes"] = topk_pack(probabilities, self.keep)
         return {name: values[name].to(dtype) for name, (dtype, _) in self.columns().items()}
 
-    def unpack(self, rows: Rows) -> Tensor:
+    def unpack(self, rows: MemoryRows) -> Tensor:
         """Map each table's rows -> [B, K] float32."""
         if self.form == "topk":
             return topk_unpack(rows["shares"], rows["classes"].long(), self.classes)
@@ -80,7 +80,7 @@ class PendingRows:
     """Rows on their way from the device."""
 
     index: Tensor  # [B] int64 samples, on the host
-    rows: Rows  # on the host; pinned if they come from a GPU
+    rows: MemoryRows  # on the host; pinned if they come from a GPU
     keep: Tensor | None  # [B] bool, on the host
     skipped: Tensor | None  # [] float on the host: 1 where the step that wrote them was skipped
     done: torch.cuda.Event | None
@@ -95,7 +95,7 @@ class SampleMemory:
 
     def __init__(self, samples: int, layout: Layout, device: torch.device) -> None:
         self.samples, self.layout, self.device = samples, layout, device
-        self.tables: Rows = {}  # [N, width] each
+        self.tables: MemoryRows = {}  # [N, width] each
         self.seen = torch.empty(0)  # [N] uint8: whether the row holds anything
         self.fresh = torch.empty(0)  # [N] uint8: whether the row is unknown to other nodes
         self.held = torch.zeros(1, dtype=torch.uint8)  # [1]: whether the tables of this node stay as they are
@@ -170,7 +170,7 @@ class SampleMemory:
             if first.skipped is None or not first.skipped:
                 self._put(first.index, first.rows, first.keep)
 
-    def _put(self, index: Tensor, rows: Rows, keep: Tensor | None) -> None:
+    def _put(self, index: Tensor, rows: MemoryRows, keep: Tensor | None) -> None:
         if keep is not None:
             index, rows = index[keep], {name: x[keep] for name, x in rows.items()}
         for name, table in self.tables.items():
@@ -213,7 +213,7 @@ class SampleMemory:
     def release(self) -> None:
         self.held[0] = 0
 
-    def state_dict(self) -> Rows:
+    def state_dict(self) -> MemoryRows:
         """Return the tables themselves, not copies: every row, on every node; a collective."""
         self.sync()
         return {**self.tables, "seen": self.seen}

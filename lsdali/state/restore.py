@@ -32,17 +32,17 @@ def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
         own = part.state_dict()
         try:
             with dist.raise_together():
-                take(name, part, own, states[name])
+                give_state(name, part, own, states[name])
         except SharedError as error:
             raise WrongContent(f"wrong inside: {error}") from None
 
 
-def take(name: str, part: Stateful, own: Mapping[str, Any], state: Any) -> None:
+def give_state(name: str, part: Stateful, own: Mapping[str, Any], state: Any) -> None:
     """Give one part its state. Raises UserError if it does not fit."""
     try:
         for place, before, saved in both(name, own, state):
             if before.shape != saved.shape or before.is_floating_point() != saved.is_floating_point():
-                raise UserError(f"{place} is {describe(saved)}, and {describe(before)} in this run")
+                raise UserError(f"{place} is {shape_and_type(saved)}, and {shape_and_type(before)} in this run")
         if name not in ROWS and not finite(state):
             raise UserError(f"its part {name} holds numbers that are not finite")
         part.load_state_dict(state)
@@ -53,7 +53,7 @@ def take(name: str, part: Stateful, own: Mapping[str, Any], state: Any) -> None:
         raise UserError(f"its part {name} cannot be read ({type(error).__name__}: {said})") from None
 
 
-def describe(x: Tensor) -> str:
+def shape_and_type(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lsdali import dist
 from lsdali.errors import UserError
-from lsdali.limits import CGROUPS, OWN, control_groups
+from lsdali.limits import CGROUPS, OWN_GROUPS, control_groups
 
 # Files of a memory control group, by version: limit, usage, and what stands before names of sums over inner groups.
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
@@ -66,7 +66,7 @@ def free_bytes() -> int:
     """
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     machine = int(fields["MemAvailable"].split()[0]) * 1024
-    groups = left_by_groups(CGROUPS, OWN.read_text())
+    groups = left_by_groups(CGROUPS, OWN_GROUPS.read_text())
     return max(min([machine, *groups]), 0)
 
 

@@ -27,11 +27,11 @@ from tests.ranks import OnRanks
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LSDALI_CACHE", str(tmp_path / "cache"))
-    before = {name: dict(registry.entries) for name, registry in parts.OPEN.items()}
+    before = {name: dict(registry.entries) for name, registry in parts.OPEN_REGISTRIES.items()}
     yield
     for name, entries in before.items():
-        parts.OPEN[name].entries.clear()
-        parts.OPEN[name].entries.update(entries)
+        parts.OPEN_REGISTRIES[name].entries.clear()
+        parts.OPEN_REGISTRIES[name].entries.update(entries)
     parts.USED.clear()
     parts._grown()
 
@@ -138,7 +138,7 @@ def test_a_network_that_is_not_given_again_is_named(recipe: dict[str, Any], tmp_
         return MODELS["preact_resnet10"](classes, width=16)
 
     lsdali.train(recipe, model=mine, epochs=1)
-    del parts.OPEN["MODELS"].entries["mine"]
+    del parts.OPEN_REGISTRIES["MODELS"].entries["mine"]
     parts.USED.clear()
     with pytest.raises(UserError, match="there is no model 'mine'"):
         lsdali.load(tmp_path / "run")

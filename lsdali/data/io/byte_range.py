@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-OPEN = 256  # files that stay open between reads: processes are often allowed 1,024
+OPEN_FILES = 256  # files that stay open between reads: processes are often allowed 1,024
 
 
 def is_url(root: str | Path) -> bool:
@@ -99,7 +99,7 @@ class _Opened:
 
     def __call__(self, path: bytes) -> int:
         if path not in self._files:
-            if len(self._files) >= OPEN:
+            if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return self._files[path]

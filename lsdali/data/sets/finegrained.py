@@ -71,7 +71,9 @@ class Cars(Listed):
             rows = content["annotations"].ravel()
             wanted = int(split == "val")
             pairs = [
-                (text_of(r["relative_im_path"]), number(r["class"]) - 1) for r in rows if number(r["test"]) == wanted
+                (text_of(r["relative_im_path"]), number_of(r["class"]) - 1)
+                for r in rows
+                if number_of(r["test"]) == wanted
             ]
             return pairs, [text_of(n) for n in content["class_names"].ravel()], ("cars_annos.mat",)
         file, folder = {
@@ -80,7 +82,7 @@ class Cars(Listed):
         }[split]
         names = [text_of(n) for n in read_mat(base / "devkit/cars_meta.mat", ("class_names",))["class_names"].ravel()]
         rows = read_mat(base / file, ("annotations",))["annotations"].ravel()
-        pairs = [(f"{folder}/{text_of(r['fname'])}", number(r["class"]) - 1) for r in rows]
+        pairs = [(f"{folder}/{text_of(r['fname'])}", number_of(r["class"]) - 1) for r in rows]
         return pairs, names, (file, "devkit/cars_meta.mat")
 
 
@@ -127,22 +129,22 @@ class Aircraft(Listed):
         plural = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}[level]
         names = [line.strip() for line in lines(base / plural)]
         file = f"images_{level}_{'trainval' if split == 'train' else 'test'}.txt"
-        number = {name: k for k, name in enumerate(names)}
+        number_of = {name: k for k, name in enumerate(names)}
         if self.level == "merged":
-            names, number = merged(names)
+            names, number_of = merged(names)
         rows = words(base / file)
-        if foreign := sorted({name for _, name in rows if name not in number}):
+        if foreign := sorted({name for _, name in rows if name not in number_of}):
             raise UserError(f"{base / file} names classes that {base / plural} lacks: {few(foreign)}")
-        return [(f"images/{i}.jpg", number[name]) for i, name in rows], names, (file, plural)
+        return [(f"images/{i}.jpg", number_of[name]) for i, name in rows], names, (file, plural)
 
 
 def merged(names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     """Return the classes where names with the same first word are one, and the class of each name; in their order."""
     first = [name.split()[0] for name in names]
     order = list(dict.fromkeys(first))
-    number = {name: order.index(word) for name, word in zip(names, first, strict=True)}
+    number_of = {name: order.index(word) for name, word in zip(names, first, strict=True)}
     alone = {word: name for word, name in zip(first, names, strict=True) if first.count(word) == 1}
-    return [alone.get(word, word) for word in order], number
+    return [alone.get(word, word) for word in order], number_of
 
 
 class Flowers(Listed):
@@ -208,7 +210,7 @@ def text_of(cell: Any) -> str:
     return text_of(cell.ravel()[0]) if isinstance(cell, np.ndarray) else str(cell)
 
 
-def number(cell: Any) -> int:
+def number_of(cell: Any) -> int:
     """Return the number in a cell of MATLAB's, however deep."""
     return int(text_of(cell))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lsdali.data.io.image_formats import is_image
 from lsdali.errors import UserError
 
-Rows = list[tuple[str, str]]  # path and label
+PathsAndLabels = list[tuple[str, str]]  # path and label
 
 SEPARATORS = (" ", "\t", ";", ",")
 MOST_CLASSES = 1_000_000
@@ -27,7 +27,7 @@ def lines(file: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def read_rows(where: Path, images: Path) -> Rows:
+def read_rows(where: Path, images: Path) -> PathsAndLabels:
     """Return path, below the folder `images`, and label of each line of a file.
 
     Raises UserError, which names the line or the label and what is wrong.
@@ -47,7 +47,7 @@ def read_rows(where: Path, images: Path) -> Rows:
     return [(path, str(int(label)) if label.isdecimal() else label) for path, label in rows]
 
 
-def split_rows(rows: Sequence[str]) -> Rows:
+def split_rows(rows: Sequence[str]) -> PathsAndLabels:
     """Return path and label of each line.
 
     Apart by what leaves image files on all lines but the first, or else by a space.
@@ -70,7 +70,7 @@ def _own_slashes(images: Path, path: str) -> str:
     return path.replace("\\", "/") if "\\" in path and not os.path.lexists(images / path) else path
 
 
-def _refuse_other_columns(where: Path, rows: Rows) -> None:
+def _refuse_other_columns(where: Path, rows: PathsAndLabels) -> None:
     if any(is_image(path) for path, _ in rows):
         return
     if all(is_image(label) for _, label in rows):
@@ -79,7 +79,7 @@ def _refuse_other_columns(where: Path, rows: Rows) -> None:
         raise UserError(f"{where} has three columns; expected lines of: path label")
 
 
-def _refuse_two_labels(where: Path, rows: Rows) -> None:
+def _refuse_two_labels(where: Path, rows: PathsAndLabels) -> None:
     label_of = dict(rows)
     if len(label_of) < len(rows) and (twice := next((p for p, label in rows if label_of[p] != label), None)):
         raise UserError(f"{where} gives {twice} two labels; give it one")

@@ -29,7 +29,7 @@ from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError
 from lsdali.terminal import say
 
-CLASSES = "classes.txt"
+CLASSES_FILE = "classes.txt"
 WALK_THREADS = 8
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 _IMAGES = {e.decode().removeprefix(".") for e in EXTENSIONS}
@@ -61,7 +61,7 @@ class Shards(Files):
         return (self.train_shards, "" if self.holdout else self.val_shards)
 
     def listing(self, split: Split) -> Index:
-        base = open_store(self.root) if is_url(self.root) else _folder(self)
+        base = open_store(self.root) if is_url(self.root) else _shard_folder(self)
         train = find(base, self.train_shards)
         files = train
         if self.holdout is None:
@@ -71,7 +71,7 @@ class Shards(Files):
             files = train if split == "train" else val
         shards, classes = walk_all(base, files), classes_of(base)
         # A new file that matches shows in its folder's time; stores have none, and are asked.
-        sources = (CLASSES, *files, *(p for p in self.layout() if isinstance(base, Store) and has_magic(p)))
+        sources = (CLASSES_FILE, *files, *(p for p in self.layout() if isinstance(base, Store) and has_magic(p)))
         if classes is not None:
             return listing_of(base, shards, classes, sources)
         in_train = shards if files is train else walk_all(base, train)
@@ -79,7 +79,7 @@ class Shards(Files):
         return listing_of(base, shards, tuple(map(str, numbers)), (*sources, *train))
 
 
-def _folder(config: Shards) -> Path:
+def _shard_folder(config: Shards) -> Path:
     return require_root(config.root, f"{config.train_shards} and {config.val_shards}")
 
 
@@ -127,12 +127,12 @@ def expand_braces(pattern: str) -> list[str]:
 
 def classes_of(base: Path | Store) -> tuple[str, ...] | None:
     """Return the lines of classes.txt; None if there is no such file."""
-    file = base / CLASSES
+    file = base / CLASSES_FILE
     try:
         if isinstance(base, Store):
-            content = base.text(CLASSES)
+            content = base.text(CLASSES_FILE)
         else:
-            content = (base / CLASSES).read_bytes() if (base / CLASSES).is_file() else None
+            content = (base / CLASSES_FILE).read_bytes() if (base / CLASSES_FILE).is_file() else None
         if content is None:
             return None
         names = content.decode().rstrip().split("\n")
@@ -255,7 +255,7 @@ def listing_of(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, 
         if strange := [k for k, label in enumerate(shard.labels) if label >= len(classes)]:
             raise UserError(
                 f"{base / shard.name}:{shard.members[strange[0]]} has the label {shard.labels[strange[0]]}; "
-                f"{CLASSES if classes_of(base) else 'train'} has {len(classes)} classes, counted from 0"
+                f"{CLASSES_FILE if classes_of(base) else 'train'} has {len(classes)} classes, counted from 0"
             )
     names = (np.array([os.fsencode(f"{s.name}:{m}") for m in s.members]) for s in shards)
     spans = [(k, start, length) for k, s in enumerate(shards) for start, length in s.spans]

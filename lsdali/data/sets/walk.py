@@ -89,7 +89,7 @@ class Walk:
         here = os.path.join(self._base, folder)
         above = frozenset(_parents(here))
         names = []
-        for entry in _entries(here):
+        for entry in _raw_entries(here):
             path = os.path.join(folder, entry.name)
             if is_hidden(entry.name):
                 self._left.add(HIDDEN, path)
@@ -114,7 +114,7 @@ class Walk:
         here = os.path.join(self._base, folder)
         inside = above | {_identity(here)}
         names: list[bytes] = []
-        for entry in _entries(here):
+        for entry in _raw_entries(here):
             name = entry.name
             if is_hidden(name):
                 self._left.add(HIDDEN, folder + b"/" + name)
@@ -132,7 +132,7 @@ class Walk:
         yield folder, sorted(names)
 
 
-def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
+def _raw_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

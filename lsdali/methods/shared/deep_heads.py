@@ -9,13 +9,15 @@ from lsdali.methods.base import MethodContext
 from lsdali.models.aux_heads import ConvolutionalHead, StageHead
 from lsdali.models.student import Outputs
 
-Kind = Literal["linear", "convolutional"]
+HeadKind = Literal["linear", "convolutional"]
 
 
 class Exits:
     """Heads on the last `count` stages before the last one, the latest first."""
 
-    def __init__(self, context: MethodContext, count: int, kind: Kind = "linear", key: str = "method.exits") -> None:
+    def __init__(
+        self, context: MethodContext, count: int, kind: HeadKind = "linear", key: str = "method.exits"
+    ) -> None:
         """Raises UserError if there are fewer such stages; `key` is what said how many."""
         (_, self.width), *earlier = reversed(context.channels.items()) if context.channels else [("", 0)]
         if count > len(earlier):
