@@ -54,7 +54,7 @@ def held(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.
     labels = np.arange(n) % 10
     size = np.full((n, 2), SIDE, np.int32)
     index = Index(Path("/"), np.zeros(n, "S1"), labels, tuple("0123456789"), pixels=pixels, size=size)
-    loader = ResidentTrain(index, Cifar10(root=""), LoaderOptions(PerEpoch(BATCH), 0, device))
+    loader = ResidentTrain(index, Cifar10(root="."), LoaderOptions(PerEpoch(BATCH), 0, device))
 
     def epoch(number: int) -> Iterator[int]:
         return (len(batch) for batch in loader.epoch(loader.steps_per_epoch.before(number)))
@@ -67,7 +67,7 @@ def pil(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], workers: int) -
     from torchvision import transforms as tv
 
     crop = [tv.RandomCrop(SIDE, 4), tv.RandomHorizontalFlip(), tv.ToTensor()]
-    config = Cifar10(root="")
+    config = Cifar10(root=".")
     change = tv.Compose([*crop, tv.Normalize(config.mean, config.std)])
 
     class Images(torch.utils.data.Dataset[torch.Tensor]):

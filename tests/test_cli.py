@@ -68,7 +68,7 @@ def test_keys_show_types_defaults_and_descriptions(capsys: pytest.CaptureFixture
     top = said(capsys, "keys")
     assert all(f"\n{name}: " in top for name in Recipe.model_fields)
     assert "optimizer.adamw  Weight decay is decoupled" in said(capsys, "keys", "optimizer")
-    assert "\npad: whole number (>= 0) = 4\n" in said(capsys, "keys", "data.cifar10.train.pad")
+    assert "\npad: whole number (>= 0, <= 512) = 4\n" in said(capsys, "keys", "data.cifar10.train.pad")
 
 
 @pytest.mark.parametrize("arguments", ["--help", *(f"{verb} --help" for verb in VERBS), "bench methods --help"])

@@ -32,6 +32,6 @@ def test_cores_of_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota:
     (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
     (tmp_path / "own").write_text("0::/\n")
     monkeypatch.setattr(limits, "CGROUPS", tmp_path)
-    monkeypatch.setattr(limits, "OWN", tmp_path / "own")
+    monkeypatch.setattr(limits, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert limits.cpu_cores(ranks) == cores

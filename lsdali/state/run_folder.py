@@ -15,7 +15,8 @@ from lsdali.disk import read_plain, refuse_other, refuse_shared, write_whole
 from lsdali.errors import UserError
 
 LOCK, EVENTS = ".lock", "events.jsonl"
-FILES = (LOCK, EVENTS, "recipe.yaml", "summary.json", "stopped.json")  # what a run writes, beside two folders
+# what a run writes, beside two folders
+FILES = (LOCK, EVENTS, "recipe.yaml", "summary.json", "stopped.json", "train.csv", "evaluations.csv")
 FOLDERS = ("checkpoints", "tensorboard")
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 

@@ -82,7 +82,7 @@ def tar(file: Path, *members, **more):
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=40)])
 def test_batches_are_those_of_the_files_to_the_bit(both, plain, crop, monkeypatch, as_rank):
-    monkeypatch.setattr(byte_range, "OPEN", 2)  # fewer than there are shards
+    monkeypatch.setattr(byte_range, "OPEN_FILES", 2)  # fewer than there are shards
     root, out = both()
     files, shards = plain(root, train=crop), packed(out, train=crop)
     a, b = loader(files), loader(shards)

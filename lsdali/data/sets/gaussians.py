@@ -16,7 +16,7 @@ from lsdali.data.sets.sample_index import Index
 Floats = NDArray[np.float64]
 Region = Literal["all", "dense", "sparse"]
 
-DIRECTIONS = ("north", "southwest", "southeast")
+CORNERS = ("north", "southwest", "southeast")
 ANGLES = np.deg2rad([90, 210, 330])
 SHARES, RADII, SIGMAS = (0.8, 0.2), (1.7, -2.7), (1.0, 0.6)
 """Of the dense and the sparse part of each class. A class's sparse part lies behind the other two, as seen from it."""
@@ -50,7 +50,7 @@ class Gaussians(DataSet):
         root.mkdir(parents=True, exist_ok=True)
         points, labels = draw_points(self.draw, "train" if split == "train" or self.holdout else self.part)
         paths = np.array([f"{self.part}{self.draw}-{split}#{n}" for n in range(len(labels))], "S")
-        return Index(root, paths.astype(f"S{paths.itemsize + 1}"), labels, DIRECTIONS, pixels=to_pixels(points))
+        return Index(root, paths.astype(f"S{paths.itemsize + 1}"), labels, CORNERS, pixels=to_pixels(points))
 
     def layout(self) -> tuple[str, ...]:
         return (str(self.draw), "train" if self.holdout else self.part)
@@ -68,7 +68,7 @@ def draw_points(draw: int, part: str) -> tuple[Floats, NDArray[np.int64]]:
     train = part == "train"
     count = TRAIN if train else TEST
     random = np.random.Generator(np.random.Philox(key=[draw, 0 if train else 1]))
-    labels = np.repeat(np.arange(len(DIRECTIONS)), count)
+    labels = np.repeat(np.arange(len(CORNERS)), count)
     kind = (random.random(len(labels)) < SHARES[1]).astype(np.int64)
     noise = random.standard_normal((len(labels), 2)) * np.array(SIGMAS)[kind][:, None]
     points = centres()[labels, kind] + noise

@@ -10,7 +10,7 @@ from lsdali.errors import UserError
 
 PathsAndLabels = list[tuple[str, str]]  # path and label
 
-SEPARATORS = (" ", "\t", ";", ",")
+FIELD_SEPARATORS = (" ", "\t", ";", ",")
 MOST_CLASSES = 1_000_000
 _NUMBER = re.compile(r"[+-]?\d+")
 
@@ -52,7 +52,7 @@ def split_rows(rows: Sequence[str]) -> PathsAndLabels:
 
     Apart by what leaves image files on all lines but the first, or else by a space.
     """
-    for separator in (*SEPARATORS, " "):
+    for separator in (*FIELD_SEPARATORS, " "):
         parts = [tuple(map(_plain, row.rpartition(separator)[::2])) for row in rows]
         if all(is_image(path) and label for path, label in (parts[1:] or parts)):
             break
@@ -75,7 +75,7 @@ def _refuse_other_columns(where: Path, rows: PathsAndLabels) -> None:
         return
     if all(is_image(label) for _, label in rows):
         raise UserError(f"{where} has the label first; expected lines of: path label")
-    if any(all(is_image(_plain(path.rpartition(s)[0])) for path, _ in rows) for s in SEPARATORS):
+    if any(all(is_image(_plain(path.rpartition(s)[0])) for path, _ in rows) for s in FIELD_SEPARATORS):
         raise UserError(f"{where} has three columns; expected lines of: path label")
 
 
