@@ -110,7 +110,7 @@ class Recipe(Config):
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     """The mode of torch.compile for the student's forward; null: eager. reduce-overhead and max-autotune record CUDA
     graphs, with which `micro_batch` is refused."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of torch in each process; null: OMP_NUM_THREADS, or as many as there are cores. If the CPU trains,
     their number decides the last bits of the weights."""
     data: DataConfig
