@@ -239,7 +239,7 @@ def test_paths_know_the_home_folder_and_the_environment(tmp_path: Path, monkeypa
     assert errors(tmp_path, GOOD, "data.root=${NOWHERE}/data") == [
         "data.root: the environment has no variable NOWHERE: export it, or write the path out"
     ]
-    assert errors(tmp_path, GOOD, 'run_dir="a\\0b"') == ["run_dir: a path cannot hold the character NUL"]
+    assert errors(tmp_path, GOOD, 'run_dir="a\\0b"') == ["run_dir: text cannot hold the character NUL"]
 
 
 def test_errors_know_where_they_stand(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_errors_know_where_they_stand(tmp_path: Path) -> None:
         ("data.limit=5", "data.limit: is called data.max_samples since version 0.2"),
         ("data.split={fraction: 0.1}", "data.split: is called data.holdout since version 0.2"),
         ("seed=" + "9" * 5000, "override seed: the number in line 1 has 5000 digits"),
-        ("data=" + "[" * 5000, "override data: it is nested too deeply"),
+        ("data=" + "[" * 5000, "override data: it is nested too deeply, more than 50 levels"),
     ],
 )
 def test_words_of_other_trainers_and_old_keys(tmp_path: Path, override: str, sentence: str) -> None:
