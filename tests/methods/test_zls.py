@@ -267,11 +267,8 @@ def test_only_right_samples_count():
 
 
 def test_two_classes_leave_nothing_to_rank():
-    for distribution in ({"name": "rank_zipf"}, {"name": "linear_decay", "smallest_prob": 0.0}):
-        method = make(needs(classes=2), distribution=distribution, ranking="pooled")
-        out = outputs({"logits": [[2.0, 1.0], [0.0, 1.0]]})
-        assert method.target(out, batch_of([0, 0]), torch.tensor([0, 0]), CLOCK).tolist() == [[0, 1], [0, 1]]
-        assert method.loss(lambda images: out, batch_of([0, 0]), CLOCK).terms["zipf"] == 0  # noqa: B023
+    with pytest.raises(UserError, match="ranks the classes beside the label, and of 2 classes that is one"):
+        make(needs(classes=2))
 
 
 def test_votes_of_exits_are_those_of_their_own_heads():
