@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ def test_a_run_folder_that_goes_ends_the_run(
 
     def gone(self: Trainer, *arguments: Any) -> Any:
         if self.clock.step == 3 and run.exists():
+            while not (run / "checkpoints/step-0000000002.pt").exists():  # a thread writes it
+                time.sleep(0.01)
             if how in ("renamed", "replaced"):
                 run.rename(tmp_path / "away")
             if how == "removed":
