@@ -10,6 +10,7 @@ import sys
 import termios
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -72,7 +73,8 @@ def screens(columns: int, recipe: Path, folder: Path) -> list[str]:
 )
 def test_a_run_in_a_terminal(columns: int, shown: str, folder: Path, place: Path) -> None:
     place.mkdir()
-    tree = tiny({"name": "ce"}, folder / "images", place, epochs=40, evaluate={"every_epochs": 40}, log={"every_steps": 50})
+    others: Any = {"epochs": 40, "evaluate": {"every_epochs": 40}, "log": {"every_steps": 50}}
+    tree = tiny({"name": "ce"}, folder / "images", place, **others)
     (place / "tiny.yaml").write_text(yaml.safe_dump(tree))
     lines = screens(columns, place / "tiny.yaml", place / "run")
     live = [line for line in lines if "step " in line and "/200" in line]
