@@ -27,13 +27,15 @@ from lsdali.models.checks import check_aux_heads, check_features, check_image_si
 from lsdali.models.pretrained import load_weights, shorten
 from lsdali.models.shared_norm import share_norms
 from lsdali.models.student import Network, Student
-from lsdali.models.teacher import Teacher, load_teacher
+from lsdali.models.teacher import Teacher
+from lsdali.models.teacher_cache import CachedTeacher
 from lsdali.models.teacher_configs import TeacherConfig
 from lsdali.optim import build_optimizer
 from lsdali.optim.ema import Average
 from lsdali.optim.precision import Precision
 from lsdali.optim.schedule import schedule
 from lsdali.recipe import Recipe
+from lsdali.recipe.teachers import recipe_teacher
 from lsdali.state.checkpoint import Checkpoints, Stateful
 from lsdali.state.module_state import ModuleState, RankBuffers
 from lsdali.state.rng import Generators, seed_all
@@ -241,10 +243,9 @@ def build_method(
     digests: list[str] = []
 
     def teacher(config: TeacherConfig) -> Teacher:
-        loaded = load_teacher(config, network.classes, device, train.classes)
-        check_image_size(loaded, "the teacher", recipe.data.train.sizes(recipe.epochs))
-        loaded.expect((recipe.data.mean, recipe.data.std))
-        digests.append(loaded.digest)
+        loaded = recipe_teacher(recipe, config, train, network.classes, device)
+        kept = f" ({loaded.describe()})" if isinstance(loaded, CachedTeacher) else ""
+        digests.append(loaded.digest + kept)
         return loaded
 
     kind = cast(Any, METHODS[cast(Any, recipe.method).name])

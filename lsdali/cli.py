@@ -16,6 +16,7 @@ VERBS = {
     "predict": "class names and probabilities of images",
     "report": "compare runs",
     "sweep": "train every cell of a table, and print the table",
+    "cache": "a teacher's answers, computed once for all of its students",
     "scan": "look at a data set before the first run",
     "pack": "write class folders into tar shards",
     "export": "write a trained network for others",

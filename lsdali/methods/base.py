@@ -15,6 +15,7 @@ from lsdali.errors import UserError
 from lsdali.label_noise import Noise
 from lsdali.models.student import AuxHead, Forward, Student
 from lsdali.models.teacher import Teacher
+from lsdali.models.teacher_cache import CachedTeacher
 from lsdali.models.teacher_configs import TeacherConfig
 from lsdali.state.memory import SampleMemory
 
@@ -133,6 +134,13 @@ class Method(ABC):
                 f"the method '{self.config.name}' keeps no state, but the checkpoint holds {names} for it: "
                 "it was saved by another method"
             )
+
+
+def ask(teacher: Teacher, batch: Batch, clock: Clock) -> Tensor:
+    """Return [B, K] logits of a teacher for the images of a training batch: its own, or those of its cache."""
+    if isinstance(teacher, CachedTeacher):
+        return teacher.answers(batch.index, clock.epoch, batch.images.device)
+    return teacher(batch.images)
 
 
 def matching_teacher(config: TeacherConfig, context: MethodContext) -> Teacher:

@@ -8,7 +8,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, pearson_distance
-from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, ask, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher_configs import TeacherConfig
 
@@ -42,7 +42,7 @@ class CorrelationDistillation(Method):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config
-        t = (as_float32(self.teacher(batch.images)) / c.temperature).softmax(1)
+        t = (as_float32(ask(self.teacher, batch, clock)) / c.temperature).softmax(1)
         logits = student(batch.images).logits
         s = (as_float32(logits) / c.temperature).softmax(1)
         ce = batch.per_label(lambda labels: cross_entropy(logits, labels))

@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, decoupled_kl, standardised
-from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext, ask, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher_configs import TeacherConfig
 
@@ -48,7 +48,7 @@ class DecoupledDistillation(Method):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config
-        taught = self.teacher(batch.images)
+        taught = ask(self.teacher, batch, clock)
         logits = student(batch.images).logits
         s, t = (standardised(logits), standardised(taught)) if c.standardise else (logits, taught)
         target, others = (c.temperature**2 * part.mean() for part in decoupled_kl(s, t, batch.labels, c.temperature))

@@ -20,7 +20,7 @@ from lsdali.functional import (
     soft_cross_entropy,
     teacher_spread,
 )
-from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, ask, matching_teacher
 from lsdali.methods.shared.draws import to_device
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher_configs import TeacherConfig
@@ -116,6 +116,12 @@ class InstanceSmoothing(Method):
             return self
 
         @model_validator(mode="after")
+        def one_place_for_answers(self) -> Self:
+            if self.memory is not None and self.teacher.cache is not None:
+                raise ValueError("`memory` and `teacher.cache` both keep the teacher's answers; leave one out")
+            return self
+
+        @model_validator(mode="after")
         def curve_belongs_to_the_paper(self) -> Self:
             if self.rule not in CURVED and self.quadratic != Quadratic():
                 raise ValueError(
@@ -143,21 +149,21 @@ class InstanceSmoothing(Method):
             self.memory.open()
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        taught = self.taught(batch)
+        taught = self.taught(batch, clock)
         logits = student(batch.images).logits
         total = batch.per_label(lambda labels: soft_cross_entropy(logits, self.target(taught, labels)))
         return Loss(total, logits.detach() if self.memory is None else taught)
 
-    def taught(self, batch: Batch) -> Tensor:
+    def taught(self, batch: Batch, clock: Clock) -> Tensor:
         """Return [B, K] logits of the teacher.
 
         They are those remembered where known, else its answer to the batch's images.
         """
         if self.memory is None:
-            return self.teacher(batch.images)
+            return ask(self.teacher, batch, clock)
         new = (~self.memory.known(batch.index, batch.genuine)).nonzero().flatten()  # on the host
         if len(new) == len(batch):
-            return self.teacher(batch.images).float()
+            return ask(self.teacher, batch, clock).float()
         rows, _ = self.memory.read(batch.index)
         if len(new) == 0:
             return rows

@@ -3,8 +3,9 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from lsdali import dist
 from lsdali.batch import Batch
@@ -17,7 +18,7 @@ from lsdali.functional import (
     soft_cross_entropy,
     teacher_spread,
 )
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask, matching_teacher
 from lsdali.methods.shared.class_matrix import ClassMatrix
 from lsdali.models.student import Forward, Student
 from lsdali.models.teacher_configs import TeacherConfig
@@ -52,6 +53,14 @@ class ClassSmoothing(ClassMatrix):
         the validation images, before the first step, as published: their labels take part in the training, so hold
         out a part of the training set (data.holdout) and test on other data."""
 
+        @model_validator(mode="after")
+        def cache_has_training_images(self) -> Self:
+            if self.means == "validation" and self.teacher.cache is not None:
+                raise ValueError(
+                    "`teacher.cache` holds answers to training images; leave it out, or use `means: training`"
+                )
+            return self
+
     config: Config
 
     def __init__(self, config: Config, context: MethodContext) -> None:
@@ -70,7 +79,7 @@ class ClassSmoothing(ClassMatrix):
         self.fill()
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        shown = None if self.filled else self.teacher(batch.images)
+        shown = None if self.filled else ask(self.teacher, batch, clock)
         logits = student(batch.images).logits
         total = soft_cross_entropy(logits, self.target(batch.labels))
         return Loss(total, logits.detach() if shown is None else shown)

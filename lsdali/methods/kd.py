@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl, standardised
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher_configs import TeacherConfig
 
@@ -48,7 +48,7 @@ class KnowledgeDistillation(Method):
         self.soft = config.soft / (context.classes if config.variant == "code" else 1)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        target = self.teacher(batch.images)
+        target = ask(self.teacher, batch, clock)
         logits = student(batch.images).logits
         pair = (standardised(logits), standardised(target)) if self.config.standardise else (logits, target)
         kd = distillation_kl(*pair, self.config.temperature)

@@ -9,7 +9,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, distillation_kl, gram_distance, standardised
-from lsdali.methods.base import Loss, Method, MethodContext, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, ask, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher_configs import TeacherConfig
 
@@ -47,7 +47,7 @@ class MultiLevelDistillation(Method):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config
-        t = as_float32(self.teacher(batch.images))
+        t = as_float32(ask(self.teacher, batch, clock))
         logits = student(batch.images).logits
         s = as_float32(logits)
         pair = (standardised(s), standardised(t)) if c.standardise else (s, t)

@@ -17,7 +17,7 @@ from lsdali.functional import (
     rank_shares,
     without_label,
 )
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask, matching_teacher
 from lsdali.methods.shared.deep_heads import Exits
 from lsdali.models.student import AuxHead, Forward
 from lsdali.models.teacher_configs import TeacherConfig
@@ -52,7 +52,7 @@ class NormalisedDistillation(Method):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         t = self.config.temperature
-        taught = as_float32(self.teacher(batch.images))
+        taught = as_float32(ask(self.teacher, batch, clock))
         logits = student(batch.images).logits
         s, labels = as_float32(logits), batch.labels
         trust = taught.softmax(1).gather(1, labels[:, None]).squeeze(1)

@@ -10,7 +10,7 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.errors import UserError
 from lsdali.functional import cross_entropy, distillation_kl, soft_kl, virtual_teacher
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask, matching_teacher
 from lsdali.models.student import Forward
 from lsdali.models.teacher_configs import TeacherConfig
 
@@ -71,7 +71,7 @@ class TeacherFreeDistillation(Method):
         self.teacher = None if config.teacher is None else matching_teacher(config.teacher, context)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        taught = None if self.teacher is None else self.teacher(batch.images)
+        taught = None if self.teacher is None else ask(self.teacher, batch, clock)
         logits = student(batch.images).logits
         kd = (
             batch.per_label(lambda labels: self.virtual(logits, labels))

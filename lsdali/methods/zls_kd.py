@@ -8,7 +8,7 @@ from torch import Tensor
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl
-from lsdali.methods.base import MethodContext, matching_teacher
+from lsdali.methods.base import MethodContext, ask, matching_teacher
 from lsdali.methods.zls import ZipfLabelSmoothing
 from lsdali.models.student import Outputs
 from lsdali.models.teacher_configs import TeacherConfig
@@ -43,7 +43,7 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
     def total(self, out: Outputs, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
         total, terms = super().total(out, batch, clock)
         alpha = self.config.alpha
-        kd = distillation_kl(out.logits, self.teacher(batch.images), self.config.temperature)
+        kd = distillation_kl(out.logits, ask(self.teacher, batch, clock), self.config.temperature)
         hard = batch.per_label(lambda labels: cross_entropy(out.logits, labels))
         term = alpha * kd + (1 - alpha) * hard
         return total + self.config.teacher_weight * term, {**terms, "kd": term}

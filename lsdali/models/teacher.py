@@ -61,6 +61,10 @@ class Teacher:
         parts = (std / own_std, (mean - own_mean) / own_std)
         self._change = parts[0].view(3, 1, 1).to(device), parts[1].view(3, 1, 1).to(device)
 
+    def normalisations(self) -> list[Normal | None]:
+        """Return how its images were normalised, or those of each member."""
+        return [self._normal]
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, K], without gradient."""
@@ -91,6 +95,9 @@ class TeacherEnsemble(Teacher):
         """Expect images that are normalised in this way from now on."""
         for teacher in self._teachers:
             teacher.expect(given)
+
+    def normalisations(self) -> list[Normal | None]:
+        return [normal for teacher in self._teachers for normal in teacher.normalisations()]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ class Scaled(Config):
     temperature: float = Field(1.0, gt=0, le=1e9)
     """That of temperature scaling (Guo et al. 2017), as lsdali.evaluate --temperature fits it: the teacher's logits are
     divided by it before anything else is done to them."""
+    cache: PathText | None = None
+    """Folder of the teacher's answers to the crops of every epoch, as `lsdali cache` makes it; null: the teacher runs
+    in every step. An ensemble has one for all of its members."""
 
 
 class FromRun(Scaled):
@@ -120,6 +123,12 @@ class EnsembleTeacher(Scaled):
     source: Literal["ensemble"] = "ensemble"
     of: Annotated[tuple[SingleTeacher, ...], Field(strict=False, min_length=2)]
     """The teachers; all know the same classes."""
+
+    @model_validator(mode="after")
+    def one_cache(self) -> Self:
+        if any(part.cache is not None for part in self.of):
+            raise ValueError("the members of an ensemble have no cache of their own; give one to the ensemble")
+        return self
 
 
 TeacherConfig = Annotated[

@@ -125,7 +125,7 @@ def test_class_pairs_leave_out_another_sample_each_epoch():
         (0, 1, "shuffled", "batch 0 cannot be shared among 1 ranks; use 1"),
         (6, 2, "class_pairs", "batch 6 cannot be shared in pairs among 2 ranks; use 4 or 8"),
         (200, 1, "shuffled", "batch 200 is larger than the data with its 155 samples"),
-        (8, 1, "sorted", "sampler sorted is unknown; choose from shuffled, class_pairs, balanced"),
+        (8, 1, "sorted", "sampler sorted is unknown; choose from shuffled, class_pairs, balanced, as_listed"),
     ],
 )
 def test_refusals(batch, world, sampler, text):
@@ -158,3 +158,11 @@ def test_stratified_keeps_proportions():
     assert np.bincount(labels[chosen]).tolist() == [30, 15, 5]
     assert (np.diff(chosen) > 0).all()
     assert chosen.tolist() != list(range(30)) + list(range(600, 615)) + list(range(900, 905))
+
+
+def test_as_listed_reads_every_sample_in_order_and_fills_the_last_batch():
+    plan = Plan(LABELS, PerEpoch(12), 2, 0, "as_listed")
+    seen = [plan.indices(s, rank) for s in range(plan.steps_per_epoch.first) for rank in range(2)]
+    assert np.unique(np.concatenate(seen)).tolist() == list(range(len(LABELS)))
+    assert np.concatenate(seen)[: len(LABELS)].tolist() == list(range(len(LABELS)))
+    assert plan.steps_per_epoch.first == -(-len(LABELS) // 12)

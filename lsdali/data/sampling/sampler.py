@@ -114,7 +114,18 @@ def balanced(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
     return order
 
 
-SAMPLERS: dict[str, Sampler] = {"shuffled": shuffled, "class_pairs": class_pairs, "balanced": balanced}
+def as_listed(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
+    """Return every sample once, as they are numbered; the last one again until a batch is full."""
+    n = len(labels)
+    return np.minimum(np.arange(-(-n // batch) * batch), n - 1)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "shuffled": shuffled,
+    "class_pairs": class_pairs,
+    "balanced": balanced,
+    "as_listed": as_listed,
+}
 
 
 @dataclass(frozen=True, eq=False)
