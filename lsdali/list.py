@@ -19,9 +19,12 @@ def first_sentence(thing: Any) -> str:
 
 def list_models() -> Iterator[tuple[str, str]]:
     from lsdali.models import MODELS
+    from lsdali.models.families.sized import SIZED
 
     for name, build in MODELS.items():
         yield name, first_sentence(build)
+    for kind in SIZED:
+        yield kind.name, f"D = {kind.per}n + {kind.rest}. {first_sentence(kind.build)}"
     yield "timm/<name>", "Any network of timm, with pip install lsdali[timm]."
     yield "torchvision/<name>", "Any classifier of torchvision."
 

@@ -198,6 +198,29 @@ def test_spread_of_a_run(base: Path, tmp_path: Path) -> None:
     assert min(found["runs"][0]["spread"]) > 0
 
 
+def test_the_projector_reads_features_and_classes(base: Path, tmp_path: Path) -> None:
+    tensorboard = base / "ce/tensorboard"
+    assert start(arguments().parse_args(["projector", str(base / "ce"), "--most", "4"])) == 0
+    config = (tensorboard / "projector_config.pbtxt").read_text()
+    files = dict(re.findall(r'(tensor_path|metadata_path): "(.*)"', config))
+    vectors = np.loadtxt(tensorboard / files["tensor_path"], delimiter="\t")
+    labels = (tensorboard / files["metadata_path"]).read_text().splitlines()
+    assert len(vectors) == len(labels) == 20
+    assert [labels.count(f"class{k}") for k in range(5)] == [4] * 5
+    names = [f"class{k}" for k in range(5)]
+    found = drawn(tmp_path, "pca", base / "ce", "--classes", *names, "--most", 4, "--of", "features")
+    expected = PCA(2).fit_transform(vectors)
+    points = np.array(found["runs"][0]["points"])
+    assert np.abs(points) == pytest.approx(np.abs(expected), abs=1e-3)
+    both = ["projector", str(base / "ce"), str(base / "ols"), "--of", "logits", "--into", str(tmp_path / "both")]
+    assert start(arguments().parse_args(both)) == 0
+    config = (tmp_path / "both/projector_config.pbtxt").read_text()
+    tables = re.findall(r'tensor_path: "(.*)"', config)
+    logits = [np.loadtxt(tmp_path / "both" / table, delimiter="\t") for table in tables]
+    assert logits[0] == pytest.approx(logits_of(base / "ce", tmp_path)[0], rel=1e-4)
+    assert logits[1] == pytest.approx(logits_of(base / "ols", tmp_path)[0], rel=1e-4)
+
+
 def make_here(argv: list[str]) -> None:
     make(arguments().parse_args(argv), CPU)
 
@@ -223,6 +246,7 @@ def test_what_cannot_be_drawn_is_said(base: Path, tmp_path: Path, capsys: pytest
     assert "name two or more" in said(capsys, "diffusion", ce, *classes, *out)
     assert "--titles names 1 runs, and these are 2" in said(capsys, "spread", ce, ce, "--titles", "a", *out)
     assert "two runs a row" in said(capsys, "projection", ce, ce, ce, "--classes", "class0", "class1", "class2", *out)
+    assert "draws nothing: leave out --out" in said(capsys, "projector", ce, *out)
     (tmp_path / "votes.npy").write_bytes(b"none")
     votes = ("--collect", "val", "--human", tmp_path / "votes.npy")
     assert "cannot be read: give cifar10h-probs.npy" in said(capsys, "ols", ce, *votes, *out)

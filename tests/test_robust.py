@@ -196,6 +196,35 @@ def test_figures_are_those_of_the_parts_on_any_number_of_ranks(base: Path, tmp_p
     assert json.loads(other.read_text()) == found
 
 
+def test_arrays_of_each_image_have_the_means_that_are_told(base: Path, tmp_path: Path) -> None:
+    file, arrays = tmp_path / "found.json", tmp_path / "found.npz"
+    chosen = ["--robust", "shift", "--robust", "diagonal", "--predictions", str(arrays)]
+    assert start(parse([str(base / "run"), *chosen, "--json", str(file)])) == 0
+    shift, diagonal = json.loads(file.read_text())["shifts"]
+    kept = np.load(arrays)
+    count, crops = len(kept["labels"]), diagonal["of"] - diagonal["size"] + 1
+    assert kept["shift_right"].shape == (count, 2)
+    assert 100 * kept["shift_agree"].mean() == pytest.approx(shift["agreement"])
+    assert 100 * kept["shift_right"].mean() == pytest.approx(shift["top1"])
+    assert (kept["shift_agree"] >= kept["shift_right"].all(1)).all()
+    for name, key, scale in (
+        ("label_probability", "label_probability", 1),
+        ("other_probability", "other_probability", 1),
+        ("right", "top1", 100),
+        ("right5", "top5", 100),
+    ):
+        array = kept[f"diagonal_{name}"]
+        assert array.shape == (count, crops)
+        assert scale * array.mean(0) == pytest.approx(diagonal["by_offset"][key], abs=1e-5)
+    # In the middle of the diagonal lies what the network sees otherwise: the images in the order of their logits.
+    logits = kept["logits"].astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    own = p[np.arange(count), kept["labels"]]
+    assert kept["diagonal_label_probability"][:, crops // 2] == pytest.approx(own, abs=1e-5)
+    right = kept["diagonal_label_probability"] > kept["diagonal_other_probability"]
+    assert (right == kept["diagonal_right"]).all()
+
+
 def test_attacks_leave_the_network_as_it_was(base: Path) -> None:
     run = open_run(base / "run", "best", "model")
     samples = open_samples(run, [])

@@ -18,7 +18,7 @@ from lsdali.errors import UserError
 from lsdali.evaluate.binning import check_bins
 from lsdali.evaluate.figures import CALIBRATE_ON, Calibration, Ensemble, Row
 from lsdali.evaluate.plane import plane_figures
-from lsdali.evaluate.robust import parse_disturbance, shift_sentence
+from lsdali.evaluate.robust import Shifted, parse_disturbance, shift_sentence
 from lsdali.evaluate.runs import Predicted, Run, Samples
 from lsdali.evaluate.views import VIEWS
 from lsdali.metric_names import METRICS
@@ -65,11 +65,11 @@ def print_results(
     calibrations: Sequence[Calibration],
     lines: Sequence[Row],
     curves: Sequence[Ensemble],
-    moved: Sequence[dict[str, Any]],
+    moved: Sequence[Shifted],
 ) -> None:
     """Print the table, and write the files that were asked for."""
     found = contents(args, runs, samples, calibrations, [*lines, *(one.line for one in curves)], curves)
-    found["shifts"] = list(moved)
+    found["shifts"] = [one.figures for one in moved]
     print_found(found)
     if args.json is not None:
         write_file(args.json, json.dumps(found, indent=1))
@@ -79,7 +79,7 @@ def print_results(
         )
         write_file(args.html, page)
     if args.predictions is not None:
-        save_predictions(args.predictions, parts[0])
+        save_predictions(args.predictions, parts[0], moved)
 
 
 def contents(
@@ -144,9 +144,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
-def save_predictions(path: Path, part: Predicted) -> None:
+def save_predictions(path: Path, part: Predicted, moved: Sequence[Shifted]) -> None:
+    """Write logits, labels and numbers of the samples, and what --robust found of each."""
     file = io.BytesIO()
-    np.savez(file, logits=part.logits.numpy(), labels=part.labels.numpy(), index=part.index.numpy())
+    arrays: dict[str, Any] = {name: array for one in moved for name, array in one.arrays.items()}
+    np.savez(file, logits=part.logits.numpy(), labels=part.labels.numpy(), index=part.index.numpy(), **arrays)
     write_file(path, file.getvalue())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lsdali import dist
@@ -86,8 +87,16 @@ def disturbed_logits(network: perturb.Classify, levels: perturb.Levels, one: Dis
     return network(perturb.pgd(network, batch, levels, one.size, one.step, one.steps))
 
 
-def shifts(run: Run, samples: Samples, asked: Sequence[Disturbance], device: torch.device) -> list[dict[str, Any]]:
-    """Return what crops of larger images do to a run, for --json. Collective.
+@dataclass(frozen=True)
+class Shifted:
+    """What crops of larger images do to a run."""
+
+    figures: dict[str, Any]  # for --json
+    arrays: dict[str, NDArray[Any]]  # of each image, for --predictions
+
+
+def shifts(run: Run, samples: Samples, asked: Sequence[Disturbance], device: torch.device) -> list[Shifted]:
+    """Return what crops of larger images do to a run. Collective.
 
     Raises UserError if the images are no larger than what the network sees.
     """
@@ -102,12 +111,14 @@ def shifts(run: Run, samples: Samples, asked: Sequence[Disturbance], device: tor
         whole = Samples(recipe, samples.index)
         if one.kind == "shift":
             rows, _, _ = read_function(partial(agreement, network, size), 3, whole, device)
-            found = agreement_figures(rows)
+            found, arrays = agreement_figures(rows), agreement_arrays(rows)
         else:
             count = recipe.data.eval.size - size + 1
             rows, _, _ = read_function(partial(along_diagonal, network, size), 4 * count, whole, device)
-            found = diagonal_figures(rows.reshape(len(rows), count, 4))
-        out.append({"run": run.name, "kind": one.kind, "size": size, "of": recipe.data.eval.size, **found})
+            rows = rows.reshape(len(rows), count, 4)
+            found, arrays = diagonal_figures(rows), diagonal_arrays(rows)
+        what = {"run": run.name, "kind": one.kind, "size": size, "of": recipe.data.eval.size}
+        out.append(Shifted({**what, **found}, arrays))
     return out
 
 
@@ -121,6 +132,12 @@ def agreement_figures(rows: Tensor) -> dict[str, Any]:
     """Map [N, 3] of `agreement` -> consistency, and top-1 over both crops, in %."""
     equal, first, second = (100 * rows.double().numpy().mean(0)).tolist()
     return {"agreement": equal, "top1": (first + second) / 2}
+
+
+def agreement_arrays(rows: Tensor) -> dict[str, NDArray[Any]]:
+    """Map [N, 3] of `agreement` -> whether the crops of each image agree [N], and which of them are right [N, 2]."""
+    found = rows.numpy() > 0
+    return {"shift_agree": found[:, 0], "shift_right": found[:, 1:]}
 
 
 def along_diagonal(network: perturb.Classify, size: int, batch: Batch) -> Tensor:
@@ -142,6 +159,17 @@ def diagonal_figures(rows: Tensor) -> dict[str, Any]:
     names = ("label_probability", "other_probability", "top1", "top5")
     whole = dict(zip(names, by_offset.mean(0).tolist(), strict=True))
     return {**whole, "by_offset": dict(zip(names, by_offset.T.tolist(), strict=True))}
+
+
+def diagonal_arrays(rows: Tensor) -> dict[str, NDArray[Any]]:
+    """Map [N, crops, 4] of `along_diagonal` -> four arrays [N, crops], of which OLS's code saves the first three."""
+    own, other, first, fifth = rows.numpy().transpose(2, 0, 1)
+    return {
+        "diagonal_label_probability": own,
+        "diagonal_other_probability": other,
+        "diagonal_right": first > 0,
+        "diagonal_right5": fifth > 0,
+    }
 
 
 def shift_sentence(found: dict[str, Any]) -> str:

@@ -69,10 +69,13 @@ def make(args: argparse.Namespace, device: "torch.device") -> None:
 
     args.overrides = [text for text in args.runs if "=" in text and not Path(text).exists()]
     names = [text for text in args.runs if text not in args.overrides]
-    paths = args.out or [Path(f"{args.name}.svg"), Path(f"{args.name}.json")]
+    drawn = FIGURE_KINDS[args.name].drawn
+    paths = args.out or ([Path(f"{args.name}.svg"), Path(f"{args.name}.json")] if drawn else [])
     args.titles = args.titles or [Path(name).name for name in names]
     with dist.raise_together():
         check_files(paths)
+        if paths and not drawn:
+            raise UserError(f"{args.name} draws nothing: leave out --out; --into names a folder")
         if not names:
             raise UserError("which run? Give a run folder, such as runs/digits_ce")
         if len(args.titles) != len(names):
@@ -82,8 +85,9 @@ def make(args: argparse.Namespace, device: "torch.device") -> None:
     found = kind.numbers(runs, args, device)
     with dist.raise_together():
         if dist.is_main():
-            write(paths, found, kind.size(found), kind.draw)
-            say("\n".join(map(str, paths)))
+            if drawn:
+                write(paths, found, kind.size(found), kind.draw)
+            say("\n".join(map(str, paths if drawn else kind.write_files(found))))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class FigureKind:
 
     text: str  # for the help
     options: Callable[[argparse.ArgumentParser], None]
-    module: str  # in lsdali.figure: it has `numbers`, `size` and `draw`
+    module: str  # in lsdali.figure: it has `numbers`, and `size` and `draw`, or `write_files` where nothing is drawn
+    drawn: bool = True
 
 
 def embedding_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,12 @@ def embedding_options(parser: argparse.ArgumentParser) -> None:
 def shared_options(parser: argparse.ArgumentParser, most: str) -> None:
     parser.add_argument("--split", choices=("train", "val"), default="val", help="of which split (default: val)")
     parser.add_argument("--most", type=int, metavar="N", help=f"the first N {most}")
+
+
+def projector_options(parser: argparse.ArgumentParser) -> None:
+    spread_options(parser)
+    parser.add_argument("--of", choices=("logits", "features"), default="features", help="default: features")
+    parser.add_argument("--into", metavar="FOLDER", help="default: the folder tensorboard of each run")
 
 
 def tsne_options(parser: argparse.ArgumentParser) -> None:
@@ -69,5 +76,6 @@ FIGURE_KINDS: Mapping[str, FigureKind] = {
     "projection": FigureKind("LS-KD's sheet: features of three classes in a plane", projection_options, "sheet"),
     "diffusion": FigureKind("LS-KD's diffusion index of later runs against the first", diffusion_options, "diffusion"),
     "ols": FigureKind("OLS's matrix of soft labels as a heat map, and nearest classes", matrix_options, "matrix"),
+    "projector": FigureKind("features for the Projector of TensorBoard", projector_options, "projector", drawn=False),
     "spread": FigureKind("spread inside classes and separability", spread_options, "classes"),
 }

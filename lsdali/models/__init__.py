@@ -13,6 +13,7 @@ from typing_extensions import Self
 from lsdali import parts
 from lsdali.config import Config
 from lsdali.errors import UserError
+from lsdali.models.families.sized import SIZED, sized
 from lsdali.models.families.timm import PREFIX, build_timm, known_timm, timm_module
 from lsdali.models.families.torchvision import THEIRS, TORCHVISION
 from lsdali.models.families.torchvision_weights import known_torchvision, torchvision_module
@@ -61,15 +62,15 @@ KNOWN: dict[str, Callable[[str], None]] = {PREFIX: known_timm, THEIRS: known_tor
 
 
 def builder(name: str, *, whole: bool = False) -> Callable[..., nn.Module]:
-    """Return what builds a name in MODELS, `timm/<name>` or `torchvision/<name>`.
+    """Return what builds a name in MODELS, one with sizes in it, `timm/<name>` or `torchvision/<name>`.
 
-    Of the latter two, with `whole`, the module
-    as its package has it."""
+    Of the latter two, with `whole`, the module as its package has it.
+    """
     if name.startswith(PREFIX):
         return partial(timm_module if whole else build_timm, name)
     if name.startswith(THEIRS):
         return (None if whole else TORCHVISION.get(name.removeprefix(THEIRS))) or partial(torchvision_module, name)
-    return MODELS[name]
+    return MODELS.get(name) or sized(name) or MODELS[name]
 
 
 def takes(name: str, option: str) -> bool:
@@ -77,28 +78,31 @@ def takes(name: str, option: str) -> bool:
 
 
 def known_model(name: str) -> str:
-    for prefix, check in KNOWN.items():
-        if name.startswith(prefix):
-            try:
+    try:
+        for prefix, check in KNOWN.items():
+            if name.startswith(prefix):
                 check(name)
-            except UserError as fault:
-                raise ValueError(str(fault)) from fault
-            return name
-    if name not in MODELS:
+                return name
+        known = name in MODELS or sized(name) is not None
+    except UserError as fault:
+        raise ValueError(str(fault)) from fault
+    if not known:
         raise ValueError(unknown("model", name, MODELS))
     return name
 
 
 def name_schema(schema: dict[str, Any]) -> None:
     """Let editors offer the names that there are."""
-    schema["anyOf"] = [{"enum": sorted(MODELS)}, {"pattern": f"^({'|'.join(KNOWN)}).+"}]
+    patterns = [f"^({'|'.join(KNOWN)}).+", *(f"^{kind.pattern}$" for kind in SIZED)]
+    schema["anyOf"] = [{"enum": sorted(MODELS)}, *({"pattern": pattern} for pattern in patterns)]
 
 
 class ModelConfig(Config):
     """Which network is trained."""
 
     name: Annotated[str, AfterValidator(known_model), Field(json_schema_extra=name_schema)]
-    """A name in MODELS, or timm/<name> or torchvision/<name> for any classifier of these packages."""
+    """A name in MODELS, one with sizes in it as wrn_22_6 (`lsdali list models` says which), or timm/<name> or
+    torchvision/<name> for any classifier of these packages."""
     stages: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Parts of the module, in order, whose maps [B, C, H, W] are its stages, such as [layer1, layer2]; null: found. For
     modules of other packages only."""

@@ -10,13 +10,14 @@ import nvidia.dali
 import pytest
 import torch
 from nvidia.dali import fn, types
+from nvidia.dali.data_node import DataNode
 
 from lsdali import dist
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline import decoder
 from lsdali.data.pipeline.dali_pipeline import DaliPipeline
 from lsdali.data.pipeline.decoder import DecoderReport, decoder_report
-from lsdali.data.pipeline.graph import GraphSpec, resized_graph
+from lsdali.data.pipeline.graph import GraphSpec, padded_graph, resized_graph
 from lsdali.data.sampling.augment import RandomErasing
 from lsdali.errors import UserError
 from tests.made_up_cuda import CUDA, Event, made_up_cuda
@@ -55,6 +56,28 @@ def test_nothing_is_erased_in_16_bit(half: bool, late: bool, monkeypatch: pytest
     expected = [("crop_mirror_normalize", types.FLOAT16 if half and not late else types.FLOAT)]
     expected += [("erase", None)] * late + [("cast", types.FLOAT16)] * (late and half)
     assert used == expected
+
+
+@pytest.mark.parametrize("graph", [resized_graph, padded_graph])
+@pytest.mark.parametrize(
+    ("device", "on_cpu", "decodes", "moves"), [(0, True, "cpu", 1), (0, False, "mixed", 0), (None, True, "cpu", 0)]
+)
+def test_decoding_on_the_cpu_beside_a_gpu(
+    graph: Any, device: int | None, on_cpu: bool, decodes: str, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, moved = [], []
+    for name in ("image", "image_slice"):
+
+        def recorded(call: Any, *inputs: Any, **options: Any) -> Any:
+            used.append(options["device"])
+            return call(*inputs, **options)
+
+        monkeypatch.setattr(fn.decoders, name, partial(recorded, getattr(fn.decoders, name)))
+    gpu = DataNode.gpu
+    monkeypatch.setattr(DataNode, "gpu", lambda node: moved.append(node) or gpu(node))
+    graph(lambda info: (), spec(device_id=device, on_cpu=on_cpu))
+    assert used == [decodes]
+    assert len(moved) == moves
 
 
 class Tensor:

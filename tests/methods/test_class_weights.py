@@ -188,3 +188,19 @@ def test_methods_that_need_each_sample_once_refuse_the_balanced_order(folder: Pa
         assert str(caught.value) == (
             f"data.order: balanced and the method '{name}' do not go together: it needs {needs}; leave the key out"
         )
+
+
+def test_class_pairs_give_every_image_a_friend_of_its_class(folder: Path, place: Path) -> None:
+    """For ZLS with `ranking: friends`: neighbours of a batch have one label."""
+    data = tiny("ce", folder / "images", place)["data"]
+    config = {"name": "zls", "ranking": "friends"}
+    trainer = trainer_for(config, place, data={**data, "order": "class_pairs"})
+    seen = []
+    for batch in trainer.train.epoch(0):
+        assert torch.equal(batch.labels[::2], batch.labels[1::2])
+        assert trainer.step(batch)["loss"].isfinite()
+        trainer.clock = trainer.clock.tick()
+        seen += batch.index.tolist()
+    assert len(set(seen)) == len(seen) > 0
+    with pytest.raises(UserError, match=r"data\.order: class_pairs and the method 'pskd' do not go together"):
+        trainer_for({"name": "pskd"}, place.with_name("other"), data={**data, "order": "class_pairs"})

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from lsdali.errors import UserError
 from lsdali.models import MODELS, ModelConfig, build_network
 from lsdali.models.digest import weights_digest
+from lsdali.models.families.sized import sized
 from lsdali.models.families.torchvision_weights import from_torchvision
 from lsdali.models.student import Network
 
@@ -64,6 +65,57 @@ def test_digest_sees_values_types_shapes_and_names_only():
     channels_last = torch.nn.Conv2d(3, 4, 3)
     before = weights_digest(channels_last)
     assert weights_digest(channels_last.to(memory_format=torch.channels_last)) == before
+
+
+# ---- depth and width in a name
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("wrn_40_4", 8_972_340), ("wrn_28_10", 36_536_884), ("resnet56_bottleneck", 614_452)],
+)
+def test_sizes_in_a_name_are_those_of_the_published_networks(name: str, count: int) -> None:
+    """Parameters with 100 classes that the code of OLS has."""
+    found = sized(name)
+    assert found is not None
+    network = found(100)
+    assert sum(p.numel() for p in network.parameters()) == count
+    assert weights_shapes(network) == weights_shapes(build_network(ModelConfig(name=name), 100))
+
+
+def weights_shapes(network: Network) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions"),
+    [("wrn_10_1", 9), ("resnet8_basic", 7), ("resnet11_bottleneck", 13), ("pyramidnet11_48", 10)],
+)
+def test_a_network_has_the_depth_of_its_name(name: str, convolutions: int) -> None:
+    """Layers less the classifier, and shortcuts with weights where the width changes."""
+    network = build_network(ModelConfig(name=name), 5)
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in network.modules()) == convolutions
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_pyramidnet_grows_by_what_its_name_says() -> None:
+    network = build_network(ModelConfig(name="pyramidnet20_60"), 5)
+    assert network.classifier.in_features == 4 * (16 + 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("wrn_56_4", "wrn_56_4: its depth is 6n + 4, such as 52 or 58"),
+        ("wrn_4_4", "wrn_4_4: its depth is 6n + 4, such as 10 or 16"),
+        ("resnet99999999999_basic", "resnet99999999999_basic: its depth is 6n + 2, such as 1994 or 2000"),
+        ("wrn_16_0", "wrn_16_0: its width is a number from 1 to 1000"),
+    ],
+)
+def test_depths_that_there_are_not(name: str, sentence: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelConfig(name=name)
+    assert sentence in str(caught.value)
 
 
 # ---- what a wrong name is told

@@ -41,6 +41,7 @@ class GraphSpec:
     augment: tuple[Augmentation, ...] = ()
     images: SampleForm = "paths"
     way: Way = "window"  # how a part of an image is decoded
+    on_cpu: bool = False  # decode on the CPU, beside a GPU too
     hw_decoder_load: float | None = None  # share of images for the GPU's own JPEG engines; None: DALI's
     upright: bool = False  # turn images by their EXIF orientation
 
@@ -48,7 +49,7 @@ class GraphSpec:
     def decoder(self) -> dict[str, Any]:
         # jpeg_fancy_upsampling=True: the pixels that PIL and torchvision see.
         base = {"jpeg_fancy_upsampling": True, "adjust_orientation": self.upright}
-        if self.device_id is None:
+        if self.device_id is None or self.on_cpu:
             return base | {"device": "cpu"}
         load = {} if self.hw_decoder_load is None else {"hw_decoder_load": self.hw_decoder_load}
         return (
@@ -108,7 +109,7 @@ def _resized(source: ArraySource, spec: GraphSpec) -> Any:
     elif spec.way == "whole":
         x = fn.slice(fn.decoders.image(_bytes(image, spec), **spec.decoder), **window)
     else:
-        x = fn.decoders.image_slice(_bytes(image, spec), **window, **spec.decoder)
+        x = _moved(fn.decoders.image_slice(_bytes(image, spec), **window, **spec.decoder), spec)
     x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
     return _finished(x, spec, choices), index
 
@@ -116,7 +117,10 @@ def _resized(source: ArraySource, spec: GraphSpec) -> Any:
 @pipeline_def  # type: ignore[untyped-decorator]
 def _padded(source: ArraySource, spec: GraphSpec) -> Any:
     image, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
-    x = _placed(image, spec) if spec.images == "pixels" else fn.decoders.image(_bytes(image, spec), **spec.decoder)
+    if spec.images == "pixels":
+        x = _placed(image, spec)
+    else:
+        x = _moved(fn.decoders.image(_bytes(image, spec), **spec.decoder), spec)
     x = fn.slice(
         x,
         start=start,
@@ -141,6 +145,11 @@ def _placed(pixels: Any, spec: GraphSpec) -> Any:
     """Where the decoder would have put them."""
     pixels = fn.reshape(pixels, layout="HWC")
     return pixels if spec.device_id is None else pixels.gpu()
+
+
+def _moved(pixels: Any, spec: GraphSpec) -> Any:
+    """What was decoded, on the device that goes on with it."""
+    return pixels.gpu() if spec.on_cpu and spec.device_id is not None else pixels
 
 
 def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) -> Any:

@@ -72,7 +72,8 @@ class TrainLoader:
         spec = replace(spec, augment=config.train.augment)
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = DaliPipeline(index, graph, spec, self._arrays)
-        if options.device.type == "cuda" and index.form != "pixels" and dist.is_main():
+        on_gpu = options.device.type == "cuda" and config.decoder == "device" and index.form != "pixels"
+        if on_gpu and dist.is_main():
             options.log(decoder_report().describe())
         self._recovery = Recovery(index, self._runner, config.wait_seconds, options.log)
         self._valid = torch.ones(most, dtype=torch.bool, device=options.device)
@@ -239,6 +240,7 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
     threads = config.threads or min(cpu_cores(dist.local_world()), 8)
     device_id = None if device.type == "cpu" else (device.index or 0)
     largest = int(index.size.astype(np.int64).prod(1).max())
+    on_cpu = config.decoder == "cpu"
     return GraphSpec(
         batch,
         threads,
@@ -250,7 +252,8 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
         config.std,
         largest,
         images=index.form,
-        way="window" if device_id is None else decoder_report().way,
+        way="window" if device_id is None or on_cpu else decoder_report().way,
+        on_cpu=on_cpu,
         hw_decoder_load=config.hw_decoder_load,
         upright=config.exif_orientation,
     )

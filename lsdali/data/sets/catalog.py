@@ -110,9 +110,10 @@ class DataSet(Config):
     """Folder of the data set."""
     max_samples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Train on this many samples, always the same, in the classes' own proportions; null for all."""
-    order: Literal["shuffled", "balanced"] = "shuffled"
+    order: Literal["shuffled", "balanced", "class_pairs"] = "shuffled"
     """shuffled: an epoch reads each training sample once; balanced: it reads as many samples, every class equally
-    often, those of small classes several times and some of large ones not at all, others in every epoch."""
+    often, those of small classes several times and some of large ones not at all, others in every epoch; class_pairs:
+    each sample once at most, neighbours in a batch being two of one class, as for zls with `ranking: friends`."""
     holdout: Holdout | None = None
     """Hold out a part of the training data to validate on; null: the official validation or test data."""
     classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] | None = None
@@ -134,6 +135,9 @@ class DataSet(Config):
     CPU quota leave this node's processes, 1 to 8."""
     prefetch: Annotated[int, Field(ge=1, le=64)] | None = None
     """Batches that DALI prepares ahead; null: 3 on a GPU, 2 elsewhere."""
+    decoder: Literal["device", "cpu"] = "device"
+    """What decodes images where a GPU trains: the GPU, or the CPU, with resizing and what follows on the GPU. Their
+    pixels may differ by a grey level."""
     hw_decoder_load: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of JPEGs for the JPEG engines of GPUs that have some; null: DALI's own, 0.65. More where cores are few."""
     max_bad_files: Annotated[int, Field(ge=0, le=1_000_000_000)] | Annotated[float, Field(gt=0, lt=1)] = 0.01
