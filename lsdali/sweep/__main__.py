@@ -46,13 +46,18 @@ def arguments() -> argparse.ArgumentParser:
         help="submit one array of Slurm jobs a stage by this batch script (default: %(const)s), and stop",
     )
     what.add_argument("--schema", action="store_true", help="print the JSON Schema of sweep files, and stop")
+    what.add_argument(
+        "--keys", nargs="?", const="", metavar="PATH", help="print the keys of sweep files, or those of PATH, and stop"
+    )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time")
     parser.add_argument("--processes", type=positive, default=1, metavar="N", help="processes (GPUs) of each run")
     parser.add_argument(
         "--only", action="append", metavar="PATTERN", help="cells such as 'students/*alpha=0.1*', and what they need"
     )
     parser.add_argument("--seeds", type=seeds_of, default=[], metavar="N,N,...", help="instead of those of the file")
-    parser.add_argument("--rate", type=float, metavar="X", help="training images a second, for --dry-run")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--rate", type=float, metavar="X", help="hours for --dry-run, by training images a second")
+    pace.add_argument("--measure", action="store_true", help="hours for --dry-run, by a few steps of each kind of cell")
     parts.add_refusal(parser)
     return parser
 
@@ -69,12 +74,16 @@ def seeds_of(text: str) -> list[int]:
 
 def start(args: argparse.Namespace) -> int:
     """Do what the arguments ask for. Raises UserError for bad input."""
+    from lsdali.recipe.key_lines import lines_at
     from lsdali.sweep.cells import expand, load_sweep
     from lsdali.sweep.figures import check_figures
     from lsdali.sweep.schema import Sweep
 
     if args.schema:
         say(json.dumps(Sweep.model_json_schema(), indent=1))
+        return 0
+    if args.keys is not None:
+        say("\n".join(lines_at(Sweep, args.keys)))
         return 0
     if args.file is None:
         raise UserError("which sweep? Give a YAML file, for example sweeps/digits.yaml")
@@ -108,13 +117,14 @@ def chosen(cells: Sequence["Cell"], patterns: Sequence[str] | None) -> list["Cel
 
 
 def show_cells(args: argparse.Namespace, cells: Sequence["Cell"]) -> int:
-    from lsdali.sweep.plan import dry_run, listing
+    from lsdali.sweep.plan import Stopwatch, dry_run, listing
 
     if args.list:
         for text in listing(cells):
             say(text, end="")
     else:
-        table, unknown = dry_run(cells, args.rate, args.jobs)
+        watch = Stopwatch(args.rate) if args.rate or args.measure else None
+        table, unknown = dry_run(cells, watch, args.jobs)
         console(160).print(table)
         for why in unknown:
             say(f"not counted: {why}")

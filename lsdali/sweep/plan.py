@@ -1,17 +1,25 @@
-"""What a sweep would do: its cells with their recipes, and how many steps and images they take."""
+"""What a sweep would do: its cells with their recipes, and how many steps, images and hours they take."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from rich.table import Table
 
 from lsdali.data.index.index import open_index
-from lsdali.data.sampling.sampler import Ints, Plan
+from lsdali.data.sampling.sampler import Plan
+from lsdali.data.sets.catalog import DataSet
+from lsdali.data.sets.listing import Split
+from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
+from lsdali.models.checks import count_classes
 from lsdali.recipe import Recipe, to_yaml
 from lsdali.sweep.cells import Cell
 from lsdali.sweep.figures import finished
+from lsdali.sweep.pace import Pace, measure_pace
+
+DECIDES = {"model", "method", "batch", "micro_batch", "precision", "optimizer"}
+"""Parts of a recipe that decide what a step costs, beside the sizes of its images and the number of classes."""
 
 
 def state(cell: Cell) -> str:
@@ -33,53 +41,73 @@ class RunSize:
 
     steps: int
     images: int
+    evaluated: int  # validation images, over all epochs that evaluate
 
 
 def size(recipe: Recipe) -> RunSize:
-    """Return optimizer steps and training images of a run on one process.
+    """Return optimizer steps, training images and validation images of a run on one process.
 
-    Raises UserError if the training data is not there.
+    Raises UserError if the data is not there.
     """
     repeats = recipe.data.train.repeats
-    plan = Plan(labels_of(recipe), recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
+    plan = Plan(index_of(recipe.data, "train").labels, recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
     lengths = plan.steps_per_epoch
     images = lengths.weighted(recipe.batches, recipe.epochs)
-    return RunSize(lengths.before(recipe.epochs), images)
-
-
-def labels_of(recipe: Recipe) -> Ints:
-    return _labels(recipe.data.model_dump_json(), recipe)
+    times = -(-recipe.epochs // recipe.evaluate.every_epochs)
+    return RunSize(lengths.before(recipe.epochs), images, times * len(index_of(recipe.data, "val")))
 
 
 @cache
-def _labels(data: str, recipe: Recipe) -> Ints:
-    return open_index(recipe.data, "train").labels
+def index_of(data: DataSet, split: Split) -> Index:
+    return open_index(data, split)
 
 
-def dry_run(cells: Sequence[Cell], rate: float | None, jobs: int) -> tuple[Table, list[str]]:
-    """Return epochs, steps and images of each cell, and hours at `rate` images a second; then why some are not known.
+@dataclass
+class Stopwatch:
+    """Hours of runs: by a given rate of training images a second, or by measured steps of each kind of recipe."""
+
+    rate: float | None
+    _known: dict[str, Pace] = field(default_factory=dict)
+
+    def hours(self, recipe: Recipe, found: RunSize) -> float:
+        """Return what a run takes. Raises UserError if no step of it can be measured."""
+        if self.rate is not None:
+            return found.images / self.rate / 3600
+        index = index_of(recipe.data, "train")
+        classes = count_classes(recipe.model.classes, index.classes, index.root)
+        sides = recipe.data.train.size, recipe.data.eval.size
+        parts = recipe.model_dump(mode="json", include=DECIDES)
+        parts["method"].pop("teacher", None)  # it counts as a network of the student's kind
+        kind = f"{parts} {sides} {classes}"
+        if kind not in self._known:
+            self._known[kind] = measure_pace(recipe, classes)
+        pace = self._known[kind]
+        return (found.images * pace.train + found.evaluated * pace.evaluate) / 3600
+
+
+def dry_run(cells: Sequence[Cell], watch: Stopwatch | None, jobs: int) -> tuple[Table, list[str]]:
+    """Return epochs, steps and images of each cell, and its hours where there is a watch; then why some are unknown.
 
     The last row adds up what is not finished.
     """
-    out = Table("cell", "state", "epochs", "steps", "images", *(["hours"] if rate else []))
-    total, unknown = RunSize(0, 0), dict[str, None]()
+    out = Table("cell", "state", "epochs", "steps", "images", *(["hours"] if watch else []))
+    steps, images, hours, unknown = 0, 0, 0.0, dict[str, None]()
     for cell in cells:
         recipe, where = cell.recipe(), state(cell)
         try:
             found = size(recipe)
+            spent = watch.hours(recipe, found) if watch else 0.0
         except UserError as error:
             unknown[str(error)] = None
             out.add_row(cell.name, where, str(recipe.epochs), "?", "?")
             continue
-        out.add_row(cell.name, where, str(recipe.epochs), *numbers(found, rate))
+        out.add_row(cell.name, where, str(recipe.epochs), *numbers(found.steps, found.images, spent, watch))
         if where != "finished":
-            total = RunSize(total.steps + found.steps, total.images + found.images)
+            steps, images, hours = steps + found.steps, images + found.images, hours + spent
     out.add_section()
-    together = [f"{total.images / rate / jobs / 3600:.2f}"] if rate else []
-    out.add_row(f"left, {jobs} at a time", "", "", *numbers(total, None), *together)
+    out.add_row(f"left, {jobs} at a time", "", "", *numbers(steps, images, hours / jobs, watch))
     return out, list(unknown)
 
 
-def numbers(found: RunSize, rate: float | None) -> list[str]:
-    hours = [f"{found.images / rate / 3600:.2f}"] if rate else []
-    return [f"{found.steps:,}", f"{found.images:,}", *hours]
+def numbers(steps: int, images: int, hours: float, watch: Stopwatch | None) -> list[str]:
+    return [f"{steps:,}", f"{images:,}", *([f"{hours:.3g}"] if watch else [])]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 import torch
@@ -13,7 +14,8 @@ import torch
 from lsdali.errors import UserError
 from lsdali.sweep.cells import Cell
 from lsdali.sweep.figures import finished, lookup_of, other_recipe
-from lsdali.sweep.work import Process, claim_cell, holder, launch
+from lsdali.sweep.forker import Forker
+from lsdali.sweep.work import Process, Start, claim_cell, holder, launch, spawn
 
 POLL_SECONDS = 0.05  # seconds between looks at our own processes
 LOOK = 2.0  # seconds between looks at the disk for what others have done
@@ -34,30 +36,42 @@ class Runner:
     stopped: int = 0  # the signal that was sent to us
     _running: dict[int, Process] = field(default_factory=dict)  # by place
     _told: set[Cell] = field(default_factory=set)  # whose other holder was named
+    _forkers: dict[int, Forker] = field(default_factory=dict)  # by place
 
     def run(self) -> None:
         """Return when every cell is done or has failed, or when a signal has ended what was running."""
         looked = -LOOK
-        with self._signals():
-            while self._running or (self._left() and not self.stopped):
-                ended = self._collect()
-                if not self.stopped and (ended or time.monotonic() - looked >= LOOK):
-                    self._start()
-                    looked = time.monotonic()
-                if self._running or self._left():
-                    time.sleep(POLL_SECONDS)
+        try:
+            with self._signals():
+                while self._running or (self._left() and not self.stopped):
+                    ended = self._collect()
+                    if not self.stopped and (ended or time.monotonic() - looked >= LOOK):
+                        looked = self._start(looked)
+                    if self._running or self._left():
+                        time.sleep(POLL_SECONDS)
+        finally:
+            for forker in self._forkers.values():
+                forker.close()
 
     def _left(self) -> list[Cell]:
         busy = {process.cell for process in self._running.values()}
         return [cell for cell in self.cells if not (cell in self.done or cell in self.failed or cell in busy)]
 
-    def _start(self) -> None:
-        """Begin cells while there are places; what is finished or cannot be done leaves the queue."""
+    def _start(self, looked: float) -> float:
+        """Begin cells while there are places; what is finished or cannot be done leaves the queue.
+
+        All cells are looked at if the last time was `looked`, LOOK seconds ago. Return when that was done last.
+        """
+        now = time.monotonic()
+        whole = now - looked >= LOOK
         for cell in self._left():
+            if not whole and len(self._running) >= self.jobs:
+                return looked
             try:
                 self._consider(cell)
             except UserError as error:
                 self._fail(cell, str(error))
+        return now
 
     def _consider(self, cell: Cell) -> None:
         needs = [need for group in cell.needs.values() for need in group]
@@ -87,9 +101,17 @@ class Runner:
             return
         goes_on = any((cell.folder / "checkpoints").glob("step-*.pt"))
         self.say(f"{'resumes' if goes_on else 'starts':9}  {cell.name}")
-        self._running[place] = Process(
-            cell, lock, launch(self.processes), environment(place, self.jobs, self.processes)
-        )
+        self._running[place] = Process(cell, lock, launch(self.processes), self._way(place))
+
+    def _way(self, place: int) -> Start:
+        """Return how commands begin in a place: as forks of one process, but for several processes a run, and on GPUs,
+        whose drivers do not bear a fork."""
+        own = environment(place, self.jobs, self.processes)
+        if self.processes > 1 or torch.cuda.device_count():
+            return partial(spawn, own)
+        if place not in self._forkers or not self._forkers[place].lives:
+            self._forkers[place] = Forker(own)
+        return self._forkers[place].begin
 
     def _collect(self) -> bool:
         """Take what has ended out of its place; whether anything has."""

@@ -14,6 +14,7 @@ from typing import IO
 from lsdali.errors import UserError
 from lsdali.sweep.cells import Cell, label_text
 from lsdali.sweep.figures import load_json, lookup_of
+from lsdali.sweep.forker import Forked
 from lsdali.terminal import say
 
 
@@ -112,12 +113,28 @@ def holder(cell: Cell) -> str:
 
 # ---- processes
 
+Start = Callable[[Sequence[str], Path], "subprocess.Popen[bytes] | Forked"]
+"""Begins a command that writes into a log."""
+
+
+def spawn(environment: Mapping[str, str], arguments: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+    """Start a new process."""
+    with log.open("a") as file:
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
 
 class Process:
     """A running cell. It has a session of its own, so that a terminal's Ctrl-C reaches it through the sweep alone."""
 
-    def __init__(self, cell: Cell, lock: IO[str], launcher: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.cell, self._lock, self._environment = cell, lock, environment
+    def __init__(self, cell: Cell, lock: IO[str], launcher: Sequence[str], start: Start) -> None:
+        self.cell, self._lock, self._start = cell, lock, start
         self._rest = commands(cell, launcher)
         self.log = cell.folder.parent / "logs" / f"{cell.folder.name}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -127,14 +144,7 @@ class Process:
         self._command = self._rest.pop(0)()
         with self.log.open("a") as log:
             say("$", *self._command.arguments, file=log, flush=True)
-            self._child = subprocess.Popen(
-                self._command.arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment},
-                start_new_session=True,
-            )
+        self._child = self._start(self._command.arguments, self.log)
 
     def poll(self, *, stopping: bool) -> int | None:
         """Return the exit status once the cell's last command has ended, or one has failed; None: it runs."""

@@ -1,17 +1,26 @@
 """From a sweep file to cells: every mistake is one sentence, and every cell has the recipe that the file says."""
 
 import json
+import time
+from itertools import count
 
 import pytest
 
 from lsdali.errors import UserError
 from lsdali.recipe import load as load_recipe
+from lsdali.sweep import plan
+from lsdali.sweep.__main__ import main
 from lsdali.sweep.cells import label_text
 from lsdali.sweep.figures import figure, lookup_of, winner
-from lsdali.sweep.plan import RunSize, dry_run, size
+from lsdali.sweep.pace import Pace, measure_pace
+from lsdali.sweep.plan import RunSize, Stopwatch, dry_run, size
 from lsdali.sweep.schema import Sweep
 from lsdali.sweep.work import members
+from tests.harness import ROOT
 from tests.sweep.conftest import Open
+
+DIGITS_VAL = 360
+"""Validation images of the digits."""
 
 GOOD = """
 seeds: [0, 1]
@@ -156,15 +165,39 @@ def test_the_sentence_of_each_mistake(opened: Open, old: str, new: str, sentence
 
 def test_a_dry_run_counts_what_a_run_reads(opened: Open) -> None:
     _, cells = opened(GOOD, "batch=48", "batch_schedule=[{epoch: 2, batch: 96}]", "data.max_samples=500")
-    assert size(cells[0].recipe()) == RunSize(steps=10 + 10 + 5, images=3 * 480)
-    table, unknown = dry_run(cells, rate=480.0, jobs=1)
+    assert size(cells[0].recipe()) == RunSize(steps=10 + 10 + 5, images=3 * 480, evaluated=3 * DIGITS_VAL)
+    table, unknown = dry_run(cells, None, jobs=1)
     assert list(table.columns[4].cells)[:2] == ["1,440", "1,440"]
     assert not unknown
     _, cells = opened(GOOD, "data={name: cub, root: nowhere}")
-    table, unknown = dry_run(cells, rate=480.0, jobs=1)
+    table, unknown = dry_run(cells, Stopwatch(480.0), jobs=1)
     assert list(table.columns[3].cells) == ["?"] * 11 + ["0"]
     assert len(unknown) == 1
     assert "nowhere" in unknown[0]
+
+
+def test_hours_come_from_a_rate_or_from_steps_measured_once_a_kind(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cells = opened(GOOD, "batch=48", "data.max_samples=480", "evaluate.every_epochs=2")
+    table, _ = dry_run(cells, Stopwatch(480.0 / 3600), jobs=2)
+    assert next(iter(table.columns[5].cells)) == "3"
+    kinds = []
+    monkeypatch.setattr(plan, "measure_pace", lambda recipe, classes: kinds.append(recipe) or Pace(1.0, 0.5))
+    table, unknown = dry_run(cells, Stopwatch(None), jobs=2)
+    hours = [float(text) for text in table.columns[5].cells]
+    assert hours[0] == pytest.approx((3 * 480 + 0.5 * 2 * DIGITS_VAL) / 3600, rel=5e-3)
+    assert hours[-1] == pytest.approx(sum(hours[:-1]) / 2, rel=5e-3)
+    assert not unknown
+    assert len(kinds) == 4 + 2  # two methods of teachers in two widths, and students at two temperatures
+
+
+@pytest.mark.parametrize("name", ["kd", "zls", "cskd", "bake"])
+def test_a_step_of_a_kind_is_measured_by_the_clock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    recipe = load_recipe(ROOT / f"recipes/digits/{name}.yaml", ["batch=12", "model.width=16"])
+    assert measure_pace(recipe, 10) == Pace(1 / 12, 1 / 12)
 
 
 def test_every_key_says_what_it_is() -> None:
@@ -177,6 +210,17 @@ def test_every_key_says_what_it_is() -> None:
     ]
     assert len(kinds) >= 8
     assert not missing
+
+
+def test_the_keys_of_a_part_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--keys", "stages.evaluate"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint: best|last" in out
+    assert "members: whole number (>= 1) or null = null" in out
+    assert main(["--keys"]) == 0
+    assert "By name, in order: a stage may use runs of earlier ones." in capsys.readouterr().out
+    assert main(["--keys", "stages.evaluat"]) == 2
+    assert "there is no key 'evaluat' in stages.evaluat; here are axes, evaluate" in capsys.readouterr().err
 
 
 def test_members_of_an_ensemble_are_evenly_spaced(opened: Open) -> None:
