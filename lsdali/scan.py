@@ -51,7 +51,7 @@ def scan(args: argparse.Namespace, command: str) -> int:
         raise UserError("lsdali scan reads folders of this machine; look at the files before they go into a store")
     config = dataset(args)
     parts: dict[Any, SplitScan] = {}
-    summary: dict[str, Any] = {"root": str(Path(args.root).expanduser().absolute()), "data": config.name, "splits": {}}
+    summary: dict[str, Any] = {"root": args.root, "data": config.name, "splits": {}}
     for split in ("train", "val"):
         started = time.perf_counter()
         parts[split] = scan_split(config, split)

@@ -49,6 +49,19 @@ def test_what_depends_on_the_length_names_the_way(folder: Path, place: Path) -> 
         )
 
 
+def test_another_number_of_threads_is_told(folder: Path, place: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        train(folder / "images", place, 1, {"name": "ce"}, threads=1)
+        train(folder / "images", place, 2, {"name": "ce"}, threads=2)
+    finally:
+        torch.set_num_threads(before)
+    assert (
+        "torch computes with 2 threads here and did with 1 before, so the last bits of the weights may differ from "
+        "those of an uninterrupted run; threads: 1 keeps them"
+    ) in [line["text"] for line in events(place, "message")]
+
+
 def test_a_run_cannot_be_shorter_than_it_is(folder: Path, place: Path) -> None:
     train(folder / "images", place, 2, {"name": "ce"})
     with pytest.raises(UserError, match="has trained 10 steps, and 1 epochs are 5: give at least as many"):

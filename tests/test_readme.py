@@ -82,3 +82,11 @@ def test_it_says_how_to_list_what_a_recipe_can_name() -> None:
 def test_files_that_it_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_the_tests_that_the_page_of_faults_names_exist() -> None:
+    text = (ROOT / "docs/faults.md").read_text()
+    named = {path.replace("t/", "tests/", 1) for path in re.findall(r"`(t/[\w/]+\.py)`", text)}
+    named |= set(re.findall(r"tests/[\w/]+\.py", text))
+    assert len(named) > 20
+    assert not [path for path in sorted(named) if not (ROOT / path).is_file()]

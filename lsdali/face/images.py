@@ -19,6 +19,7 @@ from lsdali.data.pipeline.loader import BadImages, EvalLoader
 from lsdali.data.sets.catalog import DataSet
 from lsdali.data.sets.listing import join_paths
 from lsdali.data.sets.sample_index import Index
+from lsdali.data.sets.walk import is_hidden
 from lsdali.errors import UserError, first_line
 from lsdali.face.trained import Preprocessing
 
@@ -56,8 +57,9 @@ def below(folder: Path) -> list[str]:
     """Return all images below a folder, sorted; hidden files and folders are left out."""
     found = []
     for base, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(base, f) for f in sorted(files) if "." in f[1:] and is_image_name(f) and f[0] != "."]
+        folders[:] = sorted(name for name in folders if not is_hidden(os.fsencode(name)))
+        images = [f for f in sorted(files) if "." in f and is_image_name(f) and not is_hidden(os.fsencode(f))]
+        found += [os.path.join(base, f) for f in images]
     return found
 
 

@@ -4,6 +4,7 @@ import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from lsdali.models.families.torchvision_weights import torchvision_state, weight
 from lsdali.models.student import Network
 from lsdali.state.checkpoint import read as read_checkpoint
 from lsdali.state.find import find_checkpoint
-from lsdali.state.foreign import no_weights, read_torch, refusal
+from lsdali.state.foreign import no_weights, read_around_objects, read_torch, refusal
 
 Which = Literal["model", "ema"]
 
@@ -133,7 +134,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = read_torch(path)
+        content = read_or_read_around(path)
     except UserError:
         raise
     except Exception as fault:  # whatever the readers raise on foreign bytes
@@ -141,6 +142,18 @@ def read_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping | list | tuple):
         raise UserError(f"model.weights: the file '{path}' holds a {type(content).__name__}, not tensors by name")
     return content if isinstance(content, Mapping) else {str(place): part for place, part in enumerate(content)}
+
+
+def read_or_read_around(path: Path) -> Any:
+    """Return a file's content without the objects in it, if there are tensors beside them. Raises what torch does."""
+    try:
+        return read_torch(path)
+    except Exception:
+        with suppress(Exception):
+            content = read_around_objects(path)
+            if isinstance(content, Mapping) and find_states(content):
+                return content
+        raise
 
 
 DEEPEST_WRAPPER = 20  # levels of wrappers that are looked into; a dictionary may hold itself

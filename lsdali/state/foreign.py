@@ -6,6 +6,7 @@ import pathlib
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,62 @@ def inert_globals() -> list[Any]:
     ]
 
 
-def read_torch(path: Path, *, mmap: bool = False) -> Any:
-    """Return the content of a file, on the host. Raises what torch does; `refusal` says it in a few words."""
-    with torch.serialization.safe_globals(inert_globals()), warnings.catch_warnings():
+class AsMapping:
+    """Stands for a class that is not imported: its objects become mappings, which take items and attributes."""
+
+    def __new__(cls, *values: Any, **named: Any) -> Any:
+        return collections.OrderedDict()
+
+
+class AsList(list[Any]):
+    """The same for objects with elements, or with a state of their own form, which is left out."""
+
+    def __new__(cls, *values: Any, **named: Any) -> "AsList":
+        return super().__new__(cls)
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+MOST_PLACEHOLDERS = 100  # classes in a file that are not imported
+
+
+def read_torch(path: Path, *, mmap: bool = False, unread: Sequence[tuple[Any, str]] = ()) -> Any:
+    """Return the content of a file, on the host. Raises what torch does; `refusal` says it in a few words.
+
+    `unread`: what stands for classes that are not imported, and their names.
+    """
+    with torch.serialization.safe_globals([*inert_globals(), *unread]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*TorchScript archive")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
+
+
+def read_around_objects(path: Path) -> Any:
+    """Return the same with a placeholder for every object of a class that is not known, so that no code of it runs.
+
+    Trainers save settings as objects of their own beside the tensors. Raises what torch does for what cannot be read
+    so, such as functions of the system.
+    """
+    kinds: dict[str, Any] = {}  # in the order in which the file names them
+    while True:
+        try:
+            return read_torch(path, unread=[(kind, name) for name, kind in kinds.items()])
+        except Exception as fault:
+            found = GLOBAL.search(str(fault))
+            if found is not None:
+                name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+                if name in kinds or len(kinds) == MOST_PLACEHOLDERS:
+                    raise
+                kinds[name] = AsMapping
+                continue
+            # What failed is most likely an object of the class that was named last.
+            last = next((name for name in reversed(kinds) if kinds[name] is AsMapping), None)
+            if last is None:
+                raise
+            kinds[last] = AsList
 
 
 def refusal(fault: Exception) -> str:

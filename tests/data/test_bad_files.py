@@ -1,6 +1,7 @@
 """Bad files: named once and replaced in training, refused in evaluation; whenever they turn bad."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ from PIL import Image
 
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
+from lsdali.data.pipeline import fifos
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
-from lsdali.data.sets.catalog import RandomResizedCrop
+from lsdali.data.sets.catalog import CenterCrop, RandomResizedCrop
+from lsdali.data.sets.shards import Shards
 from lsdali.errors import UserError
+from lsdali.pack import main as pack
 
 CPU = torch.device("cpu")
 
@@ -366,3 +370,70 @@ def real(folder, ranks, *arguments):
         text=True,
         timeout=120,
     )
+
+
+def become_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def become_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def become_socket(path):
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(os.path.relpath(path))  # its address has at most 107 bytes
+
+
+def become_zeros_without_end(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+STRANGE = [become_fifo, become_folder, become_socket, become_zeros_without_end]
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_what_takes_the_place_of_a_file_in_mid_run_stops_nothing(zoo, monkeypatch, change):
+    monkeypatch.setattr(fifos, "LATE", 0.2)
+    monkeypatch.setattr(fifos, "FIFO_LOOK", 0.1)
+    config, _ = zoo
+    index = open_index(config, "train")
+    before = run(train_loader(config, index, []), epochs=1)
+    path = index.root / "train/bee/004.jpg"
+    change(path)
+    lines: list[str] = []
+    after = run(train_loader(config, index, lines), epochs=2)
+    assert lines == [f"bad file: {path} (no regular file); a stand-in is used"]
+    for (i, _, x), (j, _, y) in zip(before, after[:40], strict=True):
+        assert j == (25 if i == 24 else i)
+        assert i == 24 or torch.equal(x, y)
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_evaluation_names_what_takes_the_place_of_a_file(tree, plain, monkeypatch, change):
+    monkeypatch.setattr(fifos, "LATE", 0.2)
+    monkeypatch.setattr(fifos, "FIFO_LOOK", 0.1)
+    root = tree(val=8, side=64)
+    config = plain(root)
+    loader = EvalLoader(open_index(config, "val"), config, batch=4, device=CPU, half=False)
+    change(root / "val/bee/003.jpg")
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value) == (
+        f"validation data has bad files, 1 in all: {root}/val/bee/003.jpg (no regular file); repair or remove them"
+    )
+
+
+@pytest.mark.parametrize("change", [become_fifo, become_folder])
+def test_a_shard_that_becomes_something_else_is_no_hang(tree, tmp_path, change):
+    out = tmp_path / "shards"
+    assert pack([str(tree(side=64)), str(out)]) == 0
+    config = Shards(root=str(out), train=RandomResizedCrop(size=32), eval=CenterCrop(resize=36, size=32), threads=2)
+    loader = train_loader(config, open_index(config, "train"), [])
+    change(out / "train/000000.tar")
+    with pytest.raises(UserError, match=r"training files are bad.*000000\.tar:.*\(no regular file\)"):
+        list(loader.epoch(0))

@@ -150,6 +150,8 @@ def test_tiny_imagenet_refusals(tiny):
     assert refusal() == f"{file} names classes that {tiny}/train lacks: n09; unpack the data again"
     file.write_text("".join(lines.splitlines(keepends=True)[:-1]))
     assert refusal() == f"{file} does not name the class of val_5.JPEG; every image in val/images needs a line"
+    file.write_bytes(b"\xff\xd8 no text\n" + lines.encode())
+    assert refusal() == f"{file}, line 1: expected a file name, a tab and a class; unpack the data again"
     file.unlink()
     assert refusal() == f"{tiny}/val/images needs {file}, which says the class of each image; unpack the data again"
     shutil.rmtree(tiny / "train/n02")

@@ -94,6 +94,19 @@ def test_a_run_goes_on_after_a_file_is_deleted(tree: Tree, plain: Plain, texture
     assert open_dataset(config, "train", begun=begun).fingerprint != begun  # other data: refused by the caller
 
 
+def test_a_run_goes_on_after_files_are_deleted_one_after_another(tree: Tree, plain: Plain) -> None:
+    """Between starts, each of which makes a new index, of which few are kept."""
+    root = tree(each=12)
+    config = plain(root)
+    begun = open_dataset(config, "train").fingerprint
+    for number in range(6):
+        (root / f"train/ant/{number:03d}.jpg").unlink()
+        index = open_dataset(config, "train", begun=begun)
+        assert index.fingerprint == begun
+        assert len(index.faults()) == number + 1
+    assert len(list((cache.cache_dir() / "index").iterdir())) == 3
+
+
 def test_changed_pixels_are_noticed(tree: Tree, plain: Plain, texture: Texture) -> None:
     root = tree(each=2)
     config, lines = plain(root), list[str]()

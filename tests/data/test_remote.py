@@ -1,5 +1,6 @@
 """Shards in a store: the bits of local ones, few bytes to open, faults of the network told from bad files."""
 
+import json
 import os
 import re
 import shutil
@@ -13,11 +14,13 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lsdali import scan
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.io import remote, store
+from lsdali.data.io.cache import cache_dir
 from lsdali.data.pipeline import dali_pipeline as runner
 from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import open_dataset
@@ -272,3 +275,35 @@ def test_a_short_answer_is_a_fault(monkeypatch):
     assert byte_range.fetch([("a.tar", 90, 10), ("a.tar", 0, 2)]) == [bytes(range(90, 100)), b"\0\1"]
     with pytest.raises(UserError, match=r"a.tar cannot be read, tried 2 times \(10 of 11 bytes came\)"):
         byte_range.fetch([("a.tar", 90, 11)])
+
+
+@pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=32, pad=2)])
+def test_turned_images_are_those_of_local_shards(site, tree, texture, tmp_path, capsys, crop):
+    """With the orientation in the index file; without it, the shard is read once from end to end."""
+    root = tmp_path / "images"
+    for turn, file in enumerate(sorted(root.glob("*/*/*.jpg")), 1):
+        exif = Image.Exif()
+        exif[0x0112] = 1 + turn % 8
+        texture(60, 44, turn).save(file, exif=exif)
+    shutil.rmtree(site.folder)
+    assert pack([str(root), str(site.folder), "--shard-bytes", "20000"]) == 0
+    near, far = (
+        config(where, train=crop, exif_orientation=True, **more)
+        for where, more in ((site.folder, {}), (site.url, {"like": site.folder}))
+    )
+    expected = list(loader(near).epoch(0))
+    capsys.readouterr()
+    index = open_index(far, "train")
+    assert {tuple(row) for row in index.size.tolist()} == {(60, 44), (44, 60)}
+    assert same(loader(far).epoch(0), expected)
+    assert capsys.readouterr().err == ""
+    for file in site.folder.glob("train/*.json"):
+        content = json.loads(file.read_text())
+        content |= {"format": "lsdali shard 1", "samples": [row[:7] for row in content["samples"]]}
+        file.write_text(json.dumps(content))
+    shutil.rmtree(cache_dir())
+    assert same(loader(far).epoch(0), expected)
+    assert "no index file" in capsys.readouterr().err
+    as_stored = config(site.url, like=site.folder, train=crop)
+    assert {tuple(row) for row in open_index(as_stored, "train").size.tolist()} == {(60, 44)}
+    assert capsys.readouterr().err == ""

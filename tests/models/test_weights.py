@@ -1,6 +1,10 @@
 """Pretrained weights: every source, every tensor accounted for, every sentence."""
 
 import argparse
+import dataclasses
+import datetime
+import enum
+import functools
 import os
 import pickle
 from pathlib import Path
@@ -361,3 +365,70 @@ def test_folders_loops_and_weights_that_diverged(tmp_path):
     )
     np.savez(tmp_path / "w.npz", **{key: value.numpy() for key, value in own.items()})
     assert weights_digest(load(tmp_path / "w.npz")[0]) == weights_digest(network())
+
+
+class Level(enum.Enum):
+    HIGH = "high"
+
+
+class Settings(dict):
+    """As yacs' CfgNode: a mapping with attributes."""
+
+    def __init__(self, **values):
+        super().__init__(**values)
+        self.frozen = True
+
+
+class Tuned:
+    """As omegaconf's: an object with a state of its own."""
+
+    def __init__(self):
+        self.node = {"lr": 0.1}
+
+    def __getstate__(self):
+        return ["a", "list"]
+
+    def __setstate__(self, state):
+        raise AssertionError("code of the file has run")
+
+
+class Names(list):
+    pass
+
+
+@dataclasses.dataclass
+class Options:
+    lr: float = 0.1
+    level: Level = Level.HIGH
+    part: object = functools.partial(max, 1)
+
+
+BESIDE = {
+    "an enum": lambda: Level.HIGH,
+    "a mapping": lambda: Settings(lr=0.1, names=["a"]),
+    "a dataclass": Options,
+    "a state of its own": Tuned,
+    "a list": lambda: Names(["a", "b"]),
+    "a time": lambda: datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+    "several": lambda: [Level.HIGH, Options(), Settings(a=Level.HIGH)],
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("what", BESIDE)
+@pytest.mark.filterwarnings("ignore:.*protocol:UserWarning")
+def test_settings_that_are_objects_are_left_unread_beside_the_weights(tmp_path, what, legacy):
+    source, path = network(), tmp_path / "w.ckpt"
+    content = {"hyper_parameters": BESIDE[what](), "state_dict": source.state_dict()}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    assert weights_digest(load(path)[0]) == weights_digest(source)
+    torch.save({"hyper_parameters": BESIDE[what]()}, path, _use_new_zipfile_serialization=not legacy)
+    assert "it holds an object of " in sentence(path)
+
+
+def test_functions_beside_the_weights_are_refused(tmp_path, monkeypatch):
+    ran = []
+    torch.save({"state_dict": network().state_dict(), "w": Harmful()}, tmp_path / "w.pt")
+    monkeypatch.setattr(os, "system", ran.append)
+    assert "it holds an object of posix.system" in sentence(tmp_path / "w.pt")
+    assert ran == []

@@ -69,7 +69,7 @@ def _decoded(index: Index, log: Log) -> Path:
     """The folder with the array, or with the reason for none; made by one process at a time, and once."""
     key = _array_key(index)
     target = cache_dir() / "decoded" / key
-    with alone(f"decoded-{key}"):
+    with alone(f"decoded-{key}", log):
         if os.path.lexists(target):
             if not (why := damage(target, key)):
                 return target

@@ -68,6 +68,7 @@ def _like(config: DataSet, split: Split, index: Index, fingerprint: str) -> Iter
         before = _load(config, folder)
         missing = stored.gone(before.paths, index.paths)
         if missing is not None and _train_print(config, before) == fingerprint:
+            stored.keep_longer(folder)
             yield replace(before, status=np.where(missing, MISSING, before.status).astype(np.uint8))
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsdali.data.index.stored import each_file, rescan
-from lsdali.data.io.byte_range import ByteRange, OpenRange
-from lsdali.data.io.header import FAULTS, GOOD, HEAD, NO_FILE, READ, TOO_MANY, fault_of, parse_header
+from lsdali.data.io.byte_range import READ, ByteRange, OpenRange
+from lsdali.data.io.header import FAULTS, GOOD, HEAD, NO_FILE, TOO_MANY, fault_of, parse_header
 from lsdali.data.io.image_formats import FORMAT_OF_ENDING, FORMAT_OF_START
 from lsdali.data.io.quirks import ODDITIES, READ_ALIKE, UPRIGHT, traits
 from lsdali.data.sets.catalog import DataSet

@@ -7,8 +7,10 @@ run that began with one of them can go on after a file is gone.
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from lsdali.data.sets.listing import Split, few
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 
-INDEX_FORMAT = "3"  # of the cached files; raise it when they, or what read_header() returns, change
+INDEX_FORMAT = "4"  # of the cached files; raise it when they, or what read_header() returns, change
 SCAN_THREADS, SCAN_CHUNK = 16, 512
-EARLIER = 2  # indexes that are kept beside the newest
+MOSTLY = 0.6  # share of its time for which a thread computes that has nothing to wait for
+EARLIER = 2  # indexes that are kept beside the newest, those that runs went on with last
+LAST_USE = "used"  # a file of an index whose time says when
 Log = Callable[[str], None]
 Look = Callable[[Index], Ints]  # -> [N, 5] width, height, status, and of single files bytes and time of change
 
@@ -38,7 +42,7 @@ def current_folder(config: DataSet, split: Split, log: Log) -> Path:
 
     Raises UserError for a wrong layout.
     """
-    with alone(f"index-{_key(config, split)}"):
+    with alone(f"index-{_key(config, split)}", log):
         before = next(iter(folders(config, split)), None)
         if before is not None and (why := damage(before, _key(config, split))):
             log(f"the cached index {before} is {why}; it is made anew")
@@ -71,10 +75,24 @@ def _scanned(config: DataSet, split: Split, look: Look) -> Path:
     # A name that never comes back: other processes may still map the stale one.
     target = cache_dir() / "index" / f"{key}-{secrets.token_hex(4)}"
     _scan(config.listing(split), look, target, key)
-    for k, folder in enumerate(before):
+    for k, folder in enumerate(sorted(before, key=_last_used, reverse=True)):
         if k >= EARLIER or (folder / "pixels.npy").exists():
             discard(folder)
     return target
+
+
+def _last_used(folder: Path) -> int:
+    """Return when a run went on with an index, or else when it was made, in ns."""
+    try:
+        return (folder / LAST_USE).stat().st_mtime_ns
+    except OSError:
+        return folder.lstat().st_mtime_ns
+
+
+def keep_longer(folder: Path) -> None:
+    """Let an index that a run has gone on with stay while others are made."""
+    with suppress(OSError):  # a cache that only others may write
+        os.utime(folder / LAST_USE)
 
 
 def _key(config: DataSet, split: Split) -> str:
@@ -125,8 +143,7 @@ def _stamps(root: Path, paths: NDArray[np.bytes_]) -> Ints:
     def work(start: int) -> Ints:
         return np.array([_stamp(base + path) for path in paths[start : start + SCAN_CHUNK].tolist()], np.int64)
 
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, len(paths), SCAN_CHUNK))))
+    return _in_chunks(len(paths), work)
 
 
 def _stamp(path: bytes) -> tuple[int, int]:
@@ -166,7 +183,7 @@ def _scan(index: Index, look: Look, target: Path, key: str) -> None:
             "size": measured[:, :2].astype(np.int32),
             "status": measured[:, 2].astype(np.uint8),
             "classes": np.array(index.classes),
-            "root": np.array(str(index.root)),
+            "root": np.array(index.root if isinstance(index.root, str) else os.path.abspath(index.root)),
             "watched": np.array(index.watched),
             "times": before,
             "fingerprint": np.array(_fingerprint(index)),
@@ -180,14 +197,12 @@ def _scan(index: Index, look: Look, target: Path, key: str) -> None:
             arrays |= index.ranges.arrays()
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array)
+        (draft / LAST_USE).touch()
         seal(draft, key)
 
 
 def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
-    """Return `look(path, start, length)` at the place of every sample: [N, what it answers].
-
-    Threads hide the latency of disks and networks.
-    """
+    """Return `look(path, start, length)` at the place of every sample: [N, what it answers]."""
     base = os.fsencode(index.root) + b"/"
 
     def work(start: int) -> Ints:
@@ -196,8 +211,23 @@ def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
             return np.array([look(base + path) for path in index.paths[start:stop].tolist()], np.int64)
         return np.array([look(*byte_range) for byte_range in map(index.byte_range, range(start, stop))], np.int64)
 
+    return _in_chunks(len(index.labels), work)
+
+
+def _in_chunks(count: int, work: Callable[[int], Ints]) -> Ints:
+    """Return what `work(first)` answers for each chunk, one below the other.
+
+    Threads hide the latency of disks and networks. Where there is none to hide, because the system has the files at
+    hand, they would only contend for the interpreter: one does the work until it first waits.
+    """
+    starts, out = list(range(0, count, SCAN_CHUNK)), list[Ints]()
+    while len(out) < len(starts):
+        wall, busy = time.perf_counter(), time.thread_time()
+        out.append(work(starts[len(out)]))
+        if time.thread_time() - busy < MOSTLY * (time.perf_counter() - wall):
+            break
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        return np.concatenate(list(pool.map(work, range(0, len(index.labels), SCAN_CHUNK))))
+        return np.concatenate([*out, *pool.map(work, starts[len(out) :])])
 
 
 def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO would wait for a writer
 OPEN_FILES = 256  # files that stay open between reads: processes are often allowed 1,024
 
 
@@ -29,7 +30,7 @@ class ByteRange(NamedTuple):
 
     def content(self) -> bytes:
         """Return every byte; fewer where the file ends before. Raises OSError."""
-        with open(self.path, "rb") as file:
+        with os.fdopen(os.open(self.path, READ), "rb") as file:
             file.seek(self.start)
             return file.read(-1 if self.length is None else self.length)
 
@@ -101,7 +102,7 @@ class _Opened:
         if path not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._files[path] = os.open(path, READ)
         return self._files[path]
 
     def __del__(self) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,10 @@ from pathlib import Path
 from lsdali import dist
 from lsdali.disk import free
 from lsdali.errors import UserError, first_line
+from lsdali.terminal import printable
+
+PATIENCE = 600.0  # seconds that one process waits for what another does in the cache
+LOCK_LOOK = 0.1
 
 
 def cache_dir() -> Path:
@@ -112,22 +117,68 @@ def discard(folder: Path) -> None:
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
+def alone(name: str, log: Callable[[str], None] = print) -> Iterator[None]:
     """Let one process at a time work on `name` in the cache folder, so that several runs do not do the same work.
 
-    Only a help: where the file system knows no locks, each process works for itself.
+    A process waits PATIENCE seconds at most, and `log` is told for whom; then it does the work itself. Only a help:
+    where the file system knows no locks, each process works for itself.
     """
-    handle = -1
-    with suppress(OSError):
-        folder = cache_dir() / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    handle = _lock_file(name)
     try:
+        if handle >= 0:
+            _take(handle, name, log)
         yield
     finally:
         if handle >= 0:
             os.close(handle)
+
+
+def _lock_file(name: str) -> int:
+    """Return an open file to lock; -1 where there can be none."""
+    folder = cache_dir() / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.open(folder / name, flags, 0o666)
+    except OSError:
+        return -1
+
+
+def _take(handle: int, name: str, log: Callable[[str], None]) -> None:
+    """Lock the file and write into it who has it; wait for another process, but not for ever."""
+    started, said = time.monotonic(), False
+    while not _locked(handle):
+        waited = time.monotonic() - started
+        if waited > PATIENCE:
+            log(f"{_holder(handle)} still works on {name} of the cache after {PATIENCE:g} s; this run does it too")
+            return
+        if not said and waited > 1:
+            log(f"waiting for {_holder(handle)}, which works on {name} of the cache, {PATIENCE:g} s at most")
+            said = True
+        time.sleep(LOCK_LOOK)
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+
+
+def _locked(handle: int) -> bool:
+    """Return whether there is nothing to wait for: the lock is ours, or the file system knows none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _holder(handle: int) -> str:
+    """Return which process has the lock, as it wrote it."""
+    try:
+        said = os.pread(handle, 200, 0).decode(errors="backslashreplace")
+    except OSError:
+        said = ""
+    return printable(said) or "another process"
 
 
 def on_each_node(work: Callable[[], Path]) -> Path:

@@ -31,7 +31,7 @@ def obtain(root: str, source: Download, *, download: bool) -> tuple[Path, str]:
     The folder may be root itself or lie below it. To be called by one process of a node.
     Raises UserError if there are no such files.
     """
-    base = Path(root).expanduser().absolute()
+    base = Path(root).expanduser()
     if download and not base.exists():
         fetch(base, source)
     lacking: list[str] = []

@@ -5,10 +5,11 @@ No decoder is called: at ImageNet's size decoding every file once would cost as 
 
 import errno
 import os
+import re
 import struct
 from collections.abc import Callable
 
-from lsdali.data.io.byte_range import OpenRange, Readable
+from lsdali.data.io.byte_range import READ, OpenRange, Readable
 from lsdali.data.io.image_formats import IMAGE_FORMATS
 from lsdali.errors import UserError
 
@@ -25,13 +26,12 @@ FAULTS = (
     "damaged header",
     "larger than 65,535 pixels",
     "no regular file",
-    "a kind of TIFF or JPEG that is not supported",
+    "a kind of JPEG, TIFF, BMP or PNM that is not supported",
     "more pixels than data.max_pixels",
 )
 GOOD, MISSING, UNREADABLE, EMPTY, TEXT, GIF, UNKNOWN, TRUNCATED, DAMAGED, HUGE, NO_FILE, KIND, TOO_MANY = range(13)
 
 HEAD, TAIL = 4096, 1024
-READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO would wait for a writer
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _NO_FILE = {errno.ESPIPE, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EAGAIN}
 Header = tuple[int, int, int]  # width, height, status
@@ -118,6 +118,8 @@ def _read_header(file: Readable, head: bytes) -> Header:
             return width, height, GOOD if whole else TRUNCATED
     if head.startswith(b"GIF8"):
         return 0, 0, GIF
+    if _OTHER_PNM.match(head):
+        return 0, 0, KIND
     text = head.lstrip()[:1] == b"<" or not any(b < 9 or 13 < b < 32 or b > 126 for b in head[:512])
     return 0, 0, TEXT if text else UNKNOWN
 
@@ -156,7 +158,7 @@ def _jpeg_size(file: Readable, head: bytes) -> Measured:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width = struct.unpack_from(">BHH", head, here + 4)
             known = marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and bits == 8  # others are lossless or of 12 bits
-        at += 2 + struct.unpack_from(">H", head, here + 2)[0]
+        at += 2 + (head[here + 2] << 8 | head[here + 3])
     whole = _tail(file, head if base == 0 else b"", b"\xff\xd9", at)
     return width, height, whole if known else None
 
@@ -170,8 +172,18 @@ def _png_size(file: Readable, head: bytes) -> Measured:
 
 def _bmp(file: Readable, head: bytes) -> Measured:
     start, length = struct.unpack_from("<II", head, 10)
-    width, height = struct.unpack_from("<HH" if length == 12 else "<ii", head, 18)  # 12: OS/2
-    return width, abs(height), file.size > start
+    os2 = length == 12
+    width, height, _, bits = struct.unpack_from("<HHHH" if os2 else "<iiHH", head, 18)
+    kind = (bits, 0 if os2 else struct.unpack_from("<I", head, 30)[0])
+    if kind not in _BMP_KINDS:
+        return width, abs(height), None
+    rows = 1 if kind == _BMP_RUNS else (abs(height) - 1) * ((width * bits + 31) // 32 * 4) + (width * bits + 7) // 8
+    return width, abs(height), file.size >= start + rows
+
+
+_BMP_RUNS = (8, 1)
+_BMP_KINDS = {(1, 0), (4, 0), (8, 0), _BMP_RUNS, (16, 3), (24, 0), (32, 0), (32, 3)}
+"""Bits of a pixel and compression (0 none, 1 runs, 3 masks of channels) that DALI decodes."""
 
 
 def _webp_size(file: Readable, head: bytes) -> Measured:
@@ -189,19 +201,39 @@ def _webp_size(file: Readable, head: bytes) -> Measured:
     return width & 0x3FFF, height & 0x3FFF, whole
 
 
+_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM_HEADER = re.compile(rb"P[56]" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
+_OTHER_PNM = re.compile(rb"P[12347]\s")  # text, bitmaps, PAM
+
+
+def pnm_header(head: bytes) -> tuple[int, int, int, int]:
+    """Return width, height, largest value and first byte of the pixels of a PNM file. Raises ValueError."""
+    found = _PNM_HEADER.match(head)
+    if found is None:
+        raise ValueError
+    return int(found[1]), int(found[2]), int(found[3]), found.end()
+
+
 def _pnm_size(file: Readable, head: bytes) -> Measured:
-    words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
-    width, height, depth = (int(w) for w in words[1:])
-    channels = 3 if words[0] == b"P6" else 1
-    pixels = width * height * channels * (2 if depth > 255 else 1)
-    return width, height, file.size >= pixels
+    width, height, depth, start = pnm_header(head)
+    channels = 3 if head.startswith(b"P6") else 1
+    return width, height, file.size >= start + width * height * channels * (2 if depth > 255 else 1)
 
 
 def _tiff_size(file: Readable, head: bytes) -> Measured:
-    found = tiff_tags(file, head)
+    parts = _tiff_values(file, head)
+    found = {tag: values[0] for tag, values in parts.items()}
     bits, sample = found.get(258, 0), found.get(339, 1)
     known = bits > 0 and found.get(259, 1) in _TIFF_COMPRESSIONS and (bits, sample) in _TIFF_SAMPLES
-    return found.get(256, 0), found.get(257, 0), True if known else None
+    width, height = found.get(256, 0), found.get(257, 0)
+    if not known:
+        return width, height, None
+    ends = [
+        start + length
+        for starts, lengths in ((273, 279), (324, 325))  # of strips, of tiles
+        for start, length in zip(parts.get(starts, ()), parts.get(lengths, ()))
+    ]
+    return width, height, max(ends, default=0) <= file.size
 
 
 # What DALI decodes of TIFF: compressions, and (bits, sample format) of a channel.
@@ -211,21 +243,30 @@ _TIFF_SAMPLES = {(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 3), (8, 4), (16, 
 
 def tiff_tags(file: Readable, head: bytes) -> dict[int, int]:
     """Return the first value of each tag of a TIFF file's first image that holds short or long numbers."""
+    return {tag: values[0] for tag, values in _tiff_values(file, head).items()}
+
+
+def _tiff_values(file: Readable, head: bytes) -> dict[int, tuple[int, ...]]:
+    """Return the values of each such tag, at most _MOST_VALUES."""
     order = "<" if head[:2] == b"II" else ">"
     (offset,) = struct.unpack_from(order + "I", head, 4)
     table = file.read(HEAD, offset)
     found = {}
     for k in range(struct.unpack_from(order + "H", table)[0]):
         tag, kind, count = struct.unpack_from(order + "HHI", table, 2 + 12 * k)
-        if kind not in (3, 4):
+        if kind not in (3, 4) or not count:
             continue
+        count = min(count, _MOST_VALUES)
         size, letter = (2, "H") if kind == 3 else (4, "I")
         place, data = 10 + 12 * k, table
         if count * size > 4:
             (at,) = struct.unpack_from(order + "I", table, place)
-            place, data = 0, file.read(size, at)
-        (found[tag],) = struct.unpack_from(order + letter, data, place)
+            place, data = 0, file.read(count * size, at)
+        found[tag] = struct.unpack_from(f"{order}{count}{letter}", data, place)
     return found
+
+
+_MOST_VALUES = 1 << 16
 
 
 _READERS: dict[str, Callable[[Readable, bytes], Measured]] = {

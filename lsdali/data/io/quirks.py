@@ -4,8 +4,8 @@ import os
 import struct
 from collections.abc import Iterator
 
-from lsdali.data.io.byte_range import Memory, OpenRange, Readable
-from lsdali.data.io.header import GOOD, HEAD, READ, Stamped, read_stamped, tiff_tags
+from lsdali.data.io.byte_range import READ, Memory, OpenRange, Readable
+from lsdali.data.io.header import GOOD, HEAD, Header, Stamped, pnm_header, read_stamped, tiff_tags
 from lsdali.data.io.image_formats import IMAGE_FORMATS
 
 UPRIGHT = 1
@@ -20,8 +20,9 @@ ODDITIES = (
     "TIFF of floats, which DALI scales from 0..1 and Pillow clips",
     "TIFF with an alpha channel beside gray, or in Lab colours",
     "TIFF with an EXIF orientation, by which Pillow turns it",
+    "BMP of 16 bits, whose levels DALI and Pillow spread a little differently",
 )
-READ_ALIKE, CMYK, GRAY16, DEPTH, FLOATS, ALPHA, TURNED = range(len(ODDITIES))
+READ_ALIKE, CMYK, GRAY16, DEPTH, FLOATS, ALPHA, TURNED, BITS16 = range(len(ODDITIES))
 Traits = tuple[int, int]  # EXIF orientation 1 to 8, place in ODDITIES
 
 
@@ -30,10 +31,15 @@ def read_upright(path: str | bytes, start: int = 0, length: int | None = None) -
 
     Raises UserError if the system fails.
     """
-    width, height, status, size, changed = read_stamped(path, start, length)
-    if status == GOOD and orientation(path, start, length) > 4:
-        width, height = height, width
-    return width, height, status, size, changed
+    *header, size, changed = read_stamped(path, start, length)
+    turn = orientation(path, start, length) if header[2] == GOOD else UPRIGHT
+    return *turned((header[0], header[1], header[2]), turn), size, changed
+
+
+def turned(header: Header, turn: int) -> Header:
+    """Return a header with the sides as they are after an EXIF orientation."""
+    width, height, status = header
+    return (height, width, status) if status == GOOD and turn > 4 else header
 
 
 def orientation(path: str | bytes, start: int = 0, length: int | None = None) -> int:
@@ -130,11 +136,14 @@ def _webp_traits(file: Readable, head: bytes) -> Traits:
 
 
 def _pnm_traits(file: Readable, head: bytes) -> Traits:
-    words = [w for line in head[:1024].splitlines() for w in line.split(b"#")[0].split()][:4]
-    depth = int(words[3])
+    _, _, depth, _ = pnm_header(head)
     if depth in (255, 65535):
-        return UPRIGHT, GRAY16 if depth > 255 and words[0] == b"P5" else READ_ALIKE
+        return UPRIGHT, GRAY16 if depth > 255 and head.startswith(b"P5") else READ_ALIKE
     return UPRIGHT, DEPTH
+
+
+def _bmp_traits(file: Readable, head: bytes) -> Traits:
+    return UPRIGHT, BITS16 if head[14] != 12 and head[28:30] == b"\x10\0" else READ_ALIKE
 
 
 def _tiff_traits(file: Readable, head: bytes) -> Traits:
@@ -150,5 +159,8 @@ def _tiff_traits(file: Readable, head: bytes) -> Traits:
     return turn, READ_ALIKE if turn == UPRIGHT else TURNED
 
 
-_LOOKS = {"JPEG": _jpeg_traits, "PNG": _png_traits, "WebP": _webp_traits, "PNM": _pnm_traits, "TIFF": _tiff_traits}
+_LOOKS = {
+    **{"JPEG": _jpeg_traits, "PNG": _png_traits, "WebP": _webp_traits},
+    **{"BMP": _bmp_traits, "PNM": _pnm_traits, "TIFF": _tiff_traits},
+}
 _LOOK_BY_START = [(start, _LOOKS[kind.name]) for kind in IMAGE_FORMATS if kind.name in _LOOKS for start in kind.starts]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lsdali.data.io.byte_range import ByteRanges, Bytes, Memory, PendingBytes
 from lsdali.data.io.header import HEAD, Header, parse_header
+from lsdali.data.io.quirks import UPRIGHT, traits, turned
 from lsdali.data.io.store import Fault, open_store
 from lsdali.errors import UserError
 
@@ -53,11 +54,15 @@ class RemoteRanges(ByteRanges):
                 out[k] = np.frombuffer(answer, np.uint8, length, start - first)
         return out
 
-    def read_header(self, i: int) -> Header:
-        """Return what the bytes of sample i say now. Raises UserError as fetch()."""
+    def read_header(self, i: int, *, upright: bool = False) -> Header:
+        """Return what the bytes of sample i say now, `upright` after its EXIF orientation.
+
+        Raises UserError as fetch().
+        """
         self.require_unchanged(np.array([i]))
         data = Memory(self.fetch(np.array([i]))[0].tobytes())
-        return parse_header(data, data.read(HEAD, 0))
+        head = data.read(HEAD, 0)
+        return turned(parse_header(data, head), traits(data, head)[0] if upright else UPRIGHT)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {"files": self.files, "spans": self.spans, "stamps": self.stamps}

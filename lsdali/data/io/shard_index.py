@@ -1,12 +1,14 @@
 """The index file beside a tar shard, `<shard>.json`, and a remote shard read from end to end where there is none.
 
-    {"format": "lsdali shard 1", "shard_bytes": 20480, "samples": [
-    ["00000000.jpg", 0, 512, 1234, 500, 375, "good"],
+    {"format": "lsdali shard 2", "shard_bytes": 20480, "samples": [
+    ["00000000.jpg", 0, 512, 1234, 500, 375, "good", 1],
     ...
     ]}
 
-A row is: member, class, first byte, bytes, width and height in pixels, what read_header() returns. One file per shard:
-shards are copied, replaced and chosen one at a time, and an index that travels with its shard cannot speak of others.
+A row is: member, class, first byte, bytes, width and height in pixels, what read_header() returns, EXIF orientation.
+Format 1 of older versions ends before the orientation; it is read where images are not to be turned. One file per
+shard: shards are copied, replaced and chosen one at a time, and an index that travels with its shard cannot speak of
+others.
 """
 
 import json
@@ -18,9 +20,10 @@ import numpy as np
 
 from lsdali.data.io.byte_range import Memory
 from lsdali.data.io.header import FAULTS, HEAD, Header, parse_header, read_header
+from lsdali.data.io.quirks import UPRIGHT, orientation, traits
 from lsdali.data.io.store import Store
 
-ENDING, SHARD_INDEX_FORMAT = ".json", "lsdali shard 1"
+ENDING, SHARD_INDEX_FORMAT, WITHOUT_TURNS = ".json", "lsdali shard 2", "lsdali shard 1"
 HEADER_BYTES = 8 << 20  # bytes of a remote shard that are asked for at a time
 
 
@@ -33,6 +36,7 @@ class Shard:
     labels: list[int]
     spans: list[tuple[int, int]]  # first byte and length of each image
     headers: list[Header] | None = None  # where that is known already
+    turns: list[int] | None = None  # EXIF orientations, likewise
 
 
 def write_index(file: Path, shard: Shard) -> None:
@@ -40,7 +44,8 @@ def write_index(file: Path, shard: Shard) -> None:
     rows = []
     for member, label, span in zip(shard.members, shard.labels, shard.spans, strict=True):
         width, height, status = read_header(os.fspath(file), *span)
-        rows.append(json.dumps([member, label, *span, width, height, FAULTS[status]]))
+        turn = orientation(os.fspath(file), *span)
+        rows.append(json.dumps([member, label, *span, width, height, FAULTS[status], turn]))
     head = f'{{"format": "{SHARD_INDEX_FORMAT}", "shard_bytes": {file.stat().st_size}, "samples": [\n'
     Path(f"{file}{ENDING}").write_text(head + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
 
@@ -50,19 +55,23 @@ def read_index(store: Store, name: str, size: int) -> Shard | None:
     text = store.text(name + ENDING)
     try:
         content = json.loads(text or b"null")
-        if content["format"] != SHARD_INDEX_FORMAT or content["shard_bytes"] != size:
+        turned = content["format"] == SHARD_INDEX_FORMAT
+        if content["shard_bytes"] != size or not (turned or content["format"] == WITHOUT_TURNS):
             return None
-        members, labels, starts, lengths, widths, heights, faults = zip(*content["samples"], strict=True)
+        members, labels, starts, lengths, widths, heights, faults, *turns = zip(*content["samples"], strict=True)
         numbers = np.array([labels, starts, lengths, widths, heights])
         whole = (
             numbers.dtype.kind == "i" and numbers.min() >= 0 and max(labels) < 10**6 and max(heights + widths) < 2**31
         )
         if not whole or (numbers[1] + numbers[2]).max() > size or not all(isinstance(m, str) for m in members):
             return None
+        if len(turns) != turned or (turned and not {*turns[0]} <= {*range(UPRIGHT, 9)}):
+            return None
         headers = list(zip(widths, heights, map(FAULTS.index, faults), strict=True))
     except (ValueError, TypeError, KeyError):
         return None
-    return Shard(name, list(members), list(labels), list(zip(starts, lengths, strict=True)), headers)
+    spans = list(zip(starts, lengths, strict=True))
+    return Shard(name, list(members), list(labels), spans, headers, list(turns[0]) if turned else None)
 
 
 class RemoteFile:
@@ -82,9 +91,11 @@ class RemoteFile:
             self._chunk = self._store.fetch([(self._name, at, length)])[0]
         return self._chunk[at - self._base : at - self._base + count]
 
-    def read_header(self, start: int, length: int) -> Header:
+    def read_header(self, start: int, length: int) -> tuple[Header, int]:
+        """Return what read_header() returns of a part of the file, and its EXIF orientation."""
         data = Memory(self.pread(length, start))
-        return parse_header(data, data.read(HEAD, 0))
+        head = data.read(HEAD, 0)
+        return parse_header(data, head), traits(data, head)[0]
 
     def read(self, count: int) -> bytes:
         data = self.pread(count, self._at)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from ctypes import c_void_p
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from lsdali.data.io.byte_range import PendingBytes
-from lsdali.data.io.header import FAULTS, GOOD
+from lsdali.data.io.header import FAULTS, GOOD, NO_FILE
+from lsdali.data.pipeline.fifos import FifoGuard
 from lsdali.data.pipeline.graph import Graph, GraphSpec
 from lsdali.data.sets.sample_index import Index
 
@@ -29,6 +31,7 @@ class DaliPipeline:
         self._pipe: Any = None
         self._ahead: deque[tuple[int, BatchArrays]] = deque()  # positions in a row; their images are on their way
         self._held: deque[tuple[Any, Any]] = deque()  # DALI's images, and the event after their copy
+        self._fifos = FifoGuard(spec.prefetch + 2) if spec.images == "paths" else None
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -61,12 +64,16 @@ class DaliPipeline:
         device = self._spec.device_id
         # On a GPU torch's stream waits for the outputs; the host does not.
         stream = () if device is None else (torch.cuda.current_stream(device),)
-        images, index = self._pipe.run(*stream)
+        with self._guarded():
+            images, index = self._pipe.run(*stream)
         self.position += 1
         pixels = (
             from_dlpack(images.as_tensor()) if device is None else self._copied(images, torch.device("cuda", device))
         )
         return pixels.permute(0, 3, 1, 2), torch.from_numpy(np.array(index.as_array())).flatten()
+
+    def _guarded(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._fifos is None else self._fifos.waiting()
 
     def _copied(self, images: Any, device: torch.device) -> Tensor:
         """[B, H, W, 3] in torch's own memory, without waiting.
@@ -89,6 +96,8 @@ class DaliPipeline:
         """What the graph reads for one batch; images from a store are fetched ahead, in the order of use."""
         if not self._ahead:
             arrays = self._arrays(position)
+            if self._fifos is not None:
+                self._fifos.reading(arrays[0])
             if not isinstance(arrays[0], PendingBytes):
                 return arrays
             self._ahead.append((position, arrays))
@@ -126,7 +135,15 @@ class DaliPipeline:
         return {i: reason or "cannot be decoded" for i, reason in reasons.items()}
 
     def _failing(self, rows: BatchArrays) -> list[int]:
-        """Decode one row at a time."""
+        """Decode one row at a time; what is no regular file fails without being opened."""
+        opened = [k for k, i in enumerate(rows[1]) if not self._is_no_file(int(i))]
+        decoded = self._undecodable(tuple([row[k] for k in opened] for row in rows)) if opened else []
+        return sorted({*range(len(rows[1]))} - {*opened} | {opened[k] for k in decoded})
+
+    def _is_no_file(self, i: int) -> bool:
+        return self._index.form == "paths" and self._index.read_header(i)[2] == NO_FILE
+
+    def _undecodable(self, rows: BatchArrays) -> list[int]:
         out = []
         first = 0
         while (k := self._first_failing(rows, first)) < len(rows[0]):
@@ -146,7 +163,8 @@ class DaliPipeline:
         pipe = self._graph(source, replace(self._spec, batch=1, prefetch=1, threads=1))
         for k in range(first, last + 1):
             try:
-                pipe.run()
+                with self._guarded():
+                    pipe.run()
             except RuntimeError:
                 return k
         return last + 1

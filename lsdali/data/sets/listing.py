@@ -106,7 +106,8 @@ def join_paths(parts: Iterable[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
 
 
 def require_root(root: str, layout: str) -> Path:
-    base = Path(root).expanduser().absolute()
+    """Return the root as the recipe spells it. Raises UserError if it is no folder."""
+    base = Path(root).expanduser()
     if not base.is_dir():
         raise UserError(f"data root {base} is no folder; expected a folder with {layout}")
     return base

@@ -91,7 +91,7 @@ class Index:
     def read_header(self, i: int) -> Header:
         """Return what read_header() says of sample i now. Raises UserError if a store fails or has other files."""
         if isinstance(self.ranges, RemoteRanges):
-            return self.ranges.read_header(i)
+            return self.ranges.read_header(i, upright=self.upright)
         return read_upright(*self.byte_range(i))[:3] if self.upright else read_header(*self.byte_range(i))
 
     def bad(self) -> Ints:

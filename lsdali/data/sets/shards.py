@@ -19,6 +19,7 @@ from lsdali.config import PathText
 from lsdali.data.io.byte_range import ByteRanges, is_url
 from lsdali.data.io.header import Header
 from lsdali.data.io.image_formats import EXTENSIONS
+from lsdali.data.io.quirks import turned
 from lsdali.data.io.remote import RemoteRanges
 from lsdali.data.io.shard_index import ENDING, RemoteFile, Shard, read_index
 from lsdali.data.io.store import Store, has_magic, open_store
@@ -69,14 +70,14 @@ class Shards(Files):
             if shared := sorted({_resolved(base, f) for f in train} & {_resolved(base, f) for f in val}):
                 raise UserError(f"{few(shared)}: a shard of both train and val; validate on other data")
             files = train if split == "train" else val
-        shards, classes = walk_all(base, files), classes_of(base)
+        shards, classes = walk_all(base, files, self.exif_orientation), classes_of(base)
         # A new file that matches shows in its folder's time; stores have none, and are asked.
         sources = (CLASSES_FILE, *files, *(p for p in self.layout() if isinstance(base, Store) and has_magic(p)))
         if classes is not None:
-            return listing_of(base, shards, classes, sources)
+            return listing_of(base, shards, classes, sources, self.exif_orientation)
         in_train = shards if files is train else walk_all(base, train)
         numbers = range(1 + max(max(s.labels) for s in in_train))
-        return listing_of(base, shards, tuple(map(str, numbers)), (*sources, *train))
+        return listing_of(base, shards, tuple(map(str, numbers)), (*sources, *train), self.exif_orientation)
 
 
 def _shard_folder(config: Shards) -> Path:
@@ -146,20 +147,23 @@ def classes_of(base: Path | Store) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def walk_all(base: Path | Store, files: Sequence[str]) -> list[Shard]:
+def walk_all(base: Path | Store, files: Sequence[str], upright: bool = False) -> list[Shard]:
+    """Return what the tar files hold; of those in a store, with EXIF orientations where images are to be `upright`."""
     with ThreadPoolExecutor(WALK_THREADS) as pool:
         if isinstance(base, Store):
-            return _from_store(base, files, pool)
+            return _from_store(base, files, pool, upright)
         return list(pool.map(lambda name: walk(base / name, name), files))
 
 
-def _from_store(store: Store, files: Sequence[str], pool: ThreadPoolExecutor) -> list[Shard]:
+def _from_store(store: Store, files: Sequence[str], pool: ThreadPoolExecutor, upright: bool) -> list[Shard]:
     """By index files; a shard without one is read from end to end, and that is said."""
     sizes = {name: stamp and stamp[0] for name, stamp in zip(files, store.stamps(files), strict=True)}
     if lacking := [name for name, size in sizes.items() if size is None]:
         raise UserError(f"{store} lacks shards, or keeps them closed: {few(lacking)}")
     store.require_ranges(files[0])
     found = list(pool.map(lambda name: read_index(store, name, sizes[name] or 0), files))
+    if upright:
+        found = [None if shard is None or shard.turns is None else shard for shard in found]
     if lone := [name for name, shard in zip(files, found, strict=True) if shard is None]:
         total = sum(sizes[name] or 0 for name in lone)
         say(
@@ -181,7 +185,7 @@ def walk(file: Path | RemoteFile, name: str) -> Shard:
     """
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
-    headers: list[Header] = []
+    headers: list[tuple[Header, int]] = []
     for key, ending, member, text in _pairs(file):
         kind = images if ending in _IMAGES else labels
         if key in kind:
@@ -201,7 +205,10 @@ def walk(file: Path | RemoteFile, name: str) -> Shard:
         raise UserError(f"{file} holds no image; expected members <key>.jpg and <key>.cls")
     found = images.values()
     spans = [(m.offset_data, m.size) for m in found]
-    return Shard(name, [m.name for m in found], [labels[k] for k in images], spans, headers or None)
+    members, classes = [m.name for m in found], [labels[k] for k in images]
+    if not headers:
+        return Shard(name, members, classes, spans)
+    return Shard(name, members, classes, spans, [header for header, _ in headers], [turn for _, turn in headers])
 
 
 def _pairs(file: Path | RemoteFile) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
@@ -246,8 +253,12 @@ def _refuse_lone(file: Path | RemoteFile, what: str, keys: list[str]) -> None:
         raise UserError(f"{file} has {what}: {few(keys)}; every sample needs both")
 
 
-def listing_of(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str]) -> Index:
+def listing_of(
+    base: Path | Store, shards: Sequence[Shard], classes: tuple[str, ...], sources: Sequence[str], upright: bool = False
+) -> Index:
     """Return the samples of all shards; `sources` are the files that were read, or might have been.
+
+    `upright`: sizes of images in a store are those after their EXIF orientation.
 
     Raises UserError for labels outside the classes.
     """
@@ -265,13 +276,18 @@ def listing_of(base: Path | Store, shards: Sequence[Shard], classes: tuple[str, 
     if isinstance(base, Store):
         stamps = np.array(base.stamps([s.name for s in shards]), np.int64)
         ranges = RemoteRanges(base.root, files, places, stamps=stamps)
-        headers = np.array([row for s in shards for row in s.headers or ()], np.int32)
+        headers = np.array([row for s in shards for row in _headers(s, upright)], np.int32)
         return Index(
             base.root, join_paths(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, headers=headers
         )
     folders = {str(folder) for name in sources for folder in Path(name).parents}
     watched = sorted({*sources, *folders})
     return Index(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))
+
+
+def _headers(shard: Shard, upright: bool) -> list[Header]:
+    found = shard.headers or []
+    return [turned(h, t) for h, t in zip(found, shard.turns, strict=True)] if upright and shard.turns else found
 
 
 DATA_SETS = {"shards": Shards}

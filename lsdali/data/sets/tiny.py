@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lsdali.data.sets.list_lines import lines
 from lsdali.data.sets.listing import (
     Split,
     class_names,
@@ -42,7 +43,7 @@ def _check_wnids(base: Path, classes: tuple[str, ...]) -> None:
     names = base / "wnids.txt"
     if not names.is_file():
         return
-    if lacking := sorted(set(names.read_text().split()) - set(classes)):
+    if lacking := sorted({line.strip() for line in lines(names)} - set(classes)):
         raise UserError(f"{names} lists classes that {base / 'train'} lacks: {few(lacking)}; unpack the data again")
 
 
@@ -53,7 +54,10 @@ def _annotated(base: Path, classes: tuple[str, ...]) -> Index:
             f"{base / 'val/images'} needs {file}, which says the class of each image; unpack the data again"
         )
     number = {name: k for k, name in enumerate(classes)}
-    rows = sorted((line.split("\t")[1], line.split("\t")[0]) for line in file.read_text().splitlines() if line)
+    cells = [line.split("\t") for line in lines(file)]
+    if bad := [k for k, row in enumerate(cells, 1) if len(row) < 2]:
+        raise UserError(f"{file}, line {bad[0]}: expected a file name, a tab and a class; unpack the data again")
+    rows = sorted((row[1], row[0]) for row in cells)
     if foreign := sorted({wnid for wnid, _ in rows} - set(classes)):
         raise UserError(f"{file} names classes that {base / 'train'} lacks: {few(foreign)}; unpack the data again")
     inside = (p.name for p in (base / "val/images").iterdir() if not is_hidden(os.fsencode(p.name)))
@@ -62,6 +66,6 @@ def _annotated(base: Path, classes: tuple[str, ...]) -> Index:
         raise UserError(f"{file} does not name the class of {few(lone)}; every image in val/images needs a line")
     if not rows:
         raise UserError(f"{file} is empty; expected one line for each image")
-    paths = np.array([f"val/images/{name}".encode() for _, name in rows])
+    paths = np.array([os.fsencode(f"val/images/{name}") for _, name in rows])
     labels = np.array([number[wnid] for wnid, _ in rows], np.int64)
     return Index(base, join_paths([paths]), labels, classes, ("val/images", ANNOTATIONS, "train"))

@@ -103,7 +103,7 @@ class Walk:
 
     def _outside(self, entry: os.DirEntry[bytes], path: bytes) -> None:
         """Count what lies beside the class folders."""
-        if not _is_file(entry):
+        if not (entry.is_file(follow_symlinks=False) or _is_linked_file(entry)):
             self._left.add(SPECIAL, path)
         elif entry.name.lower().endswith(EXTENSIONS):
             self._left.add(OUTSIDE, path)
@@ -118,7 +118,7 @@ class Walk:
             name = entry.name
             if is_hidden(name):
                 self._left.add(HIDDEN, folder + b"/" + name)
-            elif _is_file(entry):
+            elif entry.is_file(follow_symlinks=False) or _is_linked_file(entry):
                 if name.lower().endswith(EXTENSIONS):
                     names.append(name)
                 else:
@@ -140,10 +140,8 @@ def _raw_entries(folder: bytes) -> list[os.DirEntry[bytes]]:
         raise UserError(f"folder {os.fsdecode(folder)} cannot be read: {error.strerror}") from error
 
 
-def _is_file(entry: os.DirEntry[bytes]) -> bool:
-    """Return whether it is a regular file or a link to what is not there, which is a missing image."""
-    if entry.is_file(follow_symlinks=False):
-        return True
+def _is_linked_file(entry: os.DirEntry[bytes]) -> bool:
+    """Return whether it is a link to a regular file, or to what is not there, which is a missing image."""
     if not entry.is_symlink():
         return False
     try:

@@ -116,8 +116,9 @@ def recipe_weights(
     if not methods[method.name].weighs_classes:
         able = ", ".join(name for name, kind in methods.items() if kind.weighs_classes)
         raise UserError(
-            f"class_weights and the method '{method.name}' do not go together: its loss is no mean over samples that "
-            f"classes could weigh; leave the key out, or use one of {able}"
+            f"class_weights and the method '{method.name}' do not go together: they are those of a loss on given "
+            "labels, and this one has other targets or terms; write data.order: balanced to read every class equally "
+            f"often, or use one of {able}"
         )
     found = class_weights(config, np.asarray(train.labels), train.classes, classes)
     return torch.from_numpy(found).to(device)
