@@ -27,21 +27,24 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def build_apex(groups: list[dict[str, Any]], config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Return the apex optimizer of this name. Raises UserError if apex, its kernels or a GPU are missing, and
-    on bf16 parameters under SGD, which FusedSGD would leave untouched without a word.
+    """Return the apex optimizer of this name.
+
+    Raises UserError if apex, its kernels or a GPU are missing, and on bf16 parameters, which FusedSGD would leave
+    untouched without a word and FusedLAMB refuses in the first step.
     """
     optimizers = _module("apex.optimizers")
     _module("amp_C")
     if device.type != "cuda":
         raise UserError(f"optimizer.implementation: apex runs on CUDA only and this is the {device.type}; use auto")
     dtypes = {p.dtype for group in groups for p in group["params"]}
-    if APEX_CLASSES[config.name] == "FusedSGD" and torch.bfloat16 in dtypes:
+    kind = APEX_CLASSES[config.name]
+    if kind in ("FusedSGD", "FusedLAMB") and torch.bfloat16 in dtypes:
         raise UserError(
-            "optimizer.implementation: apex's FusedSGD never updates bf16 parameters; use auto, or parameters in fp32"
+            f"optimizer.implementation: apex's {kind} never updates bf16 parameters; use auto, or parameters in fp32"
         )
     assert not isinstance(config, Timm)
     arguments = {"lr": config.lr, **config.arguments(), **OWN_DEFAULTS.get(config.name, {})}
-    built: torch.optim.Optimizer = getattr(optimizers, APEX_CLASSES[config.name])(groups, **arguments)
+    built: torch.optim.Optimizer = getattr(optimizers, kind)(groups, **arguments)
     return built
 
 

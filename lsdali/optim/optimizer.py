@@ -12,6 +12,7 @@ from lsdali.errors import UserError
 from lsdali.optim import large_batch
 from lsdali.optim.apex import build_apex
 from lsdali.optim.configs import LAMB, LARS, TORCH, OptimizerConfig, Timm
+from lsdali.optim.convert import as_kind
 from lsdali.optim.groups import parameter_groups
 from lsdali.optim.large_batch import LayerwiseOptimizer
 
@@ -86,13 +87,16 @@ class Optimizer:
         """Take moments and step counts; keep this optimizer's own options (fused, foreach, decay ...).
 
         torch would take the options too, and so fall back to the implementation that wrote the checkpoint.
+        States of apex's SGD and Adam become torch's, and the other way round.
         Raises UserError on a state of another kind, or of other parameters.
         """
-        if state["kind"] != self._kind:
+        converted = as_kind(state, self._kind)
+        if converted is None:
             raise UserError(
                 f"the checkpoint's optimizer is {state['kind']!r} and the recipe's is {self._kind!r}; set"
                 " optimizer.name and optimizer.implementation to those that wrote the checkpoint"
             )
+        state = converted
         own, saved = self.inner.state_dict()["param_groups"], state["param_groups"]
         if [len(g["params"]) for g in own] != [len(g["params"]) for g in saved]:
             raise UserError(
@@ -168,6 +172,7 @@ def build_optimizer(
         name = f"timm {config.algorithm}"
         return Optimizer(build_timm_optimizer(groups, config), name, config.clip, f"{config.algorithm} by timm")
     if implementation == "apex":
+        reason = f"{reason}; it waits for the device at each step, torch-fused does not"
         return Optimizer(build_apex(groups, config, device), f"apex {config.name}", config.clip, reason)
     arguments = {"lr": config.lr, **config.arguments()}
     if isinstance(config, LARS | LAMB):

@@ -281,8 +281,80 @@ def test_apex_gets_the_right_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert novograd.inner.options == {"betas": (0.95, 0.98), "eps": 1e-8}  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="FusedSGD never updates bf16 parameters"):
         build_optimizer(net().bfloat16(), SGD(lr=0.1, implementation="apex"), cuda)
-    with pytest.raises(UserError, match="'apex nesterov' and the recipe's is 'torch nesterov'"):
-        build(net(), "nesterov").load_state_dict(sgd.state_dict())
+    with pytest.raises(UserError, match="FusedLAMB never updates bf16 parameters"):
+        build_optimizer(net().bfloat16(), LAMB(lr=0.1, implementation="apex"), cuda)
+    with pytest.raises(UserError, match="'apex lamb' and the recipe's is 'own lamb'"):
+        build_optimizer(net(), LAMB(lr=0.1), torch.device("cpu")).load_state_dict(lamb.state_dict())
+    assert "waits for the device at each step" in sgd.describe()
+
+
+class ApexAdam(torch.optim.Optimizer):
+    """Adam with apex's state: the count in the group, moments with the parameters. Formulas of Kingma 2014."""
+
+    def __init__(self, params: Any, lr: float, betas: Any, eps: float, adam_w_mode: bool) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        self.decoupled = adam_w_mode
+
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            (first, second), lr, decay = group["betas"], group["lr"], group["weight_decay"]
+            for p in group["params"]:
+                state = self.state[p]
+                for name in ("exp_avg", "exp_avg_sq"):
+                    state.setdefault(name, torch.zeros_like(p))
+                gradient = p.grad if self.decoupled else p.grad + decay * p
+                state["exp_avg"] += (1 - first) * (gradient - state["exp_avg"])
+                state["exp_avg_sq"] += (1 - second) * (gradient**2 - state["exp_avg_sq"])
+                mean = state["exp_avg"] / (1 - first ** group["step"])
+                spread = (state["exp_avg_sq"] / (1 - second ** group["step"])).sqrt() + group["eps"]
+                p.data -= lr * (mean / spread + (decay * p.data if self.decoupled else 0))
+
+
+class ApexSGD(torch.optim.Optimizer):
+    """SGD with apex's state: a momentum of zeros from the start. Formula of torch's documentation."""
+
+    def __init__(self, params: Any, lr: float, momentum: float, nesterov: bool = False) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.nesterov = nesterov
+
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                gradient = p.grad + group["weight_decay"] * p.data
+                speed = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                speed.mul_(group["momentum"]).add_(gradient)
+                p.data -= group["lr"] * (gradient + group["momentum"] * speed if self.nesterov else speed)
+
+
+@pytest.mark.parametrize("config", [SGD(lr=0.1), Nesterov(lr=0.1), Adam(lr=0.1), AdamW(lr=0.1)], ids=lambda c: c.name)
+@pytest.mark.parametrize("first", ["auto", "apex"])
+def test_a_run_goes_over_from_apex_to_torch_and_back(monkeypatch: pytest.MonkeyPatch, config: Any, first: str) -> None:
+    """Three steps of one and three of the other are six of torch's."""
+    fake_apex(monkeypatch)
+    for name, kind in {"FusedAdam": ApexAdam, "FusedSGD": ApexSGD}.items():
+        monkeypatch.setattr(sys.modules["apex.optimizers"], name, kind)
+
+    def made(model: nn.Module, implementation: str) -> Optimizer:
+        device = torch.device("cuda" if implementation == "apex" else "cpu")
+        changes = {"implementation": implementation, "weight_decay": 0.01}
+        return build_optimizer(model, config.model_copy(update=changes), device)
+
+    whole, parts = net(), net()
+    parts.load_state_dict(whole.state_dict())
+    expected, one = made(whole, "auto"), made(parts, first)
+    gradients = [[torch.randn_like(p) for p in whole.parameters()] for _ in range(6)]
+    for number, given in enumerate(gradients):
+        if number == 3:
+            other = made(parts, "apex" if first == "auto" else "auto")
+            other.load_state_dict(one.state_dict())
+            one = other
+        for model, optimizer in ((whole, expected), (parts, one)):
+            for p, gradient in zip(model.parameters(), given, strict=True):
+                p.grad = gradient.clone()
+            optimizer.step()
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 def test_apexs_step_count_is_state(monkeypatch: pytest.MonkeyPatch) -> None:
