@@ -16,7 +16,8 @@ LOCAL = "127.0.0.1"
 class Server:
     """Keeps the table up to date with what other ranks send, until it is closed.
 
-    `host` is the address under which other nodes reach this one; None if there are no others.
+    `host` is the address under which other nodes reach this one; None if there are no others. It listens there alone
+    where the address is this node's own.
     """
 
     def __init__(self, table: ProcessTable, host: str | None) -> None:
@@ -36,7 +37,10 @@ class Server:
                     pass
                 table.lose(rank)
 
-        self._server = socketserver.ThreadingTCPServer((LOCAL if host is None else "", 0), Handler)
+        try:
+            self._server = socketserver.ThreadingTCPServer((host or LOCAL, 0), Handler)
+        except OSError:  # an address that only others know, as behind a container's bridge
+            self._server = socketserver.ThreadingTCPServer(("", 0), Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.address: Address = (host or LOCAL, self._server.server_address[1], word)

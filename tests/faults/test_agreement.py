@@ -72,6 +72,32 @@ def test_a_failed_rank_ends_the_others_with_its_status_and_without_a_second_sent
     assert table_of(Beat(0, "a"), Beat(1, "b", left=2)).verdict == Verdict(end="", status=2)
 
 
+@pytest.mark.parametrize(
+    ("host", "listens"), [(None, "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("192.0.2.1", "0.0.0.0")]
+)
+def test_beats_are_heard_on_the_loopback_or_at_one_address(host: str | None, listens: str) -> None:
+    """192.0.2.1 is nobody's (RFC 5737), as a node's address is inside a container with a bridge."""
+    server = Server(ProcessTable(2, 5), host)
+    try:
+        assert server._server.server_address[0] == listens
+        assert server.address[0] == (host or "127.0.0.1")
+    finally:
+        server.close()
+
+
+def test_a_stranger_who_does_not_know_the_word_is_not_heard() -> None:
+    table = ProcessTable(2, 5)
+    server = Server(table, None)
+    try:
+        stranger = Line((*server.address[:2], "guess"), 5)
+        with pytest.raises(ConnectionError):
+            stranger.hear(Beat(1, "b", left=1))
+        stranger.close()
+        assert table.beats == {}
+    finally:
+        server.close()
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "TICK", 0.02)
