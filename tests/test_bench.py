@@ -64,6 +64,7 @@ def test_methods_are_measured_against_cross_entropy(capsys: pytest.CaptureFixtur
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     relative = {row[0]: float(row[-1]) for row in rows if row and row[0] in ("ce", *names)}
     assert relative["ce"] == 1.0
+    assert [row[-5:-3] for row in rows if row and row[0] == "kd"][1] == ["a", "cache"]
     assert relative.keys() == {"ce", *names}
     kept = {row[0]: row[-2] for row in rows if row and row[0] in ("ce", *names)}
     assert kept == {"ce": "0.0", "zls": "0.0", "kd": "0.0", "cskd": "0.0", "pskd": "513.7"}  # 1,281,167 (100 * 4 + 1)

@@ -24,9 +24,10 @@ from lsdali.data.sampling.mixing import CutMix, MixedBatches, Mixup
 from lsdali.data.sets.sample_index import SampleForm
 from lsdali.meter import Meter
 from lsdali.metrics import MetricAccumulator
+from lsdali.models.answer_rows import RowFormat
 from lsdali.models.teacher import Teacher, load_teacher
 from lsdali.models.teacher_configs import TeacherConfig
-from lsdali.recipe import Recipe
+from lsdali.recipe import Recipe, teachers
 from lsdali.trainer import Trainer
 from tests.data.test_augment import EVERY
 from tests.harness import tiny
@@ -70,7 +71,7 @@ def on_the_device(config: TeacherConfig, classes: int, device: torch.device, nam
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.model_validate(tiny(with_teacher(config, folder), folder / "images", tmp_path))
-    monkeypatch.setattr(build, "load_teacher", on_the_device)
+    monkeypatch.setattr(teachers, "load_teacher", on_the_device)
     index = open_index(recipe.data, "train")
     with made_up_cuda() as host:
         network = build.new_network(recipe, 5)
@@ -91,6 +92,16 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
             assert all(term.is_cuda for term in loss.terms.values())
             with suppress(DynamicOutputShapeException, DataDependentOutputException):  # it may look at numbers
                 method.end_epoch(student, Clock(5 * epoch + 5, PerEpoch(5), 2))
+
+
+@pytest.mark.parametrize("form", [RowFormat(9, 9, "fp32"), RowFormat(9, 4, "fp16"), RowFormat(9, 4, "fp32")])
+def test_answers_of_a_teacher_cache(form: RowFormat) -> None:
+    rows = form.pack(torch.randn(6, 9))
+    with made_up_cuda() as host:
+        host.strict = True
+        logits = form.unpack(rows, CUDA)
+    assert logits.is_cuda
+    assert (logits.shape, logits.dtype) == ((6, 9), torch.float32)
 
 
 @pytest.mark.gpu

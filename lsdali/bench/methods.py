@@ -6,7 +6,10 @@ synchronised.
 """
 
 import argparse
+import atexit
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lsdali.answers import TOP
 from lsdali.batch import Batch
 from lsdali.bench.machine import hardware
 from lsdali.clock import Clock, PerEpoch
@@ -23,14 +27,17 @@ from lsdali.errors import UserError
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
 from lsdali.models import ModelConfig, build_network
+from lsdali.models.answer_rows import RowFormat
 from lsdali.models.student import Student
 from lsdali.models.teacher import Teacher
+from lsdali.models.teacher_cache import AnswerFolder, CachedTeacher
 from lsdali.optim import build_optimizer
 from lsdali.optim.configs import SGD
 from lsdali.optim.precision import Precision
 from lsdali.recipe import load
 
 FORWARD = "(the network's forward pass alone)"  # what a teacher of the same kind must cost
+CACHED = ", from a cache"
 SAMPLES = 4096  # of the pretended training set; methods with a memory hold one row each
 
 
@@ -51,7 +58,7 @@ def methods(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = SHAPES[options.shape]
     batch = options.batch or (shape.gpu_batch if device.type == "cuda" else shape.cpu_batch)
-    configs = {"ce": METHODS["ce"].Config(name="ce"), **configs_of(options.recipes)}
+    configs = {"ce": METHODS["ce"].Config(name="ce"), **with_caches(configs_of(options.recipes))}
     steps = {label: stepper(config, shape, batch, device, options.precision) for label, config in configs.items()}
     steps[FORWARD] = forward(shape, batch, device, options.precision)
     times: dict[str, list[float]] = {label: [] for label in steps}
@@ -87,6 +94,27 @@ def configs_of(recipes: list[str]) -> dict[str, Any]:
     return found
 
 
+def with_caches(configs: dict[str, Any]) -> dict[str, Any]:
+    """Return the configs, and beside each that has a teacher the same one with a teacher cache."""
+    found: dict[str, Any] = {}
+    for label, config in configs.items():
+        found[label] = config
+        if getattr(config, "teacher", None) is not None and getattr(config, "memory", None) is None:
+            teacher = config.teacher.model_copy(update={"cache": "made up"})
+            found[f"{label[: 42 - len(CACHED)]}{CACHED}"] = config.model_copy(update={"teacher": teacher})
+    return found
+
+
+def made_up_answers(shape: Shape) -> CachedTeacher:
+    """Return a teacher that reads answers of the usual form for the first two epochs, of a file of random numbers."""
+    form = RowFormat(shape.classes, min(TOP, shape.classes), "fp16")
+    folder = AnswerFolder(Path(tempfile.mkdtemp(prefix="lsdali-bench-")), form, SAMPLES, {})
+    atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
+    for epoch in range(2):
+        folder.file(epoch).write_bytes(form.pack(torch.randn(SAMPLES, shape.classes)).tobytes())
+    return CachedTeacher(folder, "made up", 1.0)
+
+
 def begun_method(config: Any, shape: Shape, samples: int, device: torch.device) -> tuple[Method, Student]:
     """Return a method and its student, begun."""
     torch.manual_seed(0)
@@ -101,7 +129,11 @@ def begun_method(config: Any, shape: Shape, samples: int, device: torch.device) 
         channels=student_network.channels,
         device=device,
         seed=0,
-        teacher=lambda _: Teacher(network().to(device).to(memory_format=torch.channels_last)),
+        teacher=lambda config: (
+            Teacher(network().to(device).to(memory_format=torch.channels_last))
+            if config.cache is None
+            else made_up_answers(shape)
+        ),
     )
     method: Method = cast(Any, METHODS[config.name])(config, needs)
     student = Student(student_network, method.aux_heads()).to(device).to(memory_format=torch.channels_last).train()

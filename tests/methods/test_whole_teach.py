@@ -10,11 +10,11 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor, nn
 
-from lsdali import build
 from lsdali.batch import Batch
 from lsdali.errors import UserError
 from lsdali.models import ModelConfig, build_network
 from lsdali.models.teacher import Teacher, load_teacher
+from lsdali.recipe import teachers
 from tests.harness import tiny
 from tests.methods.trainers import trainer_for, trainer_in_float64, with_teacher
 from tests.methods.whole_runs import compare, steps
@@ -146,7 +146,7 @@ def test_a_teacher_of_another_image_size_is_refused(
         teacher.image_size = takes
         return teacher
 
-    monkeypatch.setattr(build, "load_teacher", fixed)
+    monkeypatch.setattr(teachers, "load_teacher", fixed)
     config = with_teacher({"name": "kd", "teacher": TEACHER}, folder)
     data = tiny(config, folder / "images", place)["data"]
     if wrong == 8:
