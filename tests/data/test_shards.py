@@ -1,5 +1,6 @@
 """Tar shards: the same batches as from single files, bad members replaced and named, wrong shards refused."""
 
+import gc
 import io
 import os
 import tarfile
@@ -156,6 +157,7 @@ def test_shards_that_change_in_mid_run(both, plain):
     ours, theirs = loader(config, lines=lines), loader(plain(root))
     steps = ours.steps_per_epoch.first
     assert same(ours.epoch(0), theirs.epoch(0))
+    ours.close()  # else the next batches were read before
     path, start, length = ours.index.byte_range(4)
     with open(path, "r+b") as file:
         file.seek(start + 30)
@@ -165,7 +167,7 @@ def test_shards_that_change_in_mid_run(both, plain):
     assert (len(seen), 4 in seen, seen.count(5)) == (24, False, 2)
     last, first_of_last, length = ours.index.byte_range(23)
     inside = [i for i in range(24) if ours.index.byte_range(i).path == last]
-    ours.close()  # else two batches of the next epoch were read before
+    ours.close()
     os.truncate(last, first_of_last + length // 2)
     list(ours.epoch(2 * steps))
     assert lines[1:] == [f"bad file: {ours.index.path(23)} (truncated); a stand-in is used"]
@@ -343,3 +345,30 @@ def test_packing_is_repeatable_and_the_scan_reads_shards(both, tmp_path, capsys)
     assert "as data set shards" in said
     assert "train: 24 files in 2 classes" in said
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg;base64,") == 2
+
+
+def test_bytes_that_dali_reads_from_our_memory_stay_there(both, plain):
+    """Memory is used anew as soon as it is free."""
+    root, out = both()
+    ours, theirs = loader(packed(out), batch=4), loader(plain(root), batch=4)
+    for epoch in range(8):
+        first = epoch * ours.steps_per_epoch.first
+        batches = []
+        for batch in ours.epoch(first):
+            batches.append(batch)
+            np.full(20_000, 255, np.uint8)
+            gc.collect()
+        assert same(batches, theirs.epoch(first))
+
+
+def test_files_stay_open_while_a_thread_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(byte_range, "OPEN_FILES", 2)
+    for n in range(6):
+        (tmp_path / f"{n}").write_bytes(bytes([n]) * 50)
+    ranges = byte_range.ByteRanges(
+        tmp_path, np.array([b"%d\0" % n for n in range(6)], "S2"), np.array([[n % 6, n, 10] for n in range(30)])
+    )
+    pending = [ranges.read(np.arange(30)) for _ in range(20)]
+    for answer in pending:
+        assert [(part.tolist(), len(part)) for part in answer.result()] == [([n % 6] * 10, 10) for n in range(30)]
+    assert len(ranges._opened._files) == 2

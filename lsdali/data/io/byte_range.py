@@ -2,17 +2,22 @@
 
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from threading import Lock
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lsdali.data.io.threads import in_thread
+
 Bytes = NDArray[np.uint8]
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO would wait for a writer
+T = TypeVar("T")
 OPEN_FILES = 256  # files that stay open between reads: processes are often allowed 1,024
 
 
@@ -63,7 +68,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingBytes:
-    """The bytes of some samples, on their way from a store."""
+    """The bytes of some samples, on their way from shards or a store."""
 
     future: "Future[list[Bytes]]"
     size: int  # bytes of all
@@ -71,6 +76,19 @@ class PendingBytes:
     def result(self) -> list[Bytes]:
         """Return the bytes. Raises UserError if they did not come."""
         return self.future.result()
+
+    def then(self, work: "Callable[[list[Bytes]], T]") -> "Future[T]":
+        """Return what becomes of the bytes; the thread that has read them does the work."""
+        made: Future[T] = Future()
+
+        def go_on(read: "Future[list[Bytes]]") -> None:
+            try:
+                made.set_result(work(read.result()))
+            except BaseException as error:
+                made.set_exception(error)
+
+        self.future.add_done_callback(go_on)
+        return made
 
 
 class OpenRange(NamedTuple):
@@ -92,22 +110,32 @@ class OpenRange(NamedTuple):
         return os.pread(self.file, max(min(count, self.size - at), 0), self.start + at)
 
 
-class _Opened:
-    """Files by their path; the one opened first is closed for a new one."""
+class _Open:
+    """A file that closes when nobody uses it any more."""
 
-    def __init__(self) -> None:
-        self._files: dict[bytes, int] = {}
-
-    def __call__(self, path: bytes) -> int:
-        if path not in self._files:
-            if len(self._files) >= OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[path] = os.open(path, READ)
-        return self._files[path]
+    def __init__(self, path: bytes) -> None:
+        self.handle = os.open(path, READ)
 
     def __del__(self) -> None:
-        for file in self._files.values():
-            os.close(file)
+        if hasattr(self, "handle"):
+            os.close(self.handle)
+
+
+class _Opened:
+    """Files by their number, for several threads; the one opened first is given up for a new one."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, _Open] = {}
+        self._lock = Lock()
+
+    def __call__(self, number: int, path: Callable[[int], bytes]) -> _Open:
+        with self._lock:
+            found = self._files.get(number)
+            if found is None:
+                if len(self._files) >= OPEN_FILES:
+                    self._files.pop(next(iter(self._files)))
+                found = self._files[number] = _Open(path(number))
+            return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,27 +163,34 @@ class ByteRanges:
         """Return what to save of it, beside the root."""
         return {"files": self.files, "spans": self.spans}
 
-    def read(self, rows: NDArray[np.int64]) -> list[Bytes] | PendingBytes:
+    def read(self, rows: NDArray[np.int64]) -> PendingBytes:
+        """Begin to read the bytes of each, in a thread."""
+        return PendingBytes(in_thread(lambda: self.fetch(rows)), int(self.spans[rows, 2].sum()))
+
+    def fetch(self, rows: NDArray[np.int64]) -> list[Bytes]:
         """Return the bytes of each; what cannot be read is short or empty, and left to the decoder to complain about.
 
         Read, not mapped: a mapped file that shrinks meanwhile kills the process (SIGBUS).
         """
-        spans = [(self._path(file), start, length) for file, start, length in self.spans[rows].tolist()]
+        spans = self.spans[rows].tolist()
         for span in spans:
             self._announce(*span)
-        return [self._read(*span) for span in spans]
+        room, out, at = np.empty(sum(length for _, _, length in spans), np.uint8), [], 0
+        for file, start, length in spans:
+            out.append(self._read(file, start, room[at : at + length]))
+            at += length
+        return out
 
     def _path(self, file: int) -> bytes:
         return os.path.join(os.fsencode(self.root), bytes(self.files[file]))
 
-    def _announce(self, path: bytes, start: int, length: int) -> None:
+    def _announce(self, file: int, start: int, length: int) -> None:
         """Let the system fetch it while others are read: a disk or network then has a batch's requests at once."""
         with suppress(OSError):
-            os.posix_fadvise(self._opened(path), start, length, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._opened(file, self._path).handle, start, length, os.POSIX_FADV_WILLNEED)
 
-    def _read(self, path: bytes, start: int, length: int) -> Bytes:
-        out = np.empty(length, np.uint8)
+    def _read(self, file: int, start: int, out: Bytes) -> Bytes:
         try:
-            return out[: os.preadv(self._opened(path), [out.data], start)]
+            return out[: os.preadv(self._opened(file, self._path).handle, [out.data], start)]
         except OSError:
             return out[:0]

@@ -1,13 +1,9 @@
 """Samples in the files of a store: their ranges fetched by a few threads, those that lie close together at once."""
 
-import queue
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +12,9 @@ from lsdali.data.io.byte_range import ByteRanges, Bytes, Memory, PendingBytes
 from lsdali.data.io.header import HEAD, Header, parse_header
 from lsdali.data.io.quirks import UPRIGHT, traits, turned
 from lsdali.data.io.store import Fault, open_store
+from lsdali.data.io.threads import in_thread
 from lsdali.errors import UserError
 
-T = TypeVar("T")
-FETCHERS = 4  # batches fetched at a time
 GAP, BLOCK = 16 << 10, 1 << 20  # ranges of one file that lie this close are one request, up to this length, in bytes
 
 
@@ -34,7 +29,7 @@ class RemoteRanges(ByteRanges):
 
     def read(self, rows: NDArray[np.int64]) -> PendingBytes:
         """Begin to fetch the bytes of each."""
-        return PendingBytes(_submit(lambda: self.fetch(rows)), int(self.spans[rows, 2].sum()))
+        return PendingBytes(in_thread(lambda: self.fetch(rows)), int(self.spans[rows, 2].sum()))
 
     def fetch(self, rows: NDArray[np.int64]) -> list[Bytes]:
         """Return the bytes of each, all of them. Raises UserError for a store that fails or a file that has changed."""
@@ -100,31 +95,6 @@ def close_together(spans: Sequence[Sequence[int]]) -> list[tuple[int, int, int, 
                 continue
         out.append((file, start, start + length, [k]))
     return out
-
-
-@cache
-def _work() -> "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]":
-    """What the fetching threads take their work from. They are daemons: the end of a process waits for no network."""
-    tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-
-    def fetcher() -> None:
-        while True:
-            future, call = tasks.get()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:
-                    future.set_exception(error)
-
-    for _ in range(FETCHERS):
-        Thread(target=fetcher, daemon=True).start()
-    return tasks
-
-
-def _submit(call: Callable[[], T]) -> "Future[T]":
-    future: Future[T] = Future()
-    _work().put((future, call))
-    return future
 
 
 def load_ranges(root: Path | str, folder: Path) -> ByteRanges | None:

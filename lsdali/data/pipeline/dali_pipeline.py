@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from ctypes import c_void_p
 from dataclasses import replace
@@ -15,12 +16,13 @@ from torch.utils.dlpack import from_dlpack
 from lsdali.data.io.byte_range import PendingBytes
 from lsdali.data.io.header import FAULTS, GOOD, NO_FILE
 from lsdali.data.pipeline.fifos import FifoGuard
-from lsdali.data.pipeline.graph import Graph, GraphSpec
+from lsdali.data.pipeline.graph import Graph, GraphSpec, tensor_list
 from lsdali.data.sets.sample_index import Index
 
 BatchArrays = tuple[Any, ...]  # as in graph.Source
-# Of images from a store, bytes that are on their way or wait, but for one batch more; and batches.
+# Of images from shards or a store, bytes that are on their way or wait, but for one batch more; and batches.
 AHEAD, MOST_AHEAD = 64 << 20, 64
+FED = 2  # batches whose bytes are held beyond those that DALI works on
 
 
 class DaliPipeline:
@@ -29,9 +31,11 @@ class DaliPipeline:
     def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], BatchArrays]) -> None:
         self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
         self._pipe: Any = None
-        self._ahead: deque[tuple[int, BatchArrays]] = deque()  # positions in a row; their images are on their way
+        # Positions in a row, what the graph reads, and their images in DALI's form, all on their way.
+        self._ahead: deque[tuple[int, BatchArrays, Future[Any]]] = deque()
         self._held: deque[tuple[Any, Any]] = deque()  # DALI's images, and the event after their copy
         self._fifos = FifoGuard(spec.prefetch + 2) if spec.images == "paths" else None
+        self._fed: deque[Any] = deque(maxlen=spec.prefetch + FED)  # what DALI reads from our memory
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -49,7 +53,7 @@ class DaliPipeline:
     def close(self) -> None:
         """Free threads and memory; the next run() starts them again."""
         self._pipe = None
-        for _, (images, *_) in self._ahead:
+        for _, (images, *_), _ in self._ahead:
             images.future.cancel()
         self._ahead.clear()
 
@@ -93,21 +97,24 @@ class DaliPipeline:
         return out
 
     def _ready(self, position: int) -> BatchArrays:
-        """What the graph reads for one batch; images from a store are fetched ahead, in the order of use."""
+        """What the graph reads for one batch; images from shards or a store are read ahead, in the order of use."""
         if not self._ahead:
             arrays = self._arrays(position)
             if self._fifos is not None:
                 self._fifos.reading(arrays[0])
             if not isinstance(arrays[0], PendingBytes):
                 return arrays
-            self._ahead.append((position, arrays))
-        under_way = sum(arrays[0].size for _, arrays in self._ahead)
+            self._ahead.append((position, arrays, arrays[0].then(tensor_list)))
+        under_way = sum(arrays[0].size for _, arrays, _ in self._ahead)
         while len(self._ahead) < 2 or (under_way < AHEAD and len(self._ahead) < MOST_AHEAD):
             following = self._ahead[-1][0] + 1
-            self._ahead.append((following, self._arrays(following)))
-            under_way += self._ahead[-1][1][0].size
-        _, (images, *rest) = self._ahead.popleft()
-        return images.result(), *rest
+            arrays = self._arrays(following)
+            self._ahead.append((following, arrays, arrays[0].then(tensor_list)))
+            under_way += arrays[0].size
+        _, (images, *rest), made = self._ahead.popleft()
+        fed = made.result(), *rest
+        self._fed.append((images, fed))  # the bytes as they were read, too
+        return fed
 
     def culprits(self, error: RuntimeError) -> dict[int, str]:
         """Return the samples of the present batch that cannot be decoded, and why; the next run() starts afresh.

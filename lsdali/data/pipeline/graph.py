@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import backend, fn, pipeline_def, types
 
+from lsdali.data.io.byte_range import Bytes
 from lsdali.data.pipeline import dali_ops as effects
 from lsdali.data.pipeline.decoder import Way
 from lsdali.data.sampling.augment.base import Augmentation
@@ -102,7 +103,7 @@ def padded_graph(source: ArraySource, spec: GraphSpec) -> Any:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _resized(source: ArraySource, spec: GraphSpec) -> Any:
-    image, index, start, shape, low, high, *choices = _inputs(source, 6 + spec.choices)
+    image, index, start, shape, low, high, *choices = _inputs(source, spec, 6 + spec.choices)
     window = {"start": start, "shape": shape, "axis_names": "HW"}
     if spec.images == "pixels":
         x = fn.slice(_placed(image, spec), **window)
@@ -116,7 +117,7 @@ def _resized(source: ArraySource, spec: GraphSpec) -> Any:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _padded(source: ArraySource, spec: GraphSpec) -> Any:
-    image, index, start, mirror, *choices = _inputs(source, 4 + spec.choices)
+    image, index, start, mirror, *choices = _inputs(source, spec, 4 + spec.choices)
     if spec.images == "pixels":
         x = _placed(image, spec)
     else:
@@ -132,8 +133,18 @@ def _padded(source: ArraySource, spec: GraphSpec) -> Any:
     return _finished(x, spec, choices, mirror=mirror), index
 
 
-def _inputs(source: ArraySource, outputs: int) -> Any:
-    return fn.external_source(source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False)
+def _inputs(source: ArraySource, spec: GraphSpec, outputs: int) -> Any:
+    """Bytes are not copied: the source holds them until the batch has come out."""
+    held = spec.images == "encoded"
+    return fn.external_source(
+        source=source, num_outputs=outputs, batch=True, batch_info=True, parallel=False, no_copy=held
+    )
+
+
+def tensor_list(images: list[Bytes]) -> Any:
+    """Return the bytes of a batch as DALI takes them, without a copy."""
+    listed: Any = backend.TensorListCPU  # its types are wrong
+    return listed([backend.TensorCPU(image) for image in images], contiguous=False)
 
 
 def _bytes(image: Any, spec: GraphSpec) -> Any:

@@ -77,8 +77,8 @@ class Index:
             return "pixels"
         return "paths" if self.ranges is None else "encoded"
 
-    def images(self, i: Ints) -> NDArray[np.uint8] | list[NDArray[np.uint8]] | PendingBytes:
-        """Return n images: pixels [n, H, W, 3], absolute paths [n, L'] with NULs, their bytes, or a promise of them."""
+    def images(self, i: Ints) -> NDArray[np.uint8] | PendingBytes:
+        """Return n images: pixels [n, H, W, 3], absolute paths [n, L'] with NULs, or a promise of their bytes."""
         if self.pixels is not None:
             pixels = self.pixels[self.numbers[i]]
             return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
