@@ -20,7 +20,7 @@ VERBS = {
     "scan": "look at a data set before the first run",
     "pack": "write class folders into tar shards",
     "export": "write a trained network for others",
-    "bench": "measure loader, methods and data stream on this machine",
+    "bench": "measure loaders, steps, training, saves, start ... on this machine",
     "env": "look at this machine: versions, devices, limits; for a bug report",
     "list": "what a recipe can name: models, methods, data sets ...",
     "keys": "the keys of a recipe: types, defaults, descriptions",

@@ -3,8 +3,10 @@
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from benchmarks.__main__ import main as record
@@ -12,6 +14,10 @@ from benchmarks.models import image_size
 from lsdali.bench import stream
 from lsdali.bench.__main__ import main
 from lsdali.bench.loader import LOADERS, LoaderRun, link_images
+from lsdali.bench.peers import PEERS, torch_loader
+from lsdali.bench.training import MADE_UP, REAL
+from lsdali.bench.turns import Findings, take_turns
+from lsdali.recipe import load
 from tests.harness import ROOT, make_images, tiny
 
 
@@ -124,3 +130,88 @@ def test_saves_and_what_watches_a_step_are_measured(capsys: pytest.CaptureFixtur
     assert "a save stops the step for " in capsys.readouterr().out
     assert record(["guards", *small, "--blocks", "2", "--steps", "1"]) == 0
     assert "watched costs " in capsys.readouterr().out
+
+
+# ---- step, train, scale, eval, save, start, memory
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LSDALI_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny({"name": "ce"}, make_images(tmp_path / "images"), tmp_path / "run")))
+    return str(path)
+
+
+def findings(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """What a benchmark writes as JSON."""
+    assert main([*arguments, "--json", str(tmp_path / "found.json")]) == 0
+    found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
+    assert found["commit"]
+    assert "torch" in found["hardware"]
+    return found
+
+
+def test_turns_interleave_and_ratios_are_those_of_a_turn() -> None:
+    order: list[str] = []
+    values = {"a": iter([9.0, 1.0, 2.0, 4.0]), "b": iter([9.0, 2.0, 2.0, 12.0])}
+
+    def contestant(name: str) -> Any:
+        return lambda: order.append(name) or {"s": next(values[name])}
+
+    found = Findings("title", {"s": 1}, "s")
+    take_turns(found, {name: contestant(name) for name in values}, 3, warmup=1)
+    assert "".join(order) == "abbaabba"
+    assert found.rows == {"a": {"s": [1.0, 2.0, 4.0]}, "b": {"s": [2.0, 2.0, 12.0]}}
+    assert (found.median("b", "s"), found.relative("b")) == (2.0, 2.0)
+    assert found.lines()[-1].split() == ["b", "2.0", "(2.0-12.0)", "2.000"]
+
+
+def test_a_step_is_measured_by_precision_and_against_a_plain_loop(tmp_path: Path) -> None:
+    small = ("--shape", "cifar", "--model", "preact_resnet10", "--batch", "2", "--turns", "1", "--warmup", "0")
+    rows = findings(tmp_path, "step", *small, "--precision", "fp32", "bf16", "--compare")["rows"]
+    assert list(rows) == [
+        "lsdali, fp32",
+        "lsdali, bf16",
+        "plain PyTorch loop, contiguous",
+        "plain PyTorch loop, channels last",
+    ]
+    assert all(len(row["ms/step"]) == 1 and row["ms/step"][0] > 0 for row in rows.values())
+
+
+def test_training_is_measured_as_users_start_it_and_against_others(tmp_path: Path, recipe: str) -> None:
+    found = findings(tmp_path, "train", recipe, "--turns", "1", "--steps", "2", "--warmup", "1", "--compare")
+    assert list(found["rows"]) == [MADE_UP, REAL, *PEERS]
+    assert len(PEERS) == 3
+    speed = {name: row["images/s"][0] for name, row in found["rows"].items()}
+    assert f"share of made-up images: {speed[REAL] / speed[MADE_UP]:.3f}" in found["notes"]
+    assert 0 <= found["rows"][REAL]["% waiting for data"][0] <= 100
+
+
+@pytest.mark.parametrize("crop", [{"crop": "pad", "size": 16}, {"crop": "squared", "size": 16, "resize": 20}])
+def test_other_loops_take_the_recipes_crop(crop: dict[str, Any], recipe: str) -> None:
+    tree = load(recipe, [f"data.train={json.dumps(crop)}"])
+    images, labels = next(torch_loader(tree, torch.device("cpu")))
+    assert (images.shape, labels.shape) == ((8, 3, 16, 16), (8,))
+
+
+@pytest.mark.ranks
+def test_several_processes_are_measured(tmp_path: Path, recipe: str) -> None:
+    found = findings(tmp_path, "scale", recipe, "--turns", "1", "--steps", "2", "--warmup", "1", "--worlds", "2")
+    assert list(found["rows"]) == ["2 processes"]
+
+
+def test_what_a_run_does_beside_its_steps_is_measured(tmp_path: Path, recipe: str) -> None:
+    rows = findings(tmp_path, "eval", recipe, "--turns", "1")["rows"]
+    assert list(rows) == ["forward passes alone", "evaluation", "with its loader"]
+    (row,) = findings(tmp_path, "save", recipe, "--turns", "2")["rows"].values()
+    assert row["MB"][0] == row["MB"][1] > 1
+    rows = findings(tmp_path, "memory", recipe, "--batches", "4")["rows"]
+    assert rows["batch 4"]["host, MB"][0] > 100
+    rows = findings(tmp_path, "start", recipe, "--turns", "1")["rows"]
+    assert rows["lsdali train RECIPE epochs=1"]["CPU, s"][0] > rows["python"]["CPU, s"][0]
+
+
+def test_what_fails_in_another_process_is_told(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", recipe, "--batches", "4000"]) == 2
+    assert "failed: error: batch 4000 is larger than the data" in capsys.readouterr().err

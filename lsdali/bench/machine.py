@@ -3,11 +3,14 @@
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+import lsdali
 
 PACKAGES = ("torch", "torchvision", "pillow", "numpy", "scipy", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
@@ -21,6 +24,13 @@ def hardware(note: str) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     cores = len(os.sched_getaffinity(0))
     return f"{cpu}, {cores} cores, {gpu}; {note}\nPython {platform.python_version()}, {versions}"
+
+
+def commit_in_use() -> str:
+    """Return the commit of the tree that lsdali runs from, or its version."""
+    here = Path(lsdali.__file__).parents[1]
+    done = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or f"of version {lsdali.__version__}"
 
 
 def found_version(name: str) -> str | None:

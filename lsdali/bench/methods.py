@@ -164,9 +164,18 @@ def tensor_bytes(state: Any) -> Iterator[int]:
             yield from tensor_bytes(part)
 
 
-def stepper(config: Any, shape: Shape, size: int, device: torch.device, precision_name: Any) -> Callable[[], None]:
+def stepper(
+    config: Any,
+    shape: Shape,
+    size: int,
+    device: torch.device,
+    precision_name: Any,
+    compile_mode: str | None = None,
+) -> Callable[[], None]:
     """Return a function that makes one training step with a method."""
     method, student = begun_method(config, shape, SAMPLES, device)
+    if compile_mode is not None:
+        student.compile(mode=compile_mode, dynamic=False)
     optimizer = build_optimizer(student, SGD(lr=1e-3, momentum=0.9, weight_decay=1e-4), device)
     precision = Precision(precision_name, device)
     data = synthetic(shape, size, device)
