@@ -5,8 +5,8 @@ source "$(dirname "$0")/env.sh"
 processes=2
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 [ "$gpus" -eq 1 ] && processes=1
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # torchrun's own choice, without its warning
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # one thread: the number of threads decides the last bits
 for method in ce zls; do
-  torchrun --standalone --nproc_per_node "$processes" -m lsdali.train "recipes/digits/$method.yaml" "$@"
+  NPROC=$processes bash bash_scripts/launch.sh train "recipes/digits/$method.yaml" "$@"
 done
 python -m lsdali.report runs/digits_ce runs/digits_zls

@@ -14,7 +14,7 @@ from lsdali.testing.small import equal, make_images, tiny
 __all__ = ["equal", "make_images", "tiny"]
 
 ROOT = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 
 
 def environment(ranks: int) -> dict[str, str]:

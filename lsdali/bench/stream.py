@@ -40,7 +40,8 @@ def stream(options: argparse.Namespace) -> None:
 def read_streams(options: argparse.Namespace, world: int, start: int, stop: int) -> Digests:
     """Return the digests of all samples of each step, in the order of the global batch."""
     with tempfile.TemporaryDirectory() as folder:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+        alone = ["--standalone", "--local-addr", "127.0.0.1"]  # the node's name may lead nowhere
+        launch = [sys.executable, "-m", "torch.distributed.run", *alone, "--nproc_per_node", str(world)]
         part = ["-m", "lsdali.bench", "stream-part", folder, str(start), str(stop)]
         command = [*launch, *part, options.recipe, *options.overrides]
         done = subprocess.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ})

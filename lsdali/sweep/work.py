@@ -176,4 +176,5 @@ def launch(processes: int) -> list[str]:
     """Return how Python is started for so many processes a run."""
     if processes == 1:
         return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    alone = ["--standalone", "--local-addr", "127.0.0.1"]  # the node's name may lead nowhere
+    return [sys.executable, "-m", "torch.distributed.run", *alone, "--nproc_per_node", str(processes)]
