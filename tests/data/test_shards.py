@@ -3,12 +3,14 @@
 import gc
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lsdali import scan
 from lsdali.clock import PerEpoch
@@ -372,3 +374,49 @@ def test_files_stay_open_while_a_thread_reads_them(tmp_path, monkeypatch):
     for answer in pending:
         assert [(part.tolist(), len(part)) for part in answer.result()] == [([n % 6] * 10, 10) for n in range(30)]
     assert len(ranges._opened._files) == 2
+
+
+def test_large_images_are_packed_smaller(tmp_path, texture, capsys):
+    """Sizes, pixels against Pillow's own way, bytes of small ones and of files that are no images, and what is told."""
+    root = tmp_path / "files"
+    sizes = {"a.jpg": (90, 60), "b.jpg": (40, 30), "c.png": (33, 120), "d.jpg": (50, 50)}
+    for split in ("train", "val"):
+        for name, (width, height) in sizes.items():
+            file = root / split / "one" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            texture(width, height).save(file, quality=95)
+        (root / split / "one" / "e.jpg").write_bytes(b"no image")
+        (root / split / "two").mkdir()
+        shutil.copy(root / split / "one/b.jpg", root / split / "two/f.jpg")
+    assert pack([str(root), str(tmp_path / "out"), "--max-side", "50", "--quality", "80"]) == 0
+    assert "4 of 12 images were made smaller, to 50 px on the longer side, as JPEGs of quality 80: " in (
+        capsys.readouterr().out
+    )
+    with tarfile.open(tmp_path / "out/train/000000.tar") as tar:
+        found = [tar.extractfile(m).read() for m in tar.getmembers() if not m.name.endswith("cls")]
+    for name, content in zip(sorted(sizes), found, strict=False):
+        original = (root / "train/one" / name).read_bytes()
+        width, height = sizes[name]
+        if max(width, height) <= 50:
+            assert content == original
+            continue
+        small = Image.open(io.BytesIO(content))
+        assert small.format == "JPEG"
+        assert small.size == {"a.jpg": (50, 33), "c.png": (14, 50)}[name]
+        expected = Image.open(io.BytesIO(original)).resize(small.size, Image.Resampling.LANCZOS)
+        difference = np.abs(np.asarray(small, float) - np.asarray(expected, float))
+        assert difference.mean() < 12
+    assert found[4] == b"no image"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--quality", "90"], "give --max-side too"),
+        (["--max-side", "0"], "--max-side 0: give a number of pixels"),
+        (["--max-side", "9", "--quality", "101"], "--quality 101: give 1 to 100"),
+    ],
+)
+def test_wrong_sizes_of_packed_images_are_refused(options, sentence, tmp_path, capsys):
+    assert pack([str(tmp_path), str(tmp_path / "out"), *options]) == 2
+    assert sentence in capsys.readouterr().err

@@ -11,11 +11,9 @@ from lsdali.data.sets.listing import list_folders
 from lsdali.data.sets.parquet import parquet_samples
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.shards import walk
+from lsdali.data.sets.shrinking import Sample, Shrinking
 from lsdali.errors import UserError
 from lsdali.terminal import say
-
-Sample = tuple[str, bytes, int]
-"""The ending of an image's file name, its bytes, and its class."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +24,29 @@ class PackedSplits:
     classes: tuple[str, ...]
 
 
-def pack(root: str, out: Path, shard_bytes: float) -> None:
-    """Pack class folders, or files of Parquet as Hugging Face has them.
+def pack(root: str, out: Path, shard_bytes: float, shrinking: Shrinking | None = None) -> None:
+    """Pack class folders, or files of Parquet as Hugging Face has them; large images smaller where that is asked for.
 
     Raises UserError for a wrong layout, a folder `out` that is not empty, and what cannot be read or written.
     """
     try:
         found = parquet_samples(Path(root).expanduser())
         samples = folder_samples(root) if found is None else PackedSplits(*found)
-        write_shards(samples, out, shard_bytes)
+        write_shards(samples, out, shard_bytes, shrinking)
     except (OSError, UnicodeEncodeError) as error:
         raise UserError(f"{root} cannot be packed into {out}: {error}") from None
 
 
-def write_shards(samples: PackedSplits, out: Path, shard_bytes: float) -> None:
+def write_shards(samples: PackedSplits, out: Path, shard_bytes: float, shrinking: Shrinking | None = None) -> None:
     """Raise UserError for a folder `out` that is not empty or a split without samples, and OSError."""
     if shard_bytes < 1:
         raise UserError(f"--shard-bytes {shard_bytes:g} is too small; 1e9 is usual")
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder")
-    for split, content in samples.splits.items():
+    everything = 0
+    for split, whole in samples.splits.items():
+        content = whole if shrinking is None else shrinking.apply(whole)
         (out / split).mkdir()
         images = 0
         shards = 0
@@ -58,6 +58,9 @@ def write_shards(samples: PackedSplits, out: Path, shard_bytes: float) -> None:
         if images == 0:
             raise UserError(f"{split} holds no sample")
         say(f"{split}: {images:,} images in {shards:,} shards")
+        everything += images
+    if shrinking is not None:
+        say(shrinking.describe(everything))
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in samples.classes), encoding="utf-8")
 
 
