@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,10 @@ from lsdali.figure.__main__ import arguments as figure_arguments
 from lsdali.recipe import load
 from lsdali.report import main
 from lsdali.report.command import arguments
-from lsdali.report.groups import mean_std
-from lsdali.report.runs import read_run
+from lsdali.report.groups import grouped, mean_std
+from lsdali.report.runs import find_runs, read_run
 from lsdali.report.tables import ReportCell, ReportTable, as_latex, as_markdown
 from tests.harness import ROOT
-
-CHROMIUM = shutil.which("chromium")
 
 
 def metrics(top1: float) -> dict[str, float]:
@@ -91,6 +87,27 @@ def test_groups_are_runs_that_differ_by_their_seed_alone(runs: Path, capsys: pyt
     assert (best["figures of"], best["of epoch"], best["top-1 (%)"]) == ("best (by top1)", "2, 3", "63.00 ± 1.41")
     assert (rows[3]["method"], rows[3]["top-1 (%)"], rows[3]["hours"]) == ("ls", "70.00", "0.10")
     assert (rows[4]["epochs"], rows[4]["top-1 (%)"], rows[4]["images/s"]) == ("2/3, unfinished", "41.00", "-")
+
+
+def test_runs_of_a_cell_with_a_teacher_each_are_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def kd(seed: int, *more: str) -> Begun:
+        teacher = f"{{source: run, path: runs/ce_seed{seed}, temperature: 1.{seed}}}"
+        return begun(seed, f"method={{name: kd, temperature: 4.0, teacher: {teacher}}}", *more)
+
+    for seed, top1 in ((0, 60.0), (1, 64.0)):
+        make_run(tmp_path / f"students/T=4.0_seed{seed}", kd(seed), [top1])
+        make_run(tmp_path / f"mine/student{seed}", kd(seed), [top1])
+    make_run(tmp_path / "students/T=4.0_seed2", kd(2, "optimizer.lr=0.5"), [50.0])
+    rows = {row["runs"]: row["top-1 (%)"] for row in rows_of(capsys, tmp_path) if row["figures of"] == "last"}
+    assert rows == {
+        "mine/student0": "60.00",
+        "mine/student1": "64.00",
+        "students/T=4.0_seed0 (+ 1)": "62.00 ± 2.83",
+        "students/T=4.0_seed2": "50.00",
+    }
+    (group,) = (g for g in grouped(find_runs([tmp_path / "students"])) if len(g.runs) == 2)
+    assert group.settings["method.teacher.path"] == group.settings["method.teacher.temperature"] == "by seed"
+    assert group.settings["method.temperature"] == 4.0
 
 
 def test_mean_and_standard_deviation() -> None:
@@ -200,22 +217,3 @@ def test_documented_commands_are_understood(verb: str, line: str) -> None:
     args = parsers[verb](shlex.split(line))
     for text in getattr(args, "bins", []):
         check_bins(text)
-
-
-@pytest.mark.cluster
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_sorts_the_table_and_fits_a_phone(page: Path, tmp_path: Path) -> None:
-    check = """<script>
-    document.querySelectorAll(".sortable button")[5].click();
-    const order = [...document.querySelectorAll(".sortable tbody tr")].map(row => row.cells[5].dataset.value);
-    const wide = document.documentElement.scrollWidth > innerWidth;
-    document.body.innerHTML = "<pre>" + JSON.stringify({order, wide, title: document.title}) + "</pre>";
-    </script></body>"""
-    copy = tmp_path / "copy.html"
-    copy.write_text(page.read_text().replace("</body>", check))
-    flags = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    flags += ["headless", "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'profile'}"]
-    command = [CHROMIUM, *(f"--{flag}" for flag in flags), "--window-size=390,800", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(re.search("<pre>(.*)</pre>", done.stdout)[1])
-    assert found == {"order": ["41.0", "41.0", "62.0", "63.0", "69.0", "70.0"], "wide": False, "title": "Runs compared"}

@@ -25,23 +25,43 @@ class RunGroup:
         return ", ".join(str(run.recipe.get("seed", "?")) for run in self.runs)
 
 
+FOLLOW = ("method.teacher.", "model.weights.", "data.draw")
+"""Keys that a sweep fills in for each seed: what they hold comes from an earlier run, or is the seed."""
+
+
 def grouped(runs: Sequence[RunRecord]) -> list[RunGroup]:
     """Return the groups, in the order of their first runs.
 
-    A run whose recipe is not known is alone; one not begun is none.
+    Runs of one cell of a sweep may also have other teachers, pretrained weights and made-up data, seed by seed. A run
+    whose recipe is not known is alone; one not begun is none.
     """
     from lsdali.recipe import decisive
 
     found: dict[str, list[RunRecord]] = {}
-    settings: dict[str, Mapping[str, Any]] = {}
+    settings: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         if not run.begun and run.summary is None:
             continue
         values = {key: value for key, value in decisive(run.recipe).items() if key != "seed"}
-        key = repr(sorted(values.items(), key=lambda item: item[0])) if values else str(run.folder)
+        key = identity(run, values) if values else str(run.folder)
         found.setdefault(key, []).append(run)
-        settings[key] = values
-    return [RunGroup(tuple(members), settings[key]) for key, members in found.items()]
+        settings.setdefault(key, []).append(values)
+    return [RunGroup(tuple(members), shared_settings(settings[key])) for key, members in found.items()]
+
+
+def identity(run: RunRecord, values: Mapping[str, Any]) -> str:
+    """Return what runs of one group have in common, less the seed."""
+    cell, ends, seed = run.folder.name.rpartition("_seed")
+    fixed = {key: value for key, value in values.items() if not key.startswith(FOLLOW)}
+    if len(fixed) < len(values) and ends and seed == str(run.recipe.get("seed")):
+        return f"{run.folder.parent / cell} {sorted(fixed.items())!r}"
+    return repr(sorted(values.items()))
+
+
+def shared_settings(members: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the settings of runs of one group; of those that are not the same for all, that they follow the seed."""
+    same = {key: all(other.get(key) == value for other in members) for key, value in members[0].items()}
+    return {key: value if same[key] else "by seed" for key, value in members[0].items()}
 
 
 def different_keys(groups: Sequence[RunGroup]) -> list[str]:

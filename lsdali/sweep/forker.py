@@ -4,6 +4,7 @@ It reads requests from its input, a line of JSON each, and answers with the proc
 exit status. A fork has a session of its own, and writes into the log that the request names.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -11,9 +12,13 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
+
+from lsdali.errors import UserError
+from lsdali.recipe import check_recipe
 
 NEEDED = (
     "lsdali.train",
@@ -27,9 +32,12 @@ NEEDED = (
     "lsdali.evaluate.figures",
     "lsdali.evaluate.output",
     "lsdali.evaluate.robust",
+    "scipy.optimize",
+    "torch._dynamo",
+    "torchvision",
     "torch.distributed.elastic.multiprocessing.errors",
 )
-"""What training and evaluation import."""
+"""What training and evaluation import, some of it late."""
 
 
 class Forker:
@@ -101,19 +109,20 @@ class Forked:
         self.poll()
 
 
-def serve(requests: IO[str], answers: IO[str]) -> int:
-    """Answer requests until there are no more. In a fork, return the exit status of its command."""
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer requests until there are no more."""
     for name in NEEDED:
         import_module(name)
+    with suppress(UserError):
+        check_recipe({}, "a recipe without keys")  # the first check builds pydantic's validators
     gc.freeze()  # a fork's collections then copy no page of the parent
     for line in requests:
         pid = os.fork()
         if pid == 0:
-            return carry_out(json.loads(line), (requests, answers))
+            leave(carry_out(json.loads(line), (requests, answers)))
         print(json.dumps({"pid": pid}), file=answers, flush=True)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         print(json.dumps({"status": status}), file=answers, flush=True)
-    return 0
 
 
 def carry_out(request: Mapping[str, Any], inherited: Sequence[IO[str]]) -> int:
@@ -140,8 +149,16 @@ def carry_out(request: Mapping[str, Any], inherited: Sequence[IO[str]]) -> int:
         return 1
 
 
+def leave(status: int) -> NoReturn:
+    """End a fork as multiprocessing ends its own: taking an interpreter of this size apart would take half a second."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
     # The streams of requests and answers are copies, so that nothing that a module prints is taken for an answer.
     copies = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.exit(serve(*copies))
+    serve(*copies)

@@ -123,9 +123,10 @@ def contact_sheet(part: SplitScan) -> str:
     tiles = [tile for i in chosen.tolist() if (tile := _tile(part.byte_range(i))) is not None]
     if not tiles:
         return ""
-    sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(tiles) // COLUMNS) * TILE), "white")
+    columns = min(COLUMNS, len(tiles))
+    sheet = Image.new("RGB", (columns * TILE, -(-len(tiles) // columns) * TILE), "gray")
     for k, tile in enumerate(tiles):
-        sheet.paste(tile, (k % COLUMNS * TILE, k // COLUMNS * TILE))
+        sheet.paste(tile, (k % columns * TILE + 2, k // columns * TILE + 2))
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
