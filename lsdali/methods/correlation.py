@@ -8,23 +8,21 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, pearson_distance
-from lsdali.methods.base import Loss, Method, MethodContext, ask, matching_teacher
+from lsdali.methods.base import Loss, ask
+from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
-from lsdali.models.teacher_configs import TeacherConfig
 
 
-class CorrelationDistillation(Method):
+class CorrelationDistillation(TaughtMethod):
     """Huang et al. 2022 (arXiv 2205.10536), for strong teachers: match how predictions correlate, not what they are.
 
     The correlation of a class runs over the (micro-)batch of all processes; in the published code, over each process's.
     """
 
-    class Config(Method.Config):
+    class Config(TaughtMethod.Config):
         """hard cross-entropy + T^2 (between mean 1 - r(rows) + within mean 1 - r(columns)), r Pearson's correlation."""
 
         name: Literal["dist"] = "dist"
-        teacher: TeacherConfig
-        """The network whose prediction is the target."""
         between: float = Field(2.0, ge=0, le=1e9)
         """beta: weight of the relation between the classes of a sample."""
         within: float = Field(2.0, ge=0, le=1e9)
@@ -35,10 +33,6 @@ class CorrelationDistillation(Method):
         """Weight of the cross-entropy with the label."""
 
     config: Config
-
-    def __init__(self, config: Config, context: MethodContext) -> None:
-        super().__init__(config, context)
-        self.teacher = matching_teacher(config.teacher, context)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config

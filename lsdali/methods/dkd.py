@@ -7,12 +7,12 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, decoupled_kl, standardised
-from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext, ask, matching_teacher
+from lsdali.methods.base import NO_MIXUP_RULE, Loss, ask
+from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
-from lsdali.models.teacher_configs import TeacherConfig
 
 
-class DecoupledDistillation(Method):
+class DecoupledDistillation(TaughtMethod):
     """Zhao et al. 2022 (arXiv 2203.08679): distillation with weights of its own for the target and the other classes.
 
     Defaults are those of megvii-research/mdistiller for CIFAR-100, where beta is 2 to 8 by the pair of networks.
@@ -21,12 +21,10 @@ class DecoupledDistillation(Method):
 
     mixup_refusal = NO_MIXUP_RULE
 
-    class Config(Method.Config):
+    class Config(TaughtMethod.Config):
         """hard cross-entropy + ramp T^2 (alpha target-class KL + beta non-target-class KL)."""
 
         name: Literal["dkd"] = "dkd"
-        teacher: TeacherConfig
-        """The network whose prediction is the target."""
         alpha: float = Field(1.0, ge=0, le=1e9)
         """Weight of what is on the label against what is on all other classes."""
         beta: float = Field(8.0, ge=0, le=1e9)
@@ -41,10 +39,6 @@ class DecoupledDistillation(Method):
         """Give every row of logits, of both networks, mean 0 and standard deviation 1 (Sun et al. 2024)."""
 
     config: Config
-
-    def __init__(self, config: Config, context: MethodContext) -> None:
-        super().__init__(config, context)
-        self.teacher = matching_teacher(config.teacher, context)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config

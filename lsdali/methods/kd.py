@@ -7,12 +7,12 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl, standardised
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask, matching_teacher
+from lsdali.methods.base import Loss, MethodContext, Variant, ask
+from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
-from lsdali.models.teacher_configs import TeacherConfig
 
 
-class KnowledgeDistillation(Method):
+class KnowledgeDistillation(TaughtMethod):
     """Hinton et al. 2015: the student's softened prediction should be the teacher's.
 
     Also how IBLS (Maher and Kull 2021) teaches a shallow student: soft 0.9, hard 0.1, temperature 20, in its code with
@@ -21,12 +21,10 @@ class KnowledgeDistillation(Method):
     anew, so that they belong to other images; that is not offered.
     """
 
-    class Config(Method.Config):
+    class Config(TaughtMethod.Config):
         """soft T^2 KL(teacher at T || student at T) + hard cross-entropy."""
 
         name: Literal["kd"] = "kd"
-        teacher: TeacherConfig
-        """The network whose prediction is the target."""
         temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the logits of both."""
         hard: float = Field(0.0, ge=0, le=1e9)
@@ -44,7 +42,6 @@ class KnowledgeDistillation(Method):
 
     def __init__(self, config: Config, context: MethodContext) -> None:
         super().__init__(config, context)
-        self.teacher = matching_teacher(config.teacher, context)
         self.soft = config.soft / (context.classes if config.variant == "code" else 1)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:

@@ -9,14 +9,14 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, distillation_kl, gram_distance, standardised
-from lsdali.methods.base import Loss, Method, MethodContext, ask, matching_teacher
+from lsdali.methods.base import Loss, ask
+from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
-from lsdali.models.teacher_configs import TeacherConfig
 
 Degree = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class MultiLevelDistillation(Method):
+class MultiLevelDistillation(TaughtMethod):
     """Jin et al. 2023 (MLLD, CVPR): match samples, the batch's and the classes' Gram matrices, at several temperatures.
 
     The published code also reads a second, strongly augmented view of every image, and drops the more confident half of
@@ -24,12 +24,10 @@ class MultiLevelDistillation(Method):
     (micro-)batch of all processes.
     """
 
-    class Config(Method.Config):
+    class Config(TaughtMethod.Config):
         """hard cross-entropy + weight sum over T of (T^2 KL + batch + class distance of Gram matrices)."""
 
         name: Literal["multi_level"] = "multi_level"
-        teacher: TeacherConfig
-        """The network whose prediction is the target."""
         temperatures: list[Degree] = Field([2.0, 3.0, 4.0, 5.0, 6.0], min_length=1, max_length=20)
         """T, each above 0; every term is a sum over them."""
         weight: float = Field(0.9, gt=0, le=1e9)
@@ -40,10 +38,6 @@ class MultiLevelDistillation(Method):
         """Give every row of logits in the KL term mean 0 and standard deviation 1 (Sun et al. 2024; weight 9 there)."""
 
     config: Config
-
-    def __init__(self, config: Config, context: MethodContext) -> None:
-        super().__init__(config, context)
-        self.teacher = matching_teacher(config.teacher, context)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config

@@ -17,15 +17,15 @@ from lsdali.functional import (
     rank_shares,
     without_label,
 )
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask, matching_teacher
+from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask
 from lsdali.methods.shared.deep_heads import Exits
+from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import AuxHead, Forward
-from lsdali.models.teacher_configs import TeacherConfig
 
 UNOFFERED = "its published rule for mixed images is not offered"
 
 
-class NormalisedDistillation(Method):
+class NormalisedDistillation(TaughtMethod):
     """NKD of Yang et al. 2023 (arXiv 2303.13005): the other classes' probabilities sum to 1 on both sides.
 
     Defaults are the published ones for ImageNet; for CIFAR-100 temperature 3 and gamma 3.5.
@@ -33,22 +33,16 @@ class NormalisedDistillation(Method):
 
     mixup_refusal = UNOFFERED
 
-    class Config(Method.Config):
+    class Config(TaughtMethod.Config):
         """cross-entropy - p_t log p_s of the label + gamma T^2 cross-entropy among the other classes at T."""
 
         name: Literal["nkd"] = "nkd"
-        teacher: TeacherConfig
-        """The network whose prediction is the target."""
         gamma: float = Field(1.5, ge=0, le=1e9)
         """Weight of the other classes' term."""
         temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the logits of both in the other classes' term."""
 
     config: Config
-
-    def __init__(self, config: Config, context: MethodContext) -> None:
-        super().__init__(config, context)
-        self.teacher = matching_teacher(config.teacher, context)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         t = self.config.temperature
