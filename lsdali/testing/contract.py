@@ -55,8 +55,8 @@ def check_unknown_state(config: Any, place: Path, others: Mapping[str, Any] = NO
     raise AssertionError("load_state_dict took state that the method does not know; raise UserError for it")
 
 
-class Stopped(Exception):
-    """A run ends here."""
+class Interrupted(Exception):
+    """A run that a test ends."""
 
 
 def stop_after(trainer: Trainer, steps: int) -> None:
@@ -68,7 +68,7 @@ def stop_after(trainer: Trainer, steps: int) -> None:
             nonlocal count
             for batch in inner.epoch(step):
                 if count == steps:
-                    raise Stopped
+                    raise Interrupted
                 count += 1
                 yield batch
 
@@ -94,7 +94,7 @@ def check_resume(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) 
     stop_after(stopped, 8)  # 5 steps an epoch: the checkpoint of step 6 is inside the second epoch
     try:
         stopped.run()
-    except Stopped:
+    except Interrupted:
         pass
     else:
         raise AssertionError("the run was not stopped")

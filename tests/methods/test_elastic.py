@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lsdali.methods import METHODS, Method
-from lsdali.testing.contract import Stopped, stop_after
+from lsdali.testing.contract import Interrupted, stop_after
 from lsdali.train import main
 from tests.harness import events, make_images, tiny
 from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher
@@ -32,7 +32,7 @@ def advance(configs: list[Any], base: Path, until: int) -> None:
         if content is not None:
             trainer.restore(content["parts"])
         stop_after(trainer, until - trainer.clock.step)
-        with suppress(Stopped):
+        with suppress(Interrupted):
             trainer.run()
         assert trainer.clock.step == until, named(config)
 
