@@ -17,7 +17,7 @@ from lsdali.evaluate.__main__ import parse as parse_evaluate
 from lsdali.evaluate.__main__ import start as evaluate
 from lsdali.events import Events
 from lsdali.figure.__main__ import arguments, make, start
-from lsdali.figure.measures import diffusion, human_matrix, matrix_distance, nearest_classes, right_means, spread
+from lsdali.figure.measures import class_spread, diffusion, human_matrix, matrix_distance, nearest_classes, right_means
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints
 from tests.harness import make_images, tiny
@@ -101,7 +101,7 @@ def test_spread_by_loops() -> None:
     rng = np.random.default_rng(0)
     labels = np.array([0, 1, 2] * 7)
     x = rng.normal(size=(21, 4)) + 5 * np.eye(4)[labels]
-    found = spread(torch.from_numpy(x), torch.from_numpy(labels), 3)
+    found = class_spread(torch.from_numpy(x), torch.from_numpy(labels), 3)
     middles = np.stack([x[labels == k].mean(0) for k in range(3)])
     within = sum(((row - middles[k]) ** 2).sum() for row, k in zip(x, labels, strict=True))
     between = sum(7 * ((middle - x.mean(0)) ** 2).sum() for middle in middles)

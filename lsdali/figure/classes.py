@@ -8,7 +8,7 @@ import torch
 
 from lsdali.evaluate.runs import Run
 from lsdali.figure.drawing import PANEL, legend
-from lsdali.figure.measures import spread
+from lsdali.figure.measures import class_spread
 from lsdali.figure.reading import read
 from lsdali.page.figures import COLOURS
 
@@ -20,7 +20,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
     for run, title in zip(runs, args.titles, strict=True):
         found = read(run, args.overrides, args.classes, args.split, args.most, "features", device)
         names = found.names
-        values = spread(found.values, found.labels, len(names))
+        values = class_spread(found.values, found.labels, len(names))
         panels.append({"title": title, **values, "nearest": [names[k] for k in values["nearest"]]})
     return {"figure": args.name, "split": args.split, "classes": names, "runs": panels}
 

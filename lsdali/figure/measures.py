@@ -28,7 +28,7 @@ def diffusion(before: Tensor, after: Tensor, target: int, similar: Sequence[int]
     return found
 
 
-def spread(features: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+def class_spread(features: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
     """Map [N, D], [N] -> how far samples lie from their class's centroid, and how far classes lie from each other.
 
     Of each class: `spread`, the mean distance of its samples from its centroid; `nearest`, the class with the nearest
