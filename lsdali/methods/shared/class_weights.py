@@ -15,7 +15,7 @@ from lsdali.errors import UserError
 from lsdali.label_noise import read_numbers
 from lsdali.methods.base import Method
 
-Weights = NDArray[np.float64]
+PerClass = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 
@@ -36,7 +36,7 @@ class GivenWeights(Config):
     values: Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], Field(strict=False, min_length=2)]
     """One weight a class, above 0, in the order of the classes."""
 
-    def weights(self, counts: Counts) -> Weights:
+    def weights(self, counts: Counts) -> PerClass:
         """Return [K]."""
         return np.array(self.values, np.float64)
 
@@ -48,7 +48,7 @@ class WeightsFile(Config):
     file: PathText
     """NumPy's .npy, .json with a list, or text; one weight a class, above 0, in the order of the classes."""
 
-    def weights(self, counts: Counts) -> Weights:
+    def weights(self, counts: Counts) -> PerClass:
         """Return [K]. Raises UserError for a file that cannot be read."""
         return read_numbers(Path(self.file), "class_weights.file", "numbers").ravel()
 
@@ -58,7 +58,7 @@ class InverseFrequency(Config):
 
     name: Literal["inverse"] = "inverse"
 
-    def weights(self, counts: Counts) -> Weights:
+    def weights(self, counts: Counts) -> PerClass:
         """Return [K]."""
         return np.asarray(counts.sum() / (len(counts) * counts), np.float64)
 
@@ -70,7 +70,7 @@ class EffectiveNumber(Config):
     beta: float = Field(0.9999, ge=0, lt=1)
     """0: all classes weigh the same; towards 1: as `inverse`. Published: 0.9 to 0.9999."""
 
-    def weights(self, counts: Counts) -> Weights:
+    def weights(self, counts: Counts) -> PerClass:
         """Return [K]."""
         raw = (1 - self.beta) / (1 - self.beta**counts)
         return np.asarray(raw / raw.mean(), np.float64)
@@ -79,7 +79,7 @@ class EffectiveNumber(Config):
 ClassWeights = Annotated[GivenWeights | WeightsFile | InverseFrequency | EffectiveNumber, Field(discriminator="name")]
 
 
-def class_weights(config: ClassWeights, labels: NDArray[np.int64], names: Sequence[str], classes: int) -> Weights:
+def class_weights(config: ClassWeights, labels: NDArray[np.int64], names: Sequence[str], classes: int) -> PerClass:
     """Return [K], the weight of each class, for training labels [N] in use.
 
     Raises UserError if the weights do not fit the classes, and where a class has no image to count.
