@@ -18,7 +18,7 @@ from lsdali.faults.attend import attended
 from lsdali.faults.pulse import Pulse
 from lsdali.recipe import Recipe, check_recipe, default_name, read_tree, set_key, use_parts
 
-Run = Callable[[Recipe, torch.device, Pulse | None], None]
+RunFunction = Callable[[Recipe, torch.device, Pulse | None], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def overridden(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mappi
     return check_recipe(tree, where)
 
 
-def train(run: Run, recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Result:
+def train(run: RunFunction, recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Result:
     """Carry out a run in this process, or in the group that torchrun made; see lsdali.train."""
     checked = overridden(recipe, overrides)
     seconds = 60 * checked.faults.stall_minutes
