@@ -1,7 +1,8 @@
 """Batch: what a loader yields and a method reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -51,3 +52,11 @@ class Batch:
         if self.mixture is None:
             return term(self.labels)
         return self.mixture.lam * term(self.labels) + (1 - self.mixture.lam) * term(self.mixture.labels)
+
+
+class TrainData(Protocol):
+    """One rank's training batches."""
+
+    def epoch(self, step: int) -> Iterator[Batch]:
+        """Yield batches from a global step to its epoch's end."""
+        ...

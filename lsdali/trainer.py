@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lsdali import dist
-from lsdali.batch import Batch
+from lsdali.batch import Batch, TrainData
 from lsdali.clock import Clock
 from lsdali.errors import SharedError, Stopped
 from lsdali.events import Evaluated, Events, Finished, Trained
@@ -31,10 +31,6 @@ from lsdali.skips import Buffers, observe
 from lsdali.state.checkpoint import Checkpoints, Stateful
 from lsdali.state.restore import restore
 from lsdali.state.run_folder import write_json
-
-
-class TrainData(Protocol):
-    def epoch(self, step: int) -> Iterator[Batch]: ...
 
 
 class EvalData(Protocol):

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
 from torch.profiler import ProfilerActivity
 
 from lsdali import dist
-from lsdali.batch import Batch
+from lsdali.batch import Batch, TrainData
 from lsdali.config import Config
 from lsdali.errors import UserError, first_line
 
@@ -31,13 +31,9 @@ class ProfileConfig(Config):
         return self
 
 
-class Batches(Protocol):
-    def epoch(self, step: int) -> Iterator[Batch]: ...
-
-
 def profiled(
-    train: Batches, config: ProfileConfig | None, steps: int, folder: Path, tell: Callable[[str], None]
-) -> Batches:
+    train: TrainData, config: ProfileConfig | None, steps: int, folder: Path, tell: Callable[[str], None]
+) -> TrainData:
     """Return the training batches of a run of so many steps; taking them profiles the steps asked for.
 
     Raises UserError if the run ends before the last of these.
@@ -52,7 +48,7 @@ def profiled(
 class ProfiledBatches:
     """Batches between which a profile begins and ends. A run that resumes inside the range profiles the rest of it."""
 
-    def __init__(self, train: Batches, config: ProfileConfig, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, train: TrainData, config: ProfileConfig, folder: Path, tell: Callable[[str], None]) -> None:
         self.train, self.config, self.tell = train, config, tell
         first, last = config.steps
         self.path = folder / f"profile/steps-{first}-{last}.json"

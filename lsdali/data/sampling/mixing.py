@@ -7,13 +7,13 @@ are the same on any number of ranks and in any micro-batches.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from lsdali.batch import Batch, Mixture
+from lsdali.batch import Batch, Mixture, TrainData
 from lsdali.config import Config
 from lsdali.data.sampling.sampler import uniforms
 
@@ -58,15 +58,11 @@ Mix = Mixup | CutMix | Switch
 MixConfig = Annotated[Mix, Field(discriminator="name")]
 
 
-class BatchSource(Protocol):
-    def epoch(self, step: int) -> Iterator[Batch]: ...
-
-
 @dataclass(frozen=True)
 class MixedBatches:
     """A training loader whose batches are mixed. Each rank's share of a batch must be even."""
 
-    source: BatchSource
+    source: TrainData
     config: Mix
     seed: int
 
