@@ -85,9 +85,6 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert len(flags) < 2, f"{path}: {node.name} has {len(flags)} boolean defaults"
 
 
-MOST_DOUBLES = 1  # names with two meanings that are still there; lower it when some are renamed
-
-
 def top_level_names(tree: ast.Module) -> set[str]:
     found = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     targets = [t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets]
@@ -106,7 +103,7 @@ def test_no_name_of_a_module_means_two_things() -> None:
         for name in top_level_names(ast.parse(path.read_text())) - one_meaning:
             places.setdefault(name, []).append(str(path.relative_to(ROOT)))
     doubles = {name: where for name, where in places.items() if len(where) > 1}
-    assert len(doubles) <= MOST_DOUBLES, doubles
+    assert not doubles
 
 
 NO_VERBS = re.compile(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageOps
@@ -13,7 +13,7 @@ from torchvision.transforms import functional as F
 from lsdali.models.checkpoint_net import open_network
 from lsdali.models.student import Network
 from lsdali.recipe import Recipe, check_recipe
-from lsdali.state import checkpoint
+from lsdali.state.checkpoint import read as read_checkpoint
 from lsdali.state.find import find_checkpoint
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def load(
     Raises UserError where there is no whole checkpoint, or its network is not known.
     """
     path = find_checkpoint(Path(run), checkpoint)
-    content = read(path)
+    content = read_checkpoint(path)
     if model is not None:
         from lsdali.face.given import give_model
 
@@ -100,8 +100,3 @@ def load(
     recipe = check_recipe(content["recipe"], path)
     names = tuple(content.get("names") or map(str, range(network.classes)))
     return TrainedNetwork(network.to(device), names, Preprocessing.of(recipe.data), recipe, path)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint file."""
-    return checkpoint.read(path)

@@ -9,7 +9,7 @@ import torch
 from lsdali.evaluate.runs import Run
 from lsdali.figure.drawing import PANEL, legend
 from lsdali.figure.measures import class_spread
-from lsdali.figure.reading import read
+from lsdali.figure.reading import outputs_of
 from lsdali.page.figures import COLOURS
 
 
@@ -18,7 +18,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
     panels: list[dict[str, Any]] = []
     names: list[str] = []
     for run, title in zip(runs, args.titles, strict=True):
-        found = read(run, args.overrides, args.classes, args.split, args.most, "features", device)
+        found = outputs_of(run, args.overrides, args.classes, args.split, args.most, "features", device)
         names = found.names
         values = class_spread(found.values, found.labels, len(names))
         panels.append({"title": title, **values, "nearest": [names[k] for k in values["nearest"]]})

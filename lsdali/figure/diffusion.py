@@ -12,7 +12,7 @@ from lsdali.errors import UserError
 from lsdali.evaluate.runs import Run
 from lsdali.figure.drawing import PANEL, legend
 from lsdali.figure.measures import diffusion
-from lsdali.figure.reading import read
+from lsdali.figure.reading import outputs_of
 from lsdali.page.figures import COLOURS
 from lsdali.posthoc import centroids
 
@@ -49,7 +49,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
 
 def middles_of(run: Run, args: argparse.Namespace, names: Sequence[str], device: torch.device) -> Tensor:
     """Return [classes, D]: the centroids of the features of the named classes."""
-    found = read(run, args.overrides, names, args.split, args.most, "features", device)
+    found = outputs_of(run, args.overrides, names, args.split, args.most, "features", device)
     return centroids(found.values.double(), found.labels, len(names))
 
 

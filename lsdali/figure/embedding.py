@@ -11,7 +11,7 @@ from lsdali import dist
 from lsdali.errors import UserError
 from lsdali.evaluate.runs import Run
 from lsdali.figure.drawing import PANEL, legend, scatter
-from lsdali.figure.reading import read
+from lsdali.figure.reading import outputs_of
 from lsdali.posthoc import principal_plane
 
 
@@ -19,7 +19,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
     """Return points and labels of each run. Collective."""
     panels = []
     for run, title in zip(runs, args.titles, strict=True):
-        found = read(run, args.overrides, args.classes, args.split, args.most, args.of, device)
+        found = outputs_of(run, args.overrides, args.classes, args.split, args.most, args.of, device)
         with dist.raise_together():
             points = tsne(found.values, args.perplexity, args.seed) if args.name == "tsne" else pca(found.values)
         panels.append({"title": title, "points": points.tolist(), "labels": found.labels.tolist()})

@@ -14,7 +14,7 @@ from lsdali.errors import UserError
 from lsdali.evaluate.runs import Run
 from lsdali.figure.drawing import PANEL
 from lsdali.figure.measures import human_matrix, matrix_distance, nearest_classes, right_means
-from lsdali.figure.reading import read
+from lsdali.figure.reading import outputs_of
 
 NEAREST = 3  # classes that are named for each
 MOST_NAMED = 30  # classes; with more of them the axes have no names
@@ -46,7 +46,7 @@ def matrix_of(run: Run, args: argparse.Namespace, device: torch.device) -> tuple
     And the names of the classes.
     """
     if args.collect is not None:
-        found = read(run, args.overrides, None, args.collect, None, "logits", device)
+        found = outputs_of(run, args.overrides, None, args.collect, None, "logits", device)
         return right_means(found.values, found.labels), found.names
     state = run.content["parts"]["method"]
     with dist.raise_together():

@@ -17,7 +17,7 @@ from lsdali.evaluate.runs import Run, Samples, open_samples, read_outputs
 
 
 @dataclass(frozen=True)
-class Read:
+class ImageOutputs:
     """Outputs for some images of a run's data."""
 
     values: Tensor  # [N, D] fp32: features, or logits
@@ -25,7 +25,7 @@ class Read:
     names: list[str]
 
 
-def read(
+def outputs_of(
     run: Run,
     overrides: Sequence[str],
     classes: Sequence[str] | None,
@@ -33,7 +33,7 @@ def read(
     most: int | None,
     of: str,
     device: torch.device,
-) -> Read:
+) -> ImageOutputs:
     """Read `features` (what the classifier reads) or `logits` of the first images of the classes. Collective.
 
     No classes are all of them, no `most` is all images. Raises UserError for a class that the data does not have, or
@@ -49,7 +49,7 @@ def read(
 
     function, width = (features, network.classifier.in_features) if of == "features" else (network, network.classes)
     values, labels, _ = read_outputs(function, width, Samples(samples.recipe, index), device)
-    return Read(values, labels, list(index.classes))
+    return ImageOutputs(values, labels, list(index.classes))
 
 
 def first_of(index: Index, classes: Sequence[str] | None, most: int | None) -> Index:
