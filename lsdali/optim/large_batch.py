@@ -20,6 +20,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True
     moments: ClassVar[tuple[str, ...]]
+    kept_with_first: ClassVar[tuple[str, ...]] = ()
+    """State of a whole group, in that of its first parameter."""
 
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **options})
@@ -93,6 +95,7 @@ class LambOptimizer(LayerwiseOptimizer):
     """u = Adam's step + decay w, then w = w - lr |w| / |u| u (algorithm 2 of the paper; phi is the identity)."""
 
     moments = ("exp_avg", "exp_avg_sq")
+    kept_with_first = ("count",)
 
     def update(
         self, group: ParameterGroup, params: list[Tensor], grads: list[Tensor], keep: Keep, *moments: Any

@@ -114,8 +114,7 @@ class Optimizer:
     def _check_moments(self, moments: Mapping[int, Mapping[str, Any]]) -> None:
         """Raises UserError for moments that cannot be those of these parameters; timm's have shapes of their own."""
         parameters = self.parameters()
-        # LAMB counts its steps with one parameter for all of a group
-        names = {name for entry in moments.values() for name in entry} - {"count"}
+        names = {name for entry in moments.values() for name in entry} - {*getattr(self.inner, "kept_with_first", ())}
         for number, entry in moments.items():
             if not isinstance(number, int) or not 0 <= number < len(parameters):
                 raise UserError(f"the checkpoint's optimizer has moments of a parameter {number}, which there is not")
