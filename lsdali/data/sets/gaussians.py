@@ -82,13 +82,4 @@ def to_pixels(points: Floats) -> NDArray[np.uint8]:
     return np.concatenate([levels, np.zeros_like(levels[:, :1])], 1)[:, None, None]
 
 
-def true_probabilities(points: Floats) -> Floats:
-    """Map [N, 2] -> [N, 3]: what the best possible classifier says."""
-    shares, sigmas = np.array(SHARES), np.array(SIGMAS)
-    squares = ((points[:, None, None] - centres()) ** 2).sum(-1)
-    density = (shares / sigmas**2 * np.exp(-squares / (2 * sigmas**2))).sum(-1)
-    whole: Floats = density / density.sum(1, keepdims=True)
-    return whole
-
-
 DATA_SETS = {"gaussians": Gaussians}
