@@ -80,8 +80,8 @@ def test_page_counts_its_files_and_lines(page: str) -> None:
     assert claims == [(len(files), len(lines))]
 
 
-@pytest.mark.parametrize("page", ["network", "data_set"])
-def test_a_network_or_data_set_is_one_file_and_one_line(page: str) -> None:
+@pytest.mark.parametrize("page", ["method", "network", "data_set"])
+def test_a_part_is_one_file_and_one_line_of_the_package(page: str) -> None:
     blocks = BLOCK.findall((ROOT / f"docs/extend/{page}.md").read_text())
     package = [(new, code.count("\n")) for new, file, _, _, code in blocks if file.startswith("lsdali/")]
     assert [lines for new, lines in package if new == "In"] == [1]

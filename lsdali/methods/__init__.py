@@ -1,67 +1,39 @@
 """The methods that a recipe can name."""
 
+from importlib import import_module
+
 from lsdali import parts
-from lsdali.methods.bake import BatchEnsembling
 from lsdali.methods.base import Method
-from lsdali.methods.bce import BinaryCrossEntropy
-from lsdali.methods.ce import CrossEntropy
-from lsdali.methods.confusion import PairwiseConfusion
-from lsdali.methods.correction import BackwardCorrection, ForwardCorrection
-from lsdali.methods.correlation import CorrelationDistillation
-from lsdali.methods.cskd import ClassWiseDistillation
-from lsdali.methods.disturb import DisturbLabel
-from lsdali.methods.dkd import DecoupledDistillation
-from lsdali.methods.exits import DeepSupervision
-from lsdali.methods.ibls import InstanceSmoothing
-from lsdali.methods.ibls_cls import ClassSmoothing
-from lsdali.methods.kd import KnowledgeDistillation
-from lsdali.methods.ls import LabelSmoothing
-from lsdali.methods.multi_level import MultiLevelDistillation
-from lsdali.methods.nkd import NormalisedDistillation, NormalisedSelfDistillation
-from lsdali.methods.noisy import (
-    GeneralisedCrossEntropy,
-    HardBootstrap,
-    JointOptimisation,
-    SoftBootstrap,
-    SymmetricCrossEntropy,
+
+METHOD_FILES = (
+    "ce",
+    "ls",
+    "bce",
+    "zls",
+    "kd",
+    "zls_kd",
+    "ols",
+    "ols_deep",
+    "exits",
+    "noisy",
+    "correction",
+    "disturb",
+    "confusion",
+    "ibls",
+    "ibls_cls",
+    "pskd",
+    "tfkd",
+    "cskd",
+    "bake",
+    "dkd",
+    "correlation",
+    "multi_level",
+    "nkd",
 )
-from lsdali.methods.ols import OnlineLabelSmoothing
-from lsdali.methods.ols_deep import DeepOnlineLabelSmoothing
-from lsdali.methods.pskd import ProgressiveDistillation
-from lsdali.methods.tfkd import TeacherFreeDistillation
-from lsdali.methods.zls import ZipfLabelSmoothing
-from lsdali.methods.zls_kd import ZipfWithTeacher
+"""Files beside this one, each with a dict METHODS."""
 
 METHODS: dict[str, type[Method]] = {
-    "ce": CrossEntropy,
-    "ls": LabelSmoothing,
-    "bce": BinaryCrossEntropy,
-    "zls": ZipfLabelSmoothing,
-    "kd": KnowledgeDistillation,
-    "zls_kd": ZipfWithTeacher,
-    "ols": OnlineLabelSmoothing,
-    "ols_deep": DeepOnlineLabelSmoothing,
-    "exits": DeepSupervision,
-    "sce": SymmetricCrossEntropy,
-    "gce": GeneralisedCrossEntropy,
-    "joint": JointOptimisation,
-    "bootstrap_soft": SoftBootstrap,
-    "bootstrap_hard": HardBootstrap,
-    "forward": ForwardCorrection,
-    "backward": BackwardCorrection,
-    "disturb": DisturbLabel,
-    "pairwise_confusion": PairwiseConfusion,
-    "ibls": InstanceSmoothing,
-    "ibls_cls": ClassSmoothing,
-    "pskd": ProgressiveDistillation,
-    "tfkd": TeacherFreeDistillation,
-    "cskd": ClassWiseDistillation,
-    "bake": BatchEnsembling,
-    "dkd": DecoupledDistillation,
-    "dist": CorrelationDistillation,
-    "multi_level": MultiLevelDistillation,
-    "nkd": NormalisedDistillation,
-    "uskd": NormalisedSelfDistillation,
+    name: method for file in METHOD_FILES for name, method in import_module(f"lsdali.methods.{file}").METHODS.items()
 }
 
 parts.opened("METHODS", METHODS, "method", parts.tagged(Method, lambda method: method.Config))

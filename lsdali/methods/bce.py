@@ -39,3 +39,6 @@ class BinaryCrossEntropy(Method):
             target = (target > c.threshold).to(scores.dtype)
         mean = F.binary_cross_entropy_with_logits(scores, target)
         return Loss(mean * classes if c.sum_classes else mean, logits.detach())
+
+
+METHODS = {"bce": BinaryCrossEntropy}

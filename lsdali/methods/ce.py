@@ -23,3 +23,6 @@ class CrossEntropy(Method):
         logits = student(batch.images).logits
         total = batch.per_label(lambda labels: cross_entropy(logits, labels, self.class_scale(labels)))
         return Loss(total, logits.detach())
+
+
+METHODS = {"ce": CrossEntropy}

@@ -51,3 +51,6 @@ class PairwiseConfusion(Method):
         x = as_float32(logits) if self.config.of == "logits" else F.softmax(as_float32(logits), 1)
         apart = confusion(dist.whole_batch(x), 1 if self.config.variant == "paper" else 0)
         return Loss(ce + self.config.weight * apart, logits.detach(), {"ce": ce.detach(), "confusion": apart.detach()})
+
+
+METHODS = {"pairwise_confusion": PairwiseConfusion}

@@ -186,3 +186,6 @@ class BackwardCorrection(Correction):
         return Loss(
             backward_correction(logits, batch.labels, self.inverse, clamp_of(self.config.variant)), logits.detach()
         )
+
+
+METHODS = {"forward": ForwardCorrection, "backward": BackwardCorrection}

@@ -45,3 +45,6 @@ class CorrelationDistillation(TaughtMethod):
         total = c.hard * ce + c.between * between + c.within * within
         terms = {"ce": ce, "between": between, "within": within}
         return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
+
+
+METHODS = {"dist": CorrelationDistillation}

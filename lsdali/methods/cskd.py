@@ -48,3 +48,6 @@ class ClassWiseDistillation(Method):
         pair = distillation_kl(logits, partner, self.config.temperature)
         both = torch.stack([logits.detach(), partner], 1).flatten(0, 1)
         return Loss(ce + self.config.weight * pair, both, {"ce": ce.detach(), "pair": pair.detach()})
+
+
+METHODS = {"cskd": ClassWiseDistillation}

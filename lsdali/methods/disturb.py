@@ -46,3 +46,6 @@ class DisturbLabel(Method):
         # A shift by 0 .. K - 1 of any label is a uniform draw from all classes.
         shift = np.where(whether < self.config.rate, np.floor(which * self.classes), 0).astype(np.int64)
         return (batch.labels + to_device(shift, batch.labels.device)) % self.classes
+
+
+METHODS = {"disturb": DisturbLabel}

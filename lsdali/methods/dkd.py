@@ -51,3 +51,6 @@ class DecoupledDistillation(TaughtMethod):
         total = c.hard * ce + ramp * (c.alpha * target + c.beta * others)
         terms = {"ce": ce, "target": target, "others": others}
         return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
+
+
+METHODS = {"dkd": DecoupledDistillation}

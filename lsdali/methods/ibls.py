@@ -213,3 +213,6 @@ def unscaled(target: Tensor, spread: Tensor, labels: Tensor, smoothing: float) -
     """Map [B, K], [B, K], [B] int64 -> [B, K]: `target` on the label, smoothing times spread elsewhere."""
     label = labels[:, None]
     return torch.scatter(smoothing * spread, 1, label, target.gather(1, label))
+
+
+METHODS = {"ibls": InstanceSmoothing}

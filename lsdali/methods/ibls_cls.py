@@ -121,3 +121,6 @@ class ClassSmoothing(ClassMatrix):
     def load_state_dict(self, state: dict[str, object]) -> None:
         super().load_state_dict(state)
         self.filled = bool(self.matrix.any())
+
+
+METHODS = {"ibls_cls": ClassSmoothing}

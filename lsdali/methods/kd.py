@@ -53,3 +53,6 @@ class KnowledgeDistillation(TaughtMethod):
             return Loss(self.soft * kd, logits.detach(), {"kd": kd.detach()})
         ce = batch.per_label(lambda labels: cross_entropy(logits, labels))
         return Loss(self.soft * kd + self.config.hard * ce, logits.detach(), {"kd": kd.detach(), "ce": ce.detach()})
+
+
+METHODS = {"kd": KnowledgeDistillation}

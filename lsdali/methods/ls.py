@@ -35,3 +35,6 @@ class LabelSmoothing(Method):
             lambda labels: label_smoothing(logits, labels, smoothing, mass, self.class_scale(labels))
         )
         return Loss(total, logits.detach())
+
+
+METHODS = {"ls": LabelSmoothing}

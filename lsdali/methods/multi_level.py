@@ -54,3 +54,6 @@ class MultiLevelDistillation(TaughtMethod):
         total = c.hard * ce + c.weight * (samples + rows + columns)
         terms = {"ce": ce, "kd": samples, "batch": rows, "class": columns}
         return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
+
+
+METHODS = {"multi_level": MultiLevelDistillation}

@@ -116,3 +116,6 @@ class NormalisedSelfDistillation(Method):
         own = logits.softmax(1) if self.config.variant == "paper" else logits.log_softmax(1)
         both = (weak.softmax(1), own)
         return torch.stack([p / (1 - p.gather(1, labels[:, None]) + 1e-6) for p in both]).sum(0)
+
+
+METHODS = {"nkd": NormalisedDistillation, "uskd": NormalisedSelfDistillation}

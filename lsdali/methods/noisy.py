@@ -163,3 +163,12 @@ class HardBootstrap(LogitLoss):
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
         scale = self.class_scale(labels)
         return hard_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant), scale)
+
+
+METHODS = {
+    "sce": SymmetricCrossEntropy,
+    "gce": GeneralisedCrossEntropy,
+    "joint": JointOptimisation,
+    "bootstrap_soft": SoftBootstrap,
+    "bootstrap_hard": HardBootstrap,
+}

@@ -73,3 +73,6 @@ class OnlineLabelSmoothing(ClassMatrix):
         if self.config.freeze is not None:
             new = freeze_confident_rows(new, self.matrix, counts, self.config.freeze)
         self.matrix.copy_(new)  # in place: graphs may hold it
+
+
+METHODS = {"ols": OnlineLabelSmoothing}

@@ -62,3 +62,6 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         soft = c.final_weight * self.soft(out.logits, batch.labels) + c.exit_soft * early_soft
         total = c.hard * hard + c.soft * soft
         return Loss(total, out.logits.detach(), {"hard": hard.detach(), "soft": soft.detach()})
+
+
+METHODS = {"ols_deep": DeepOnlineLabelSmoothing}

@@ -170,3 +170,6 @@ class NetworkPast:
         if state:
             self.network.load_state_dict(state["network"])
         self.taken = bool(state)
+
+
+METHODS = {"pskd": ProgressiveDistillation}

@@ -94,3 +94,6 @@ class TeacherFreeDistillation(Method):
         if self.config.variant == "paper":
             return distillation_kl(logits, u, t)
         return soft_kl(logits, (u / t).softmax(1)).mean() * self.config.multiplier / classes
+
+
+METHODS = {"tfkd": TeacherFreeDistillation}

@@ -257,3 +257,6 @@ class ZipfLabelSmoothing(Method):
         """Return [B, L] int64: of the last stage and of those with exits."""
         names = ["votes", *(f"votes_{name}" for name in self.exits.stages)]
         return torch.cat([out.aux_heads[name] for name in names], 1)
+
+
+METHODS = {"zls": ZipfLabelSmoothing}

@@ -47,3 +47,6 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
         hard = batch.per_label(lambda labels: cross_entropy(out.logits, labels))
         term = alpha * kd + (1 - alpha) * hard
         return total + self.config.teacher_weight * term, {**terms, "kd": term}
+
+
+METHODS = {"zls_kd": ZipfWithTeacher}
