@@ -82,10 +82,19 @@ def test_page_counts_its_files_and_lines(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["method", "network", "data_set"])
 def test_a_part_is_one_file_and_one_line_of_the_package(page: str) -> None:
+    assert len(changes_of_the_package(page)) == 2
+
+
+def test_an_augmentation_is_two_files_and_one_line_of_the_package() -> None:
+    assert len(changes_of_the_package("augmentation")) == 3
+
+
+def changes_of_the_package(page: str) -> list[str]:
+    """Which of its files an example makes or changes, once it is known that the only change is one line."""
     blocks = BLOCK.findall((ROOT / f"docs/extend/{page}.md").read_text())
-    package = [(new, code.count("\n")) for new, file, _, _, code in blocks if file.startswith("lsdali/")]
-    assert [lines for new, lines in package if new == "In"] == [1]
-    assert len(package) == 2
+    package = [(new, code.count("\n"), file) for new, file, _, _, code in blocks if file.startswith("lsdali/")]
+    assert [lines for new, lines, _ in package if new == "In"] == [1]
+    return [file for *_, file in package]
 
 
 def test_every_page_is_tested() -> None:

@@ -20,7 +20,9 @@ from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.loaders import eval_loader, open_dataset, train_loader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.pipeline.resident import ResidentEval
-from lsdali.data.sampling.augment import ColorJitter, RandAugment, RandomErasing
+from lsdali.data.sampling.augment.erasing import RandomErasing
+from lsdali.data.sampling.augment.photometric import ColorJitter
+from lsdali.data.sampling.augment.policies import RandAugment
 from lsdali.data.sets.arrays import Arrays
 from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.errors import UserError

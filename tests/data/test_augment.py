@@ -11,21 +11,13 @@ from torchvision.transforms.v2 import functional as tvf
 from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline import dali_ops as effects
+from lsdali.data.pipeline.dali_ops.policies import tables
 from lsdali.data.pipeline.loader import TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
-from lsdali.data.sampling.augment import (
-    AUGMENTATIONS,
-    AutoAugment,
-    ColorJitter,
-    Grayscale,
-    Lighting,
-    RandAugment,
-    RandomErasing,
-    Rotation,
-    TrivialAugment,
-    draw_choices,
-)
-from lsdali.data.sampling.augment.photometric import PCA_VALUES, PCA_VECTORS
+from lsdali.data.sampling.augment import AUGMENTATIONS, draw_choices
+from lsdali.data.sampling.augment.erasing import RandomErasing
+from lsdali.data.sampling.augment.photometric import PCA_VALUES, PCA_VECTORS, ColorJitter, Grayscale, Lighting, Rotation
+from lsdali.data.sampling.augment.policies import AutoAugment, RandAugment, TrivialAugment
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 
 SIDE = 64
@@ -306,7 +298,7 @@ def test_operations_magnitudes_and_signs_are_uniform():
 @pytest.mark.parametrize("policy", [get_image_net_policy, get_reduced_cifar10_policy])
 def test_auto_augment_s_tables_are_the_policy(policy):
     pairs = policy(max_translate_abs=9).sub_policies
-    suite, operation, chance, magnitude = effects.tables(pairs)
+    suite, operation, chance, magnitude = tables(pairs)
     assert suite[0].name == "identity"
     for p, pair in enumerate(pairs):
         for k, (effect, share, level) in enumerate(pair):

@@ -18,7 +18,7 @@ from lsdali.data.pipeline import decoder
 from lsdali.data.pipeline.dali_pipeline import DaliPipeline
 from lsdali.data.pipeline.decoder import DecoderReport, decoder_report
 from lsdali.data.pipeline.graph import GraphSpec, padded_graph, resized_graph
-from lsdali.data.sampling.augment import RandomErasing
+from lsdali.data.sampling.augment.erasing import RandomErasing
 from lsdali.errors import UserError
 from tests.made_up_cuda import CUDA, Event, made_up_cuda
 

@@ -8,7 +8,8 @@ from lsdali.clock import PerEpoch
 from lsdali.data.index.index import open_index
 from lsdali.data.pipeline.loader import TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
-from lsdali.data.sampling.augment import ColorJitter, RandomErasing
+from lsdali.data.sampling.augment.erasing import RandomErasing
+from lsdali.data.sampling.augment.photometric import ColorJitter
 from lsdali.data.sampling.resize_schedule import Ramp
 from lsdali.data.sampling.sampler import Plan
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop

@@ -2,12 +2,13 @@
 
 `data.train.augment` is a list, applied in its order to the cropped uint8 image of size x size pixels; random
 erasing comes last, after normalisation. What is drawn depends on (seed, epoch, sample, place in the list)
-alone: the same on any number of ranks and after any seek. pipeline/dali_ops.py has the DALI side of each.
+alone: the same on any number of ranks and after any seek. pipeline/dali_ops has the DALI side of each.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import reduce
+from importlib import import_module
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,29 +19,23 @@ from pydantic import Field, model_validator
 from lsdali import parts
 from lsdali.config import Config
 from lsdali.data.sampling.augment.base import Augmentation, Choices, Fraction
-from lsdali.data.sampling.augment.erasing import RandomErasing
-from lsdali.data.sampling.augment.photometric import (
-    ColorJitter,
-    Grayscale,
-    Lighting,
-    Rotation,
-)
-from lsdali.data.sampling.augment.policies import AutoAugment, RandAugment, TrivialAugment
 from lsdali.data.sampling.resize_schedule import Ramp
 from lsdali.data.sampling.sampler import Ints, uniforms
 
 _STREAM = 10  # of the first augmentation in the list; crops.py uses the numbers below
 MAX_STREAM = 90  # streams up to 100 are free
 
+AUGMENTATION_FILES = (
+    "photometric",
+    "policies",
+    "erasing",
+)
+"""Files beside this one, each with a dict AUGMENTATIONS; data/pipeline/dali_ops has a file of the same name."""
+
 AUGMENTATIONS: dict[str, type[Augmentation]] = {
-    "color_jitter": ColorJitter,
-    "lighting": Lighting,
-    "grayscale": Grayscale,
-    "rotation": Rotation,
-    "rand_augment": RandAugment,
-    "trivial_augment_wide": TrivialAugment,
-    "auto_augment": AutoAugment,
-    "random_erasing": RandomErasing,
+    name: kind
+    for file in AUGMENTATION_FILES
+    for name, kind in import_module(f"lsdali.data.sampling.augment.{file}").AUGMENTATIONS.items()
 }
 parts.opened("AUGMENTATIONS", AUGMENTATIONS, "augmentation", parts.tagged(Augmentation, lambda kind: kind), "EFFECTS")
 

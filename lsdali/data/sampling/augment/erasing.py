@@ -53,3 +53,6 @@ class RandomErasing(Augmentation):
         shape[(u[:, 0] >= self.probability) | ~fits.any(1)] = 0
         anchor = np.floor(u[:, 1:3] * (side - shape + 1))
         return anchor.astype(np.float32), shape.astype(np.float32)
+
+
+AUGMENTATIONS = {"random_erasing": RandomErasing}

@@ -100,3 +100,6 @@ class Rotation(Augmentation):
         """Return degrees, counter-clockwise: [n] float32."""
         angle = self.degrees * (2 * u[:, 1] - 1)
         return (np.where(u[:, 0] < self.probability, angle, 0.0).astype(np.float32),)
+
+
+AUGMENTATIONS = {"color_jitter": ColorJitter, "lighting": Lighting, "grayscale": Grayscale, "rotation": Rotation}

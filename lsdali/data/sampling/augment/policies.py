@@ -73,3 +73,6 @@ class AutoAugment(Augmentation):
         pair = (u[:, 0] * SUB_POLICIES).astype(np.int32)
         chance = np.floor(u[:, 1 : 1 + STAGES] * 2**24) / 2**24  # float32 must not round it up to 1
         return pair, chance.astype(np.float32), (u[:, 1 + STAGES :] * 2).astype(np.int32)
+
+
+AUGMENTATIONS = {"rand_augment": RandAugment, "trivial_augment_wide": TrivialAugment, "auto_augment": AutoAugment}

@@ -1,10 +1,6 @@
-"""The DALI side of each augmentation: from a batch of images and its choices to changed images.
+"""DALI's operations of the policies: RandAugment, TrivialAugment, AutoAugment."""
 
-Nothing here is random, and every function works on CPU and GPU images. AutoGraph rewrites what runs under
-`if` on a batch, so this file has no lambdas.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +9,12 @@ from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
 from nvidia.dali.auto_aug.augmentations import identity
 from nvidia.dali.auto_aug.core import augmentation, select, signed_bin
 
-from lsdali import parts
-from lsdali.data.sampling.augment import erasing, photometric, policies
-from lsdali.data.sampling.augment.base import Augmentation
+from lsdali.data.sampling.augment import policies
 from lsdali.data.sampling.augment.policies import BINS, STAGES, SUB_POLICIES, SUITE
 
 # The longest shift: RandAugment's and AutoAugment's pixels, on images of 331 pixels; TrivialAugment's are absolute.
 RAND_SHIFT, AUTO_SHIFT = 150 / 331, 150 / 331
 TRIVIAL_SHIFT = 32
-
-LUMA = np.array([[[0.299, 0.587, 0.114]]], np.float32)
 
 # DALI's own two call deprecated names of the same operators, with a warning at each.
 
@@ -44,44 +36,6 @@ def patched_effect(effect: Any) -> Any:
     if effect.name == "sharpness":
         return _sharpness.augmentation(effect.mag_range, effect.randomly_negate, effect.mag_to_param)
     return effect
-
-
-def add_ops(x: Any, augment: Sequence[Augmentation], inputs: Sequence[Any], side: int) -> Any:
-    """Return the augmentations one after the other; `inputs` are the arrays of draw_choices, side in pixels."""
-    first = 0
-    for a in augment:
-        x = EFFECTS[a.name](x, a, inputs[first : first + a.outputs], side)
-        first = first + a.outputs
-    return x
-
-
-def _color_jitter(x: Any, config: photometric.ColorJitter, inputs: Sequence[Any], side: int) -> Any:
-    brightness, contrast, saturation, hue = inputs
-    if config.brightness > 0:
-        x = fn.brightness(x, brightness=brightness)
-    if config.contrast > 0:
-        mean = fn.reductions.mean(x, axis_names="HW", keep_dims=True)
-        gray = fn.reductions.sum(mean * types.Constant(LUMA, device=x.device), axis_names="C", keep_dims=True)
-        x = fn.cast_like(gray * (1 - contrast) + x * contrast, x)
-    if config.saturation > 0 or config.hue > 0:
-        x = fn.hsv(x, saturation=saturation, hue=hue)
-    return x
-
-
-def _lighting(x: Any, config: photometric.Lighting, inputs: Sequence[Any], side: int) -> Any:
-    return fn.cast_like(x + _beside(inputs[0], x), x)
-
-
-def _grayscale(x: Any, config: photometric.Grayscale, inputs: Sequence[Any], side: int) -> Any:
-    if inputs[0] < 0.5:
-        x = fn.hsv(x, saturation=0.0)
-    return x
-
-
-def _rotation(x: Any, config: photometric.Rotation, inputs: Sequence[Any], side: int) -> Any:
-    if inputs[0] != 0.0:
-        x = fn.rotate(x, angle=inputs[0], keep_size=True, fill_value=config.fill)
-    return x
 
 
 def _rand_augment(x: Any, config: policies.RandAugment, inputs: Sequence[Any], side: int) -> Any:
@@ -147,25 +101,8 @@ def tables(pairs: Sequence[Any]) -> tuple[list[Any], np.ndarray, np.ndarray, np.
     return [patched_effect(e) for e in suite], operation, chance, magnitude
 
 
-def _random_erasing(x: Any, config: erasing.RandomErasing, inputs: Sequence[Any], side: int) -> Any:
-    anchor, shape = inputs
-    return fn.erase(x, anchor=anchor, shape=shape, axis_names="HW", fill_value=config.value)
-
-
-def _beside(node: Any, x: Any) -> Any:
-    """The node on the device of the images."""
-    return node.gpu() if x.device == "gpu" else node
-
-
-Effect = Callable[[Any, Any, Sequence[Any], int], Any]
-EFFECTS: dict[str, Effect] = {
-    "color_jitter": _color_jitter,
-    "lighting": _lighting,
-    "grayscale": _grayscale,
-    "rotation": _rotation,
+EFFECTS = {
     "rand_augment": _rand_augment,
     "trivial_augment_wide": _trivial_augment,
     "auto_augment": _auto_augment,
-    "random_erasing": _random_erasing,
 }
-parts.opened("EFFECTS", EFFECTS, "DALI side of an augmentation", parts.callable_entry)
