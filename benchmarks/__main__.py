@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from benchmarks import guards, models, networks, pskd, resident, saves, zls
+from benchmarks import guards, models, networks, pskd, readme, resident, saves, zls
 from lsdali.bench.__main__ import run_commands
 from lsdali.errors import command
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    scripts = (resident, zls, pskd, models, networks, saves, guards)
+    scripts = (resident, zls, pskd, models, networks, saves, guards, readme)
     names = "|".join(script.__name__.rpartition(".")[2] for script in scripts)
     return run_commands("python -m benchmarks", names, [script.add_arguments for script in scripts], arguments)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.readme import HEAD, mended
 from lsdali.data import DATASETS
 from lsdali.list import LISTINGS
 from lsdali.methods import METHODS
@@ -45,15 +46,33 @@ def test_the_lines_for_a_loop_of_ones_own() -> None:
     torch.testing.assert_close(names["memory"][:batch], logits.softmax(1).detach())
 
 
+MEND = "`python -m benchmarks readme` mends this"
+
+
+def names_in_the_table(text: str) -> list[str]:
+    table = text.split(HEAD)[1].split("\n\n")[0]
+    return [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+
+
 def test_its_figures_are_those_of_the_registries() -> None:
     for what, known in (("methods", METHODS), ("networks", MODELS), ("kinds of data sets", DATASETS)):
-        assert re.findall(rf"(\d+) {what}", TEXT) == [str(len(known))], f"write {len(known)} {what} in the README"
+        assert re.findall(rf"(\d+) {what}", TEXT) == [str(len(known))], MEND
 
 
 def test_its_table_of_methods_names_each_once() -> None:
-    table = TEXT.split("| `name` | what it does |\n|---|---|\n")[1].split("\n\n")[0]
-    named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
-    assert sorted(named) == sorted(METHODS), "each method has one place in the README's table"
+    assert sorted(names_in_the_table(TEXT)) == sorted(METHODS), MEND
+
+
+def test_a_command_mends_figures_and_table() -> None:
+    sentences = {name: f"What {name} does" for name in METHODS}
+    assert mended(TEXT, sentences, len(MODELS), len(DATASETS)) == TEXT
+    with_poly = mended(TEXT, {**sentences, "poly1": "Cross-entropy and more"}, 3, 4)
+    assert f"| {len(METHODS) + 1} methods," in with_poly
+    assert "| 3 networks," in with_poly
+    assert "| 4 kinds of data sets," in with_poly
+    assert "| `poly1` | Cross-entropy and more |\n\n" in with_poly
+    gone = {name: text for name, text in sentences.items() if name not in ("kd", "ls")}
+    assert sorted(names_in_the_table(mended(with_poly, gone, 1, 1))) == sorted(gone)
 
 
 def test_what_its_text_names_of_data_sets_optimizers_and_schedules_is_all_there_is() -> None:
