@@ -10,12 +10,12 @@ from rich.text import Text
 LONGEST_BAR = 40
 SHORTEST_BAR = 8
 LEAST_FIRST = ("wait", "lr", "rate", "bar", "loss", "left", "doing", "epoch")
-"""What is left out of a narrow terminal; the step stays."""
+"""Parts that a narrow terminal leaves out, the first one first; the step stays."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands, as one line."""
+    """The progress of a run, as one line."""
 
     epoch: int = 1  # that is being trained, from 1
     epochs: int = 0

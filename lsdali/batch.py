@@ -7,12 +7,12 @@ from typing import Protocol
 from torch import Tensor
 
 Normal = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation of red, green and blue that images were normalised by, of values in 0..1."""
+"""Mean and standard deviation of red, green and blue (values in 0..1) by which images are normalised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What the images of a batch are mixed with: image b is `lam` its own and 1 - lam its partner's."""
+    """The partners of a batch's images: image b is `lam` times itself plus 1 - lam times its partner."""
 
     labels: Tensor  # [B] int64 class of the partners
     lam: float

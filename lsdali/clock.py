@@ -6,7 +6,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class PerEpoch:
-    """A whole number above 0 for each epoch: `first`, until another takes over at the epoch of a change."""
+    """A positive integer for each epoch: `first`, then the value of the latest change."""
 
     first: int
     changes: tuple[tuple[int, int], ...] = ()  # (epoch, number), epochs rising from 1 on
@@ -31,7 +31,7 @@ class PerEpoch:
         return sum(self.at(first) * other.at(first) * (end - first) for first, end in pairwise([*starts, epoch]))
 
     def locate(self, count: int) -> tuple[int, int]:
-        """Return the epoch that `count` falls into, where epochs are laid end to end, and its place there."""
+        """Return the epoch that `count` falls into, with epochs laid end to end, and its place there."""
         first, number = next((e, n) for e, n in reversed(self.spans) if self.before(e) <= count)
         epoch, place = divmod(count - self.before(first), number)
         return first + epoch, place
@@ -39,7 +39,7 @@ class PerEpoch:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`step` optimizer steps are done, of `epochs` epochs with so many steps each."""
+    """The position of a run: `step` optimizer steps are done, of `epochs` epochs with so many steps each."""
 
     step: int
     steps_per_epoch: PerEpoch

@@ -1,4 +1,4 @@
-"""Small files that are written whole or not at all, and what a full disk means: one sentence that names the place."""
+"""Write small files atomically; report a full disk in one sentence that names the place."""
 
 import errno
 import os
@@ -84,9 +84,9 @@ def read_plain(path: Path) -> bytes:
 
 
 class Appended:
-    """A file that grows by whole records: one that finds no room leaves nothing of itself behind.
+    """A file that grows by whole records: a record that finds no room leaves nothing behind.
 
-    Raises UserError for what is no plain file, such as a link, and OSError.
+    Raises UserError if it is not a regular file (a link, for example), and OSError.
     """
 
     def __init__(self, path: Path) -> None:

@@ -90,7 +90,7 @@ def session(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
 def own_device() -> torch.device:
     """Return this process's GPU, or the CPU.
 
-    Raises UserError if the node has fewer GPUs than processes. Where a launcher other than torchrun gives each process
+    Raises UserError if the node has fewer GPUs than processes. If a launcher other than torchrun gives each process
     one GPU of its own (`srun --gpus-per-task=1`), that is number 0 in all of them.
     """
     if not torch.cuda.is_available():

@@ -35,7 +35,7 @@ class UserError(Exception):
 
 
 class SharedError(UserError):
-    """The same on every rank, so that rank 0 alone prints it."""
+    """Bad input that every rank sees alike, so only rank 0 prints it."""
 
 
 @contextmanager
@@ -48,11 +48,11 @@ def shared_errors() -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """A signal has ended the run between two steps; all is saved."""
+    """A signal has stopped the run between two steps; everything is saved."""
 
 
 def first_line(fault: BaseException) -> str:
-    """Return what somebody else's exception says, in one line; its class where it says nothing."""
+    """Return what somebody else's exception says, in one line; its class if it says nothing."""
     return next(iter(str(fault).splitlines()), type(fault).__name__)
 
 

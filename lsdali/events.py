@@ -63,7 +63,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One sentence for the person who watches."""
+    """One sentence for the user."""
 
     text: str
 
@@ -78,7 +78,7 @@ Event = Begun | Trained | Evaluated | Message | Finished
 
 
 class Sink(Protocol):
-    """Where events go. A sink that raises OSError is given up, and the run goes on."""
+    """A destination of events. One that raises OSError is closed, and the run continues."""
 
     place: Path
 
@@ -128,7 +128,7 @@ def close(sink: Sink) -> None:
 def open_events(folder: Path, check: Callable[[], None] = lambda: None) -> Events:
     """Return the events of a run: rank 0 writes and shows them, and also what other ranks have told it.
 
-    `check` raises where the folder is not what it was; it is called before an event is written there.
+    `check` raises if the folder is not what it was; it is called before an event is written there.
     """
     if not dist.is_main():
         return Events([])

@@ -142,7 +142,7 @@ def reliability(confidence: Tensor, right: Tensor, bins: Bins) -> list[dict[str,
 def risks(confidence: Tensor, right: Tensor, index: Tensor) -> Tensor:
     """Map [N], [N], [N] -> [N] fp64: the share of errors among the i most confident samples, i = 1, ..., N.
 
-    Of equal confidences the larger index comes first: the order the reference gives where its unstable sort happens
+    Of equal confidences the larger index comes first: the order the reference gives if its unstable sort happens
     to be stable.
     """
     order = index.argsort(descending=True)

@@ -27,7 +27,7 @@ FORBIDDEN = "LSDALI_NO_USES"
 """The environment variable that `--no-uses` sets, for this process and those that it starts."""
 
 Check = Callable[[str, Any], str | None]
-"""(name, entry) -> what an entry should be instead, None where it is right."""
+"""(name, entry) -> what an entry should be instead, None if it is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def use(names: Iterable[str]) -> None:
     """Import modules and add what they have to our registries; those in use already cost nothing.
 
     Raises UserError for a module that is not there, fails, has none of our dicts, or has an entry that is not what it
-    should be, or a name that is taken; also where `--no-uses` forbids it.
+    should be, or a name that is taken; also if `--no-uses` forbids it.
     """
     new = [name for name in dict.fromkeys(names) if name not in USED]
     if new and forbidden():
@@ -87,7 +87,7 @@ def use(names: Iterable[str]) -> None:
 def use_installed() -> None:
     """Use what installed packages announce as entry points of the group `lsdali.parts`, unless `--no-uses` forbids it.
 
-    Raises UserError that names the package where its module cannot be used.
+    Raises UserError that names the package if its module cannot be used.
     """
     if _announced or forbidden():
         return

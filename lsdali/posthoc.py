@@ -10,7 +10,7 @@ from torch import Tensor
 from lsdali.errors import UserError
 
 WIDE_BOUNDS = (1e-4, 1e4)
-"""Bounds of a temperature that only end the search where no loss is the least, as where every sample is right."""
+"""Bounds of a temperature that only end the search if no loss is the least, for example if every sample is right."""
 IBLS = (0.8, 3.0)
 """The bounds that the code of IBLS publishes (Maher and Kull 2021)."""
 

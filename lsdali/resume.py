@@ -58,7 +58,7 @@ def is_count(value: Any) -> bool:
 def resume(trainer: Trainer, checkpoints: Checkpoints, content: Content, check: Callable[[Content], None]) -> Content:
     """Give a trainer the state of a checkpoint, or of the newest older one that fits; return which. A collective.
 
-    `check` raises where a content is of another recipe or other data.
+    `check` raises if a content is of another recipe or other data.
     Raises SharedError if none fits.
     """
     found: Content | None = content
@@ -79,7 +79,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, content: Content, check: 
 
 
 def other_threads(header: Mapping[str, Any], content: dict[str, Any]) -> str:
-    """Return what to say of another number of threads than wrote the checkpoint; empty where it is the same."""
+    """Return what to say of another number of threads than wrote the checkpoint; empty if it is the same."""
     now, before = header["threads"], content.get("threads", header["threads"])
     if now == before:
         return ""

@@ -1,7 +1,7 @@
 """Look at a data set before training: `lsdali scan ROOT [--full] [--json FILE] [--html FILE]`.
 
 Counts, sizes, formats, bad files, copies, and images that train and val share. It also renews the index that
-training reads. The exit status is 0 where nothing is to be mended, 1 where something is, 2 for bad input.
+training reads. The exit status is 0 if nothing is to be mended, 1 if something is, 2 for bad input.
 """
 
 import argparse

@@ -12,10 +12,10 @@ MetricName = Literal["top1", "top5", "nll", "ece", "ece_pskd", "aurc"]
 
 
 class Select(Config):
-    """What `best` means, in best.pt and summary.json."""
+    """Which evaluation is the best one, in best.pt and summary.json."""
 
     metric: MetricName = "top1"
-    """The validation metric whose best value decides. Among equal values the first stays."""
+    """The validation metric whose best value decides; among equal values, the first."""
 
 
 class Stop(Config):

@@ -28,7 +28,7 @@ class Buffers:
 
     @torch.no_grad()
     def undo(self, skipped: Tensor) -> None:
-        """Put them back where `skipped` ([] float) is 1. A GPU decides that itself."""
+        """Put them back if `skipped` ([] float) is 1. A GPU decides that itself."""
         if not self._live or (not skipped.is_cuda and not skipped):
             return
         flat = torch.where(skipped > 0, self._before, torch.cat(self._live))
@@ -62,7 +62,7 @@ class Skips:
 
 
 def observe(method: Any, seen: Iterable[tuple[Any, Tensor]], skipped: Tensor | None) -> None:
-    """Let a method observe the parts of a step, if the step was not skipped ([] float, 1 where it was).
+    """Let a method observe the parts of a step, if the step was not skipped ([] float, 1 if it was).
 
     On a GPU nobody on the host knows that: the rows of its memory carry the flag, and its own tensors are put back.
     Without a flag (fp16) numbers that are not finite are replaced by 0.

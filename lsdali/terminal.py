@@ -36,7 +36,7 @@ def say(*values: Any, end: str = "\n", file: TextIO | None = None, flush: bool =
 
 
 def console(width: int | None = None) -> "Console":
-    """Return rich's view of the terminal: `width` columns where it is none. What it is given is to be escaped."""
+    """Return rich's view of the terminal: `width` columns if it is none. What it is given is to be escaped."""
     from rich.console import Console
 
     reconfigure = getattr(sys.stdout, "reconfigure", None)

@@ -160,7 +160,7 @@ def open_trainer(
 ) -> "Trainer | None":
     """Return the trainer at the step where its run stands; None if the run is finished.
 
-    Raises UserError, the same on every rank, where the recipe does not fit the data, the device or the folder.
+    Raises UserError, the same on every rank, if the recipe does not fit the data, the device or the folder.
     """
     from lsdali import dist
     from lsdali.build import build

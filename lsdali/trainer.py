@@ -161,7 +161,7 @@ class Trainer:
         self.checkpoints.save(self.parts, header, best=best, memory=self.method.memory)
 
     def stop_if_asked(self, *, saved: bool) -> None:
-        """Save and raise Stopped where the ranks have agreed to stop here, unless nothing is left to do."""
+        """Save and raise Stopped if the ranks have agreed to stop here, unless nothing is left to do."""
         if self.over or not self.pulse.stops(self.clock.step):
             return
         if not saved:

@@ -34,7 +34,7 @@ CALIBRATE_ON = {
     "same": "the samples evaluated: the figures flatter",
     "ibls": "the samples evaluated, within the bounds that IBLS publishes: the figures flatter",
 }
-"""What a temperature may be fitted on."""
+"""Samples that a temperature may be fitted on."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A run's temperature, and what it is for."""
+    """A run's fitted temperature, and the samples that are left to evaluate it on."""
 
     temperature: float
     bounds: tuple[float, float]
@@ -81,7 +81,7 @@ def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibrat
 def rows(
     parts: Sequence[Predicted], calibrations: Sequence[Calibration], bins: Sequence[str], *, together: bool
 ) -> list[Row]:
-    """Return all runs, and their ensemble where they are `together`: as they are, then with the temperatures, if any.
+    """Return all runs, and their ensemble if they are `together`: as they are, then with the temperatures, if any.
 
     Where a part of the samples was used to fit them, the rest is evaluated without and with them. The ensemble of
     scaled networks is the mean of their scaled softmax outputs.

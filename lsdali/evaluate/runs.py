@@ -30,14 +30,14 @@ from lsdali.state import checkpoint
 from lsdali.state.find import find_checkpoint
 
 ALLOWED = ("data.", "evaluate.batch=", "precision=")
-"""What an override may begin with: the rest of a recipe was decided in training."""
+"""Prefixes of allowed overrides; training has decided the other keys."""
 RECIPE_ENDINGS = (".yaml", ".yml")
 """How names of recipes end."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What one network says of one data set, on the host, in the data set's order; the same on every rank."""
+    """Outputs of one network for one data set: on the host, in the data set's order, the same on every rank."""
 
     name: str
     logits: Tensor  # [N, K] fp32
@@ -47,7 +47,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a run is evaluated on, and how."""
+    """The samples that a run is evaluated on, and the recipe that says how."""
 
     recipe: Recipe
     index: Index
@@ -59,7 +59,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network and the recipe that it was trained by."""
+    """A trained network and its recipe."""
 
     name: str
     path: Path  # of the checkpoint
@@ -81,7 +81,7 @@ class Run:
 def open_run(run: Path, which: str, weights: str, overrides: Sequence[str] = ()) -> Run:
     """Open a trained run, or a recipe (YAML, with these overrides) whose network has pretrained weights.
 
-    Raises UserError where there is no whole checkpoint, or not these weights. On every rank.
+    Raises UserError if there is no whole checkpoint, or not these weights. On every rank.
     """
     if run.suffix in RECIPE_ENDINGS:
         return open_recipe(run, overrides)
@@ -95,7 +95,7 @@ def open_run(run: Path, which: str, weights: str, overrides: Sequence[str] = ())
 def open_recipe(path: Path, overrides: Sequence[str]) -> Run:
     """Open the network of a recipe with its model.weights, as if it were a run of no step. Collective.
 
-    Raises UserError where the recipe names no weights, or these leave a part of the network untrained.
+    Raises UserError if the recipe names no weights, or these leave a part of the network untrained.
     """
     with dist.raise_together():
         recipe = load(path, overrides)
@@ -112,7 +112,7 @@ def open_recipe(path: Path, overrides: Sequence[str]) -> Run:
 
 
 def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
-    """Return the recipe of a run, with another data part where the overrides say so."""
+    """Return the recipe of a run, with another data part if the overrides say so."""
     tree = deepcopy(run.content["recipe"])
     for override in overrides:
         if run.path.suffix in RECIPE_ENDINGS and override.startswith("model."):

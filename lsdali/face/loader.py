@@ -77,7 +77,7 @@ def loader(
         device: where batches go; None: this process's GPU, or the CPU
         half: images in 16 bit
 
-    Raises UserError where the data are not there, or a key is wrong.
+    Raises UserError if the data are not there, or a key is wrong.
     """
     if batch % dist.world():
         raise UserError(f"batch {batch} does not divide among {dist.world()} processes")

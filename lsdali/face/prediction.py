@@ -18,7 +18,7 @@ Source = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image: its most probable classes, or why the image cannot be read."""
+    """A network's answer for one image: its most probable classes, or why the image cannot be read."""
 
     image: str
     """The file; for an image in memory, its place in the arguments."""
@@ -27,7 +27,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     """Of these classes, 0 to 1."""
     fault: str | None = None
-    """What is wrong with the image."""
+    """Why the image cannot be read; None if it can."""
 
 
 def predict(
@@ -49,7 +49,7 @@ def predict(
         batch: images of a forward pass
         decoder: dali, whose pixels are those of `lsdali evaluate`, or pillow; PIL images need no decoder
 
-    Raises UserError where there is no such run, image, folder or list. Bad images have a `fault`.
+    Raises UserError if there is no such run, image, folder or list. Bad images have a `fault`.
     """
     trained = run if isinstance(run, TrainedNetwork) else load(run)
     sources = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)

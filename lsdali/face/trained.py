@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to what the network reads, with Pillow: as the run's own evaluation does it, to one grey level."""
+    """Preprocessing of an image with Pillow: that of the run's own evaluation, to within one grey level."""
 
     resize: int
     size: int
@@ -88,7 +88,7 @@ def load(
         model: what the run was given as `model=`, in another process than that which trained it
         device: where to
 
-    Raises UserError where there is no whole checkpoint, or its network is not known.
+    Raises UserError if there is no whole checkpoint, or its network is not known.
     """
     path = find_checkpoint(Path(run), checkpoint)
     content = read_checkpoint(path)

@@ -23,7 +23,7 @@ def attended(work: Callable[[torch.device, Pulse], None], seconds: float) -> int
     """Do the work in this launch's process group; return the exit status.
 
     A process that stands still for so many seconds ends the run. Signals are told to `Pulse.stops`. A process of
-    several ends here where the status is not 0: what is left of the group might wait for the others.
+    several ends here if the status is not 0: what is left of the group might wait for the others.
     """
     pulse = Pulse(int(os.environ.get("RANK", "0")), seconds)
     if dist.launched():

@@ -1,4 +1,4 @@
-"""The pulse of a process: it tells rank 0 where the main thread stands, and carries out what rank 0 concludes.
+"""The pulse of a process: it tells rank 0 where the main thread is, and carries out what rank 0 concludes.
 
 No collective and no wait is added to a step: the main thread counts in an object of its own process, and a thread sends
 the count about once a second. Ranks agree on the step to stop at by promises (`Beat.bound`): none begins a step from
@@ -35,7 +35,7 @@ class Hears(Protocol):
 
 
 class Pulse:
-    """What the main thread of this process does, and when it is to stop. Nothing moves before `watch`."""
+    """The state of this process's main thread, and whether it must stop. Nothing runs before `watch`."""
 
     def __init__(self, rank: int = 0, limit: float = 300.0, end: Callable[[int], None] = os._exit) -> None:
         self.rank, self.limit, self.end = rank, limit, end
@@ -65,7 +65,7 @@ class Pulse:
     def stops(self, step: int) -> bool:
         """Return whether the run stops here, before `step`; the same on every rank.
 
-        It waits where a stop is being agreed upon, a second or two.
+        It waits if a stop is being agreed upon, a second or two.
         """
         with self._changed:
             self.step, self.started = step, True
@@ -97,7 +97,7 @@ class Pulse:
     # ---- the threads
 
     def signalled(self, name: str) -> None:
-        """Ask all ranks to stop; end this process where it knows of no others yet."""
+        """Ask all ranks to stop; end this process if it knows of no others yet."""
         self.stop = name
         self._awake.set()
         if self._thread is None:

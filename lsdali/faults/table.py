@@ -9,7 +9,7 @@ from lsdali.errors import BROKEN, FINISHED, STOPPED
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a process says of itself, about once a second."""
+    """A heartbeat: the state that a process reports about once a second."""
 
     rank: int
     host: str
@@ -25,7 +25,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What every process is to do."""
+    """What every process must do next."""
 
     stop: str | None = None  # a rank was sent this signal: give a `bound`
     at: int | None = None  # stop at the first boundary between steps that is not below this number

@@ -10,7 +10,7 @@ Mass = Literal["all", "others"]
 
 
 def as_float32(x: Tensor) -> Tensor:
-    """Return `x` in float32, or untouched where it is float64."""
+    """Return `x` in float32, or untouched if it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -66,7 +66,7 @@ def label_smoothing(
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Map [B], [B] bool -> []: mean of the values where the mask holds, 0 where it holds nowhere."""
+    """Map [B], [B] bool -> []: mean of the values where the mask holds, 0 if it holds nowhere."""
     kept = mask.to(values.dtype)
     return (values * kept).sum() / kept.sum().clamp(min=1)
 

@@ -43,7 +43,7 @@ def table_distance(human: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 def freeze_confident_rows(new: Tensor, old: Tensor, counts: Tensor, sharp: float) -> Tensor:
     """Map [K, K], [K, K], [K] -> [K, K].
 
-    Each row is the old one where its greatest entry is at least `sharp`, the new one elsewhere.
+    Each row is the old one if its greatest entry is at least `sharp`, the new one elsewhere.
 
     A class without a right sample takes its new row even so (the fine-grained code's order of the two tests).
     """

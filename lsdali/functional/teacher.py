@@ -89,7 +89,7 @@ def quadratic_strength(teacher: Tensor, labels: Tensor, shift: float, coefficien
 def teacher_spread(teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Map [B, K] logits, [B] int64 -> [B, K], 0 on the label, rows summing to 1: the teacher's softmax at T without it.
 
-    The same as p / (1 - p[label]) off the label, also where that is 0 / 0 in floating point.
+    The same as p / (1 - p[label]) off the label, also if that is 0 / 0 in floating point.
     """
     return F.softmax((as_float32(teacher) / temperature).scatter(1, labels[:, None], -torch.inf), 1)
 
@@ -124,8 +124,8 @@ def smoothed_by_dissimilarity(teacher: Tensor, labels: Tensor, smoothing: float,
 def logit_target(teacher: Tensor, labels: Tensor, smoothing: float, shift: Literal["always", "negative"]) -> Tensor:
     """Map [B, K] logits, [B] int64 -> [B, K], rows summing to 1: smoothing in proportion to shifted logits.
 
-    g is the logits less the row's minimum ("negative": only where that is below 0). The label loses
-    a g[label] / sum g, which the others share in proportion to g, or evenly where all of theirs are 0.
+    g is the logits less the row's minimum ("negative": only if that is below 0). The label loses
+    a g[label] / sum g, which the others share in proportion to g, or evenly if all of theirs are 0.
     """
     logits = as_float32(teacher)
     low = logits.amin(1, keepdim=True)

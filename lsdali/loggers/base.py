@@ -20,7 +20,7 @@ class LoggerConfig(Config):
 
 
 class BestEffort:
-    """A sink whose first exception is told, and its last: it gets no event after that."""
+    """A sink whose first exception is reported; it gets no events after that."""
 
     def __init__(self, name: str, sink: Sink, tell: Callable[[str], None]) -> None:
         self.name, self.place, self.tell = name, sink.place, tell

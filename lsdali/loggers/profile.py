@@ -21,8 +21,8 @@ class ProfileConfig(Config):
     """Which training steps are profiled on rank 0."""
 
     steps: Annotated[tuple[Step, Step], Field(strict=False)]
-    """The first and the last of them; steps count from 1. The file is profile/steps-A-B.json in the run folder, for
-    Perfetto or chrome://tracing. No result changes; these steps are slower."""
+    """First and last step to profile, counted from 1. The file is profile/steps-A-B.json in the run folder, for
+    Perfetto or chrome://tracing. Results do not change; these steps are slower."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "ProfileConfig":

@@ -34,7 +34,7 @@ class MlflowConfig(LoggerConfig):
 
     name: Literal["mlflow"]
     experiment: str = "lsdali"
-    """The experiment that the run belongs to; it is made if there is none of this name."""
+    """The experiment that the run belongs to; it is created if it does not exist."""
     tracking_uri: str | None = None
     """The tracking server or database, without a password; null: as MLFLOW_TRACKING_URI says, else MLflow's default."""
 

@@ -64,12 +64,12 @@ class Method(ABC):
     """Whether the loss is a mean over samples that reads `class_scale`; others refuse class weights."""
 
     compares: int = 1
-    """How many samples of all ranks at least the loss must see at once to do what it is for."""
+    """The minimum number of samples, over all ranks, that the loss must see at once to have an effect."""
 
     each_once: bool = False
     """Whether a sample may come only once in an epoch; methods with a row for each sample need that."""
     memory: SampleMemory | None = None
-    """The rows of all samples that it keeps. They are its state or a part of it."""
+    """Its rows for all samples, which are its state or a part of it."""
 
     class Config(config.Config):
         """The method's own, typed part of the recipe."""
@@ -84,7 +84,7 @@ class Method(ABC):
     def class_scale(self, labels: Tensor) -> Tensor | None:
         """Map [b] int64 of each rank -> [K]: the classes' weights over their mean in the batch of all ranks.
 
-        None if all classes weigh the same. A collective where they do not.
+        None if all classes weigh the same. A collective if they do not.
         """
         if self.class_weights is None:
             return None

@@ -24,9 +24,9 @@ class BinaryCrossEntropy(Method):
         mass: Mass = "all"
         """Where the smoothed mass goes, as in the method ls."""
         threshold: float | None = Field(0.2, ge=0, lt=1)
-        """Classes whose target is above it are a yes, the others a no; published: 0.2. null: targets as they are."""
+        """Targets above it become 1, the others 0; published: 0.2. null: targets stay as they are."""
         sum_classes: bool = False
-        """Add the classes' terms up, instead of their mean; the learning rate must fit."""
+        """Sum over classes instead of the mean; the learning rate must be chosen to fit."""
 
     config: Config
 

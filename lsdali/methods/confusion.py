@@ -14,7 +14,7 @@ from lsdali.models.student import Forward
 
 
 class PairwiseConfusion(Method):
-    """Dubey et al. 2018 (arXiv 1705.08016): two samples should not be told apart too surely.
+    """Dubey et al. 2018 (arXiv 1705.08016): the predictions of two samples are drawn together.
 
     Every pair counts, also one of two samples of the same class; a last odd sample has no partner.
     The OLS code (loss_all_methods.py, PC) takes logits and one norm for each class over all pairs:
@@ -31,11 +31,11 @@ class PairwiseConfusion(Method):
         weight: float = Field(10.0, ge=0, le=1e9)
         """Weight of the confusion term."""
         of: Literal["probabilities", "logits"] = "probabilities"
-        """What is compared."""
+        """Which outputs are compared."""
         variant: Variant = "paper"
         """paper: the Euclidean distance of each pair; code: for each class the norm over all pairs (OLS)."""
         from_epoch: int = Field(0, ge=0, le=1_000_000)
-        """After how many epochs of cross-entropy alone the term joins it."""
+        """Number of epochs of cross-entropy alone before the term is added."""
 
     config: Config
 

@@ -28,8 +28,8 @@ class Estimated(Part):
     """Patrini et al. 2017, section 4.3: row i is the prediction of the sample most certain to be of class i.
 
     The first epochs train with cross-entropy; the matrix comes from the predictions of the last of them and stays.
-    These are the predictions that training makes on its way, of augmented images. The paper's come from a network that
-    is trained to the end, and another one is trained with the matrix from the start.
+    These predictions are made during training, on augmented images. In the paper, they come from a network trained to
+    the end, and another network is then trained with the matrix from the start.
     """
 
     name: Literal["estimated"] = "estimated"
@@ -55,7 +55,7 @@ def noise_matrix(noise: CorrectedNoise, context: MethodContext) -> Tensor:
 
 
 class Correction(Method):
-    """What both corrections share: the noise matrix, given or estimated."""
+    """Base of both corrections: the noise matrix, given or estimated."""
 
     mixup_refusal = NO_MIXUP_RULE
 
@@ -63,7 +63,7 @@ class Correction(Method):
         """The noise matrix."""
 
         noise: CorrectedNoise = IdentityNoise()
-        """How labels go wrong; the OLS code knows the identity alone, which is cross-entropy."""
+        """The label noise to correct for; the OLS code has only the identity, which is cross-entropy."""
         variant: Variant = "paper"
         """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 
@@ -138,7 +138,8 @@ class Correction(Method):
 
 
 class ForwardCorrection(Correction):
-    """Patrini et al. 2017 (arXiv 1609.03683): the prediction is put through the noise before it meets the label."""
+    """Patrini et al. 2017 (arXiv 1609.03683): the prediction is multiplied by the noise matrix before it is compared
+    with the label."""
 
     class Config(Correction.Config):
         """-log (p M)[label]."""
@@ -163,7 +164,8 @@ class ForwardCorrection(Correction):
 
 
 class BackwardCorrection(Correction):
-    """Patrini et al. 2017 (arXiv 1609.03683): losses of all labels, mixed so that their mean is the clean loss."""
+    """Patrini et al. 2017 (arXiv 1609.03683): the losses of all labels are combined so that their mean is the clean
+    loss."""
 
     class Config(Correction.Config):
         """-sum_k M^-1[label, k] log p[k]."""

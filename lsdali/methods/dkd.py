@@ -13,7 +13,7 @@ from lsdali.models.student import Forward
 
 
 class DecoupledDistillation(TaughtMethod):
-    """Zhao et al. 2022 (arXiv 2203.08679): distillation with weights of its own for the target and the other classes.
+    """Zhao et al. 2022 (arXiv 2203.08679): distillation with separate weights for target and other classes.
 
     Defaults are those of megvii-research/mdistiller for CIFAR-100, where beta is 2 to 8 by the pair of networks.
     For ImageNet it has beta 0.5, temperature 1 and warmup_epochs 1.
@@ -26,9 +26,9 @@ class DecoupledDistillation(TaughtMethod):
 
         name: Literal["dkd"] = "dkd"
         alpha: float = Field(1.0, ge=0, le=1e9)
-        """Weight of what is on the label against what is on all other classes."""
+        """Weight of the target-class KL: the label against all other classes together."""
         beta: float = Field(8.0, ge=0, le=1e9)
-        """Weight of how the other classes share theirs."""
+        """Weight of the non-target-class KL: the distribution over the other classes."""
         temperature: float = Field(4.0, gt=0, le=1e9)
         """T, which divides the logits of both."""
         hard: float = Field(1.0, ge=0, le=1e9)

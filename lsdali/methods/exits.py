@@ -17,10 +17,10 @@ from lsdali.models.student import AuxHead, Forward
 
 
 class FromFinal(Part):
-    """Each exit should predict what the final one does; no gradient reaches the final one by this."""
+    """Distillation of each exit from the final logits, which get no gradient from it."""
 
     weight: float = Field(1.0, gt=0, le=1e9)
-    """Of the sum over exits of T^2 KL(final at T || exit at T)."""
+    """Weight of the sum over exits of T^2 KL(final at T || exit at T)."""
     temperature: float = Field(1.0, gt=0, le=1000)
     """T, which divides the logits of both."""
 
@@ -53,7 +53,7 @@ class DeepSupervision(Method):
         hard_epochs: int = Field(0, ge=0, le=1_000_000)
         """Epochs at the start without smoothing; 1 in the OLS code."""
         distill: FromFinal | None = None
-        """What exits learn from the final one; null: nothing."""
+        """Distillation of the exits from the final logits; null: none."""
 
         @model_validator(mode="after")
         def nothing_is_dead(self) -> Self:

@@ -54,7 +54,7 @@ STRENGTHS: dict[str, Strength] = {
 
 
 class Quadratic(Part):
-    """What the label loses, P2 (p - P1)^2: least where the teacher's probability of it is P1, more on both sides."""
+    """What the label loses, P2 (p - P1)^2: least if the teacher's probability of it is P1, more on both sides."""
 
     shift: float = Field(0.8, ge=0, le=1)
     """P1; the paper's appendix tries 0.75 to 0.85 (made-up data) and 0.85 to 0.975 (images)."""
@@ -63,7 +63,7 @@ class Quadratic(Part):
 
 
 class InstanceSmoothing(Method):
-    """Maher and Kull 2021: each sample is smoothed by its own amount, as a teacher trained without smoothing tells.
+    """Maher and Kull 2021: each sample has its own smoothing, set by a teacher trained without smoothing.
 
     The name stands for a family; p is the teacher's softmax at T, p[label] its probability of the label, a `smoothing`.
     In the paper's rules the curve reads p[label] at T = 1. Its appendix takes it from a teacher with temperature
@@ -79,7 +79,7 @@ class InstanceSmoothing(Method):
     | paper_ils | P2 (p[label] - P1)^2, at most a | in proportion to p |
 
     logits is the figure of the README of mmaher22/Instance-based-smoothing; logits_code is that repository's
-    Instance-based-smoothing.py, which subtracts the minimum only where it is negative (its mul_factor cancels out). The
+    Instance-based-smoothing.py, which subtracts the minimum only if it is negative (its mul_factor cancels out). The
     others are utils/loss.py of mmaher22/Instance-based-label-smoothing, for as many classes as there are (there: 10).
     ils12_code and ils112_code are what it does: all of a goes to the other classes, whatever the label lost, so that
     rows do not sum to 1. The paper's ILS2 is ils2; its ILS1 and ILS are not in its code. paper_ils1 and paper_ils are
@@ -98,16 +98,16 @@ class InstanceSmoothing(Method):
         teacher: TeacherConfig
         """A network of the student's own kind, trained with cross-entropy alone; it reads the student's own images."""
         rule: Rule = "logits"
-        """Who loses how much, and to whom; see the table of the method."""
+        """How much the label loses, and which classes get it; see the method's table."""
         smoothing: float = Field(0.1, ge=0, lt=1)
-        """a, the most that a label loses."""
+        """a, the maximum that a label loses."""
         temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the teacher's logits; not of the rules logits, logits_code and paper_ils1."""
         quadratic: Quadratic = Quadratic()
         """P1 and P2 of the rules paper_ils1 and paper_ils."""
         memory: Literal["dense32", "dense16"] | None = None
-        """How the teacher's logits of every sample are kept (ImageNet: 5.1 or 2.6 GB per node and checkpoint); null:
-        not at all, and the teacher reads the images of every step."""
+        """How the teacher's logits of every sample are stored (ImageNet: 5.1 or 2.6 GB per node and checkpoint); null:
+        they are not, and the teacher reads the images of every step."""
 
         @model_validator(mode="after")
         def temperature_is_read(self) -> Self:

@@ -25,12 +25,13 @@ from lsdali.models.teacher_configs import TeacherConfig
 
 
 class ClassSmoothing(ClassMatrix):
-    """Maher and Kull 2021, utils/loss.py of their code (cls-ce): a label's mass goes to the classes that are like it.
+    """Maher and Kull 2021, utils/loss.py of their code (cls-ce): a label's mass goes to similar classes.
 
-    What is alike, a teacher tells: the softmax at T of its mean logits over the samples of a class; `means` says which
-    samples. After that the teacher rests. A class without a sample there is smoothed evenly (published: NaN).
+    A teacher defines which classes are similar: the softmax at T of its mean logits over the samples of a class
+    (`means` says which samples). The teacher is not used after that. A class without a sample there is smoothed evenly
+    (published: NaN).
 
-    The variant `paper` is what is meant: each class gets a in proportion to q. The variant `code` is what is written:
+    `variant: paper` is the evident intent: each class gets a in proportion to q. `variant: code` is the published code:
     in proportion to (1 - q) / (1 - q[label]), in rows that do not sum to 1 and are huge if the teacher is sure; and the
     matrix is replaced by its own softmax at T in every step (here: in every micro-batch), so that soon all classes are
     equal.
@@ -45,7 +46,7 @@ class ClassSmoothing(ClassMatrix):
         variant: Variant = "paper"
         """paper: more mass for classes that the teacher takes for the label's; code: as the published code has it."""
         smoothing: float = Field(0.1, ge=0, lt=1)
-        """a, what a label loses."""
+        """a, the mass that a label loses."""
         temperature: float = Field(1.0, gt=0, le=1e9)
         """T, which divides the mean logits."""
         means: Literal["training", "validation"] = "training"

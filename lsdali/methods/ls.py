@@ -21,7 +21,7 @@ class LabelSmoothing(Method):
 
         name: Literal["ls"] = "ls"
         smoothing: float = Field(0.1, ge=0, lt=1)
-        """The mass a that is spread."""
+        """The mass a that the label gives away."""
         mass: Mass = "all"
         """all: a/K on every class, the label included (PyTorch, LS-KD);
         others: a/(K - 1) on the other classes (ZLS)."""

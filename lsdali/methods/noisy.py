@@ -24,7 +24,7 @@ from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, Variant
 from lsdali.models.student import Forward
 
 CLAMP = 1e-7
-"""What the OLS code keeps probabilities away from 0 and 1 by."""
+"""The distance that the OLS code keeps between probabilities and 0 or 1."""
 
 
 def clamp_of(variant: Variant) -> float | None:
@@ -124,7 +124,7 @@ class JointOptimisation(LogitLoss):
 
 
 class SoftBootstrap(LogitLoss):
-    """Reed et al. 2015 (arXiv 1412.6596): the target is the label and the student's own prediction, mixed."""
+    """Reed et al. 2015 (arXiv 1412.6596): the target mixes the label and the student's own prediction."""
 
     weighs_classes = True
 
@@ -145,7 +145,7 @@ class SoftBootstrap(LogitLoss):
 
 
 class HardBootstrap(LogitLoss):
-    """Reed et al. 2015 (arXiv 1412.6596): the target is the label and the class that the student picks, mixed."""
+    """Reed et al. 2015 (arXiv 1412.6596): the target mixes the label and the class that the student predicts."""
 
     weighs_classes = True
 

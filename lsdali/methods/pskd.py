@@ -39,11 +39,11 @@ class ProgressiveDistillation(Method):
         alpha: float = Field(0.8, ge=0, lt=1)
         """Weight of the past in the last epoch; published: 0.8 (CIFAR-100), 0.3 (ImageNet)."""
         history: Literal["dense32", "dense16", "topk", "network"] = "dense32"
-        """Where the past is kept. dense32: every probability of every sample, as published (5.1 GB per node and
-        checkpoint on ImageNet); dense16: in half precision; topk: the `keep` greatest, the rest spread evenly; network:
-        a copy of the network at the epoch's end, in evaluation mode, run once more on each batch."""
+        """How past predictions are stored. dense32: every probability of every sample, as published (5.1 GB per node
+        and checkpoint on ImageNet); dense16: in half precision; topk: the `keep` greatest, the rest spread evenly;
+        network: a copy of the network at the epoch's end, in evaluation mode, run once more on each batch."""
         keep: int = Field(16, ge=1, le=100_000)
-        """How many probabilities of a sample the history topk keeps; all of them where there are fewer classes."""
+        """How many probabilities of a sample the history topk keeps; all of them if there are fewer classes."""
 
         @model_validator(mode="after")
         def keep_belongs_to_topk(self) -> Self:
@@ -94,7 +94,7 @@ class ProgressiveDistillation(Method):
 
 
 class Past(Protocol):
-    """What the student thought of a batch in the epoch before."""
+    """The student's predictions for a batch in the epoch before."""
 
     def begin(self, student: Student) -> None: ...
 

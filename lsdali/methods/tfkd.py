@@ -35,7 +35,7 @@ class TeacherFreeDistillation(Method):
         form: Literal["self", "virtual"]
         """self: a teacher of the student's own kind, trained with cross-entropy; virtual: made from the label."""
         teacher: TeacherConfig | None = None
-        """For the form self."""
+        """The teacher of the form self."""
         alpha: float = Field(gt=0, lt=1)
         """Weight of the teacher; published for CIFAR-100's ResNet-18: self 0.95, virtual 0.1."""
         temperature: float = Field(gt=0, le=1e9)
@@ -45,7 +45,8 @@ class TeacherFreeDistillation(Method):
         variant: Variant = "paper"
         """paper: distillation as it is commonly written; code: what the published code does."""
         multiplier: float = Field(1.0, gt=0, le=1e9)
-        """Of the variant code; published for CIFAR-100's ResNet-18: self 50, virtual 100."""
+        """Factor on the distillation term of the variant code; published for CIFAR-100's ResNet-18: self 50, virtual
+        100."""
 
         @model_validator(mode="after")
         def parts_fit(self) -> Self:

@@ -118,7 +118,7 @@ class ZipfLabelSmoothing(Method):
         weight: float = Field(1.0, ge=0, le=1e9)
         """Weight of the Zipf term; published: 0.1 (CIFAR-100, ImageNet), 1.0 (TinyImageNet, INAT21)."""
         distribution: Distribution = RankZipf()
-        """What mass a rank earns."""
+        """The mass of each rank."""
         ranking: Literal["dense", "pooled", "friends"] = "dense"
         """Classes are ranked by: dense: votes of the positions; pooled: the sample's own logits; friends: the logits of
         the other sample of the batch whose features are nearest. In 16-bit precision some of a thousand logits tie;
@@ -128,7 +128,7 @@ class ZipfLabelSmoothing(Method):
         upsample: Upsample | None = None
         """How maps are interpolated to twice their size before they vote; null: not at all."""
         samples: Literal["all", "correct"] = "all"
-        """The Zipf term is the mean over all samples, or over those of the batch that the student has right."""
+        """Samples of the Zipf term: all, or those of the batch that the student classifies correctly."""
         criterion: Criterion = HardLabel()
         """The loss beside the Zipf term."""
         deep: DeepVotes | None = None
@@ -235,7 +235,7 @@ class ZipfLabelSmoothing(Method):
         return bool(self.config.ranking == "friends")
 
     def rank(self, out: Outputs) -> Tensor:
-        """Return [B, K] from 1; int64, or float32 where ranks are soft."""
+        """Return [B, K] from 1; int64, or float32 if ranks are soft."""
         scores = self.scores(out)
         if self.config.soft is not None:
             return soft_rank(scores, self.config.soft.strength)

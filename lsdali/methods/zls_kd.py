@@ -30,7 +30,7 @@ class ZipfWithTeacher(ZipfLabelSmoothing):
         teacher_weight: float = Field(1.0, ge=0, le=1e9)
         """Weight of the distillation term."""
         alpha: float = Field(0.5, ge=0, le=1)
-        """Share of the teacher in it; the rest is cross-entropy."""
+        """Share of the teacher in the distillation term; the rest is cross-entropy."""
         temperature: float = Field(1.0, gt=0, le=1000)
         """T, which divides the logits of both."""
 

@@ -52,13 +52,13 @@ CIFAR = networks(SMALL_FAMILIES)
 """For small images."""
 
 MODELS = {**networks(FAMILIES), **CIFAR}
-"""Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter. What one gives is a
+"""Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter. A builder returns a
 Network, or any module from images [B, 3, H, W] to logits [B, K]."""
 parts.opened("MODELS", MODELS, "network", parts.callable_entry)
 
 OPTIONS = ("width", "dropout", "drop_path")
 KNOWN: dict[str, Callable[[str], None]] = {PREFIX: known_timm, THEIRS: known_torchvision}
-"""How names begin that are looked up in another package, and what raises UserError for one that it does not have."""
+"""Prefixes of names from another package, and the check that raises UserError for an unknown one."""
 
 
 def builder(name: str, *, whole: bool = False) -> Callable[..., nn.Module]:
@@ -109,20 +109,20 @@ class ModelConfig(Config):
     classifier: str | None = None
     """The module's last linear layer, such as fc; null: found. For modules of other packages only."""
     width: Annotated[int, Field(ge=16, le=1024)] | None = None
-    """Channels of the first stage, for some networks for small images; null is the published width. With fewer
-    than 16 channels torch's CPU kernels of strided 1x1 convolutions overrun their buffers (seen with torch 2.15)."""
+    """Channels of the first stage, for some networks for small images; null: the published width. With fewer than 16
+    channels torch's CPU kernels of strided 1x1 convolutions overrun their buffers (seen with torch 2.15)."""
 
     classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
     """Outputs of the classifier; null: as many as the data has classes."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of features dropped in training, where the network's paper drops them; null is the published rate."""
+    """Dropout rate, for networks whose paper has dropout; null: the published rate."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Largest rate of stochastic depth (or ShakeDrop), that of the last block; null is the published rate."""
+    """Largest rate of stochastic depth (or ShakeDrop), that of the last block; null: the published rate."""
     init: Init | None = None
-    """How weights begin. torch: uniform, as torch makes layers; kaiming_out: convolutions normal by fan-out;
-    kaiming_in: convolutions and linear layers normal by fan-in; null is the published way."""
+    """Initialisation of the weights. torch: uniform, as torch makes layers; kaiming_out: convolutions normal by
+    fan-out; kaiming_in: convolutions and linear layers normal by fan-in; null: the published way."""
     zero_gamma: bool = False
-    """Whether residual branches begin at zero: the scale of their last norm is 0."""
+    """Whether residual branches start at zero: the scale of their last norm is 0."""
     sync_batchnorm: bool = False
     """Whether BatchNorm's statistics in training are those of all processes' images, not of each process's own. Several
     processes then train as one does, for two more exchanges in the forward and the backward pass of each BatchNorm."""

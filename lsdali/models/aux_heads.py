@@ -36,7 +36,7 @@ class DenseVotes(AuxHead):
     def forward(self, stages: dict[str, Tensor], classifier: nn.Module) -> Tensor:
         """Return [B, L] int64 class numbers, positions row by row; L = H W, or 4 H W with upsampling.
 
-        `classifier` is the network's own readout: its neck where it has one, and its linear layer, without dropout.
+        `classifier` is the network's own readout: its neck if it has one, and its linear layer, without dropout.
         """
         last = (list(stages.values())[-1] if self.exit is None else stages[self.exit.stage]).detach()
         classifier = classifier if self.exit is None else self.exit.linear

@@ -12,7 +12,7 @@ from lsdali.models.student import Network
 
 
 def same_classes(content: dict[str, Any], names: Sequence[str], what: str) -> None:
-    """Raise UserError, about `what`, where the classes it was trained on lie in another order than `names`.
+    """Raise UserError, about `what`, if the classes it was trained on lie in another order than `names`.
 
     Names that have none in common tell nothing: the same classes may be called otherwise in another data set. Nor do
     checkpoints that hold no names.
@@ -31,7 +31,7 @@ def same_classes(content: dict[str, Any], names: Sequence[str], what: str) -> No
 def open_network(content: dict[str, Any], what: str, weights: str = "model") -> Network:
     """Return the network of a checkpoint's content, on the CPU; `weights` are the model's own or their average, ema.
 
-    Raises UserError, about `what`, where the model is not known, the weights are another's, or there is no average.
+    Raises UserError, about `what`, if the model is not known, the weights are another's, or there is no average.
     """
     states = content["parts"]
     if weights == "ema" and weights not in states:

@@ -16,7 +16,7 @@ SIDES = (64, 224, 32, 28, 299, 384)
 
 @dataclass(frozen=True)
 class Parts:
-    """What a module consists of, by the names of its submodules."""
+    """The parts of a module, by the names of its submodules."""
 
     classes: int  # logits that it gives
     classifier: str | None  # a linear layer, or a convolution of single positions
@@ -26,7 +26,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Call:
-    """What one submodule gave in a pass, after what was done to it in place."""
+    """The output of one submodule in a pass, after later changes in place."""
 
     name: str
     output: Tensor
@@ -211,7 +211,7 @@ def found_stages(
 ) -> dict[str, Tensor]:
     """Return the last part at each size of map, of the parts of the level that shows most sizes.
 
-    Nothing where all show one.
+    Nothing if all show one.
 
     Where the classifier reads the mean of a later map of the last size, such as after a norm, that one is the last.
     """
@@ -261,9 +261,9 @@ def weight_of(part: nn.Module) -> int:
 
 
 def by_side(module: nn.Module, level: Sequence[Call], whole: bool) -> dict[str, Tensor]:
-    """Return the last map of each side, largest first, where a part with weights (and with parts, if `whole`) made one.
+    """Return the last map of each side, largest first, if a part with weights (and with parts, if `whole`) made one.
 
-    A part with parts of its own is a block; single layers before the blocks are a stem. Nothing where a map grows
+    A part with parts of its own is a block; single layers before the blocks are a stem. Nothing if a map grows
     again: such a module is no sequence of stages.
     """
     sides: dict[int, list[Call]] = {}

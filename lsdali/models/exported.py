@@ -83,7 +83,7 @@ class Exported:
         }
 
     def figures(self) -> dict[str, float]:
-        """Return the metrics of these weights, where the checkpoint's epoch was evaluated."""
+        """Return the metrics of these weights, if the checkpoint's epoch was evaluated."""
         record = self.content["parts"].get("trainer", {}).get("record", {}).get(self.weights, {})
         entries = [entry for entry in (record.get("best"), record.get("last")) if entry]
         fitting = [entry for entry in entries if entry["epoch"] == self.content.get("epoch")]

@@ -24,7 +24,7 @@ EXPORT_TOLERANCE = 1e-4
 
 
 def as_safetensors(exported: Exported, path: Path, names: TensorNames) -> Reader:
-    """Return state dict with the names of torchvision or timm where the network is theirs.
+    """Return state dict with the names of torchvision or timm if the network is theirs.
 
     The rest is in the metadata.
     """

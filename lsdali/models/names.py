@@ -1,4 +1,4 @@
-"""Sentences about names that nobody knows, and what others call the networks."""
+"""Sentences about unknown names, and the names of networks in other projects."""
 
 import re
 from collections.abc import Iterable

@@ -31,17 +31,16 @@ WRAPPED = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_modul
 
 
 class Weights(Config):
-    """What the sources have in common."""
+    """Base of all sources of weights."""
 
     digest: str | None = None
     """SHA-256 of the weights as they are read (of names, types, shapes and bytes); null takes any."""
     others: Literal["refuse", "report"] = "refuse"
-    """What is done about tensors that are missing, or that the network does not have: refuse the weights, or report
-    each and go on."""
+    """What to do if tensors are missing, or unknown to the network: refuse the weights, or report each and go on."""
     which: Which = "model"
-    """The model's own weights, or their moving average, where a file holds one (state_dict_ema, model_ema ...)."""
+    """The model's own weights, or their moving average if the file holds one (state_dict_ema, model_ema ...)."""
     classifier: Literal["fitting", "new"] = "fitting"
-    """Take the classifier over where it has as many classes, or begin with a new one, for other classes."""
+    """fitting: take the classifier, which must have as many classes; new: start with an untrained one."""
 
     def check_compatible(self, name: str) -> None:
         """Raise ValueError if the source has nothing for the network `name`."""
@@ -224,7 +223,7 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_weights(network: Network, name: str, config: WeightsConfig, log: Callable[[str], None]) -> None:
     """Put the weights of a recipe into a network. torch's random numbers are left as they were.
 
-    A classifier for another number of classes stays as it was initialised, and so does any where the recipe wants a
+    A classifier for another number of classes stays as it was initialised, and so does any if the recipe wants a
     new one; this is said.
 
     Raises:

@@ -31,7 +31,7 @@ class Network(nn.Module):
     `pool` maps the last stage [B, C, H, W] to [B, C]; `neck` [..., C] -> [..., D] is what a family has between pool
     and classifier (the LayerNorm of ConvNeXt, the hidden layer of MobileNetV3) and acts on single positions too;
     `dropout` drops features before the classifier in training. `channels` gives the width C of every stage; it is
-    empty if the stages hand on no maps. `width` is D, or 0 where the classifier is not known.
+    empty if the stages hand on no maps. `width` is D, or 0 if the classifier is not known.
     """
 
     aliases: Mapping[str, str]
@@ -39,13 +39,13 @@ class Network(nn.Module):
     positionwise: bool = True
     """Whether neck and classifier can read single positions of the last map."""
     raw_stages: frozenset[str] = frozenset()
-    """Stages whose maps leave without BatchNorm and ReLU, where an exit has both of its own, as in ZLS's DenseNet."""
+    """Stages whose maps lack the final BatchNorm and ReLU; an exit then has its own, as in ZLS's DenseNet."""
     image_size: int | None = None
     """The only side of images in pixels that the network takes; None: any that is large enough."""
     convolves: bool = False
-    """Whether the classifier is a 1x1 convolution where the network comes from."""
+    """Whether the classifier is a 1x1 convolution in the package that the network comes from."""
     notes: tuple[str, ...] = ()
-    """What a run says of how the network came about."""
+    """Sentences that a run logs about how the network was made."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Network(nn.Module):
         dropout: float = 0.0,
         classes: int | None = None,
     ) -> None:
-        """`classes` is needed where there is no `classifier`."""
+        """`classes` is needed if there is no `classifier`."""
         super().__init__()
         self.stem = stem
         self.stages = nn.ModuleDict(stages)
@@ -111,7 +111,7 @@ class Network(nn.Module):
     def fault_at(self, size: int) -> str | None:
         """Return why images of this side in pixels cannot be read.
 
-        None if they can, or where only a step would tell.
+        None if they can, or if only a step would tell.
         """
         return None
 

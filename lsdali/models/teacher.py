@@ -34,10 +34,10 @@ from lsdali.state.find import find_checkpoint
 
 
 class Teacher:
-    """A frozen network in evaluation mode. No module, so that it lands in nobody's parameters or state.
+    """A frozen network in evaluation mode; not a Module, so it enters no parameters or state of others.
 
-    Its logits are divided by `temperature`. `normal` is how the images that it was trained on were normalised; None:
-    as those that it is given.
+    Its logits are divided by `temperature`. `normal` is how the images that it was trained on were normalised; None: in
+    the same way as the images that it is given.
     """
 
     def __init__(self, network: Network, temperature: float = 1.0, normal: Normal | None = None) -> None:

@@ -12,20 +12,20 @@ from lsdali.models.pretrained import Which
 
 
 class Scaled(Config):
-    """What every teacher has."""
+    """Base of all teachers."""
 
     digest: str | None = None
     """SHA-256 of the network's weights, as in the summary of an lsdali run; null takes any."""
     temperature: float = Field(1.0, gt=0, le=1e9)
     """That of temperature scaling (Guo et al. 2017), as lsdali.evaluate --temperature fits it: the teacher's logits are
-    divided by it before anything else is done to them."""
+    divided by it first."""
     cache: PathText | None = None
     """Folder of the teacher's answers to the crops of every epoch, as `lsdali cache` makes it; null: the teacher runs
     in every step. An ensemble has one for all of its members."""
 
 
 class FromRun(Scaled):
-    """What teachers that lsdali has trained have in common."""
+    """Base of teachers that lsdali has trained."""
 
     weights: Which = "model"
     """The model's own weights, or their moving average (ema)."""
@@ -74,7 +74,7 @@ RGB = Annotated[tuple[Share, Share, Share], Field(strict=False)]
 
 
 class Given(Scaled):
-    """What teachers of which nobody knows the normalisation have in common."""
+    """Base of teachers whose normalisation is unknown."""
 
     model: ModelConfig
     """The network, as in a recipe."""
@@ -102,11 +102,11 @@ class FileTeacher(Given):
     path: PathText
     """The file: safetensors, a state dict, or a trainer's checkpoint."""
     which: Which = "model"
-    """The model's own weights, or their moving average, where the file holds one."""
+    """The model's own weights, or their moving average if the file holds one."""
 
 
 class UsesTeacher(Given):
-    """A network that comes trained from its builder, such as one of a package of one's own."""
+    """A network whose builder returns it trained, such as one of your own package."""
 
     source: Literal["uses"] = "uses"
 

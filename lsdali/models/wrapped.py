@@ -1,4 +1,4 @@
-"""Anybody's module as a Network: its stages and its classifier are found, or named by the recipe."""
+"""Any module as a Network: its stages and its classifier are found, or named by the recipe."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -23,10 +23,10 @@ class Tap:
 
 
 class WrappedNetwork(Network):
-    """A module that was not made for lsdali: it runs whole, and its stages' maps are kept on the way.
+    """A module that was not made for lsdali: it runs whole, and hooks keep its stages' maps.
 
-    Its classifier, where one is known, is taken out and becomes the Network's, so that it is run once and can vote.
-    Without a classifier the module gives logits alone, and the features are [B, 0].
+    Its classifier, if it is known, is taken out and becomes the Network's, so it runs once and can vote. Without a
+    classifier the module gives logits alone, and the features are [B, 0].
     """
 
     def __init__(self, inner: nn.Module, parts: Parts, classifier: nn.Linear | None, classes: int) -> None:
@@ -78,7 +78,7 @@ def as_network(
 ) -> Network:
     """Any module [B, 3, H, W] -> logits [B, K] as a Network for `classes`; a Network is returned as it is.
 
-    `stages` and `classifier` are the names of submodules, found by a pass over random images where they are not given.
+    `stages` and `classifier` are the names of submodules, found by a pass over random images if they are not given.
     A classifier for another number of classes is replaced by an untrained one. What was found is in `notes`.
 
     Raises UserError if the module gives no logits, a name is none of its parts, or no classifier is known that

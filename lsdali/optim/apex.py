@@ -1,4 +1,4 @@
-"""NVIDIA apex's fused optimizers, where they are really there."""
+"""NVIDIA apex's fused optimizers, if they are really there."""
 
 import importlib
 import math

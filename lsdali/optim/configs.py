@@ -15,7 +15,7 @@ FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Common(Config):
-    """What every optimizer has."""
+    """Base of all optimizers."""
 
     lr: float = Field(gt=0, le=1e9)
     """Peak learning rate; the schedule scales it."""
@@ -25,9 +25,9 @@ class Common(Config):
     """`weights` spares norm layers and biases; `all` decays every parameter."""
     implementation: Implementation = "auto"
     """`auto` is torch-fused; `apex` needs NVIDIA apex with its compiled kernels and a GPU. With precision fp16, foreach
-    and loop wait for the device at each step, and apex is refused because it would."""
+    and loop wait for the device at each step; apex would too, and is refused."""
     clip: float | None = Field(default=None, gt=0, le=1e9)
-    """Largest allowed norm of the whole gradient; null: no clipping."""
+    """Maximum norm of the whole gradient; null: no clipping."""
     backbone_lr_scale: float = Field(default=1.0, ge=0, le=1e9)
     """Factor on the learning rate of everything but the classifier and the method's own heads, for fine-tuning."""
 
@@ -85,7 +85,7 @@ class LARS(Common):
 
     name: Literal["lars"] = "lars"
     implementation: Literal["auto", "foreach"] = "auto"
-    """Both are this project's own, which compute a step for all tensors at once."""
+    """Both are this project's own implementation, which updates all tensors at once."""
     momentum: FractionBelowOne = 0.9
     """Share of the last update that is kept."""
     trust: float = Field(default=1e-3, gt=0, le=1e9)

@@ -16,7 +16,7 @@ Keep = Tensor | float  # 1 for a step, 0 for one that is skipped; [] on the devi
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer):
-    """What both have. A `torch.amp.GradScaler` sets `grad_scale` and `found_inf` during `step`, as for fused ones."""
+    """The base of both. A `torch.amp.GradScaler` sets `grad_scale` and `found_inf` during `step`, as for fused ones."""
 
     _step_supports_amp_scaling = True
     moments: ClassVar[tuple[str, ...]]
@@ -43,7 +43,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _gradients(self, params: list[Tensor]) -> list[Tensor]:
-        """Unscaled copies; zeros where one of the model's overflowed."""
+        """Unscaled copies; zeros if one of the model's overflowed."""
         grads = [p.grad for p in params if p.grad is not None]
         scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if scale is not None:

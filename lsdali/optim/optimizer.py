@@ -52,9 +52,9 @@ class Optimizer:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> Tensor | None:
-        """Clip by the global norm where the recipe asks for it, then update, unless a gradient is not finite.
+        """Clip by the global norm if the recipe asks for it, then update, unless a gradient is not finite.
 
-        Return [] float on the device, 1 where nothing was updated; None with a scaler, which keeps its own count.
+        Return [] float on the device, 1 if nothing was updated; None with a scaler, which keeps its own count.
         Gradients are then unscaled before the clipping. Only fused optimizers update without waiting for the device,
         as with torch's own scaler.
         """
@@ -131,7 +131,7 @@ class Optimizer:
 
 
 def start_momentum(inner: torch.optim.Optimizer) -> None:
-    """Give fused SGD a momentum of zeros where it has none.
+    """Give fused SGD a momentum of zeros if it has none.
 
     torch would make it of uninitialised memory at the first step, and leave it so if fp16 gradients overflow there.
     From zeros the first step is the same to the bit.
@@ -161,7 +161,7 @@ def build_optimizer(
 
     `head` are those to which `backbone_lr_scale` does not apply.
 
-    Raises UserError if apex is asked for and is not usable, and where nothing is trainable.
+    Raises UserError if apex is asked for and is not usable, and if nothing is trainable.
     """
     scale = config.backbone_lr_scale
     groups = parameter_groups(model, config.weight_decay, config.decay, head=head, backbone_lr_scale=scale)

@@ -62,7 +62,7 @@ class Precision:
     def step(self, optimizer: Optimizer) -> Tensor | None:
         """Unscale, clip, update, adapt the scale, forget the gradients.
 
-        Return [] float on the device, 1 where a gradient was not finite and so nothing was updated; None in fp16.
+        Return [] float on the device, 1 if a gradient was not finite and so nothing was updated; None in fp16.
         A step whose fp16 gradients overflowed changes no weight and halves the scale. It still is a step:
         clock and learning rate go on, so that what a step does stays a function of its number.
         """

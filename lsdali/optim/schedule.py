@@ -13,21 +13,21 @@ from lsdali.config import Config
 
 
 class Warm(Config):
-    """What every schedule has."""
+    """Base of all schedules."""
 
     needs_length: ClassVar[bool] = True  # whether the rate of an epoch depends on how many follow
 
     warmup_epochs: float = Field(default=0.0, ge=0, le=1_000_000)
-    """Epochs of linear warm-up, per step from peak / W to peak, where W is the number of its steps."""
+    """Epochs of linear warm-up: the rate rises with each of its W steps, from peak / W to the peak."""
 
 
 class StepSchedule(Warm):
-    """Times gamma after so many epochs as each milestone says; warm-up multiplies."""
+    """The rate is multiplied by gamma after each milestone's number of epochs, and by the warm-up."""
 
     needs_length = False
     name: Literal["step"] = "step"
     milestones: Annotated[tuple[Annotated[int, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
-    """After how many epochs the learning rate falls, each time by gamma."""
+    """Numbers of epochs after which the learning rate is multiplied by gamma."""
     gamma: float = Field(default=0.1, gt=0, lt=1)
     """Factor on the learning rate at each milestone."""
 
@@ -47,7 +47,7 @@ class CosineSchedule(Warm):
 
     name: Literal["cosine"] = "cosine"
     final: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the peak that the run ends on."""
+    """Final learning rate, as a share of the peak."""
 
     def fraction(self, epoch: int, done: float) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
@@ -58,7 +58,7 @@ class LinearSchedule(Warm):
 
     name: Literal["linear"] = "linear"
     final: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the peak that the run ends on."""
+    """Final learning rate, as a share of the peak."""
 
     def fraction(self, epoch: int, done: float) -> float:
         return 1 - (1 - self.final) * done
@@ -71,7 +71,7 @@ class PolynomialSchedule(Warm):
     power: float = Field(default=2.0, gt=0, le=1e9)
     """1 is the linear schedule; published: 2 (LARS, You et al., 2017)."""
     final: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the peak that the run ends on."""
+    """Final learning rate, as a share of the peak."""
 
     def fraction(self, epoch: int, done: float) -> float:
         left: float = (1 - done) ** self.power
@@ -89,9 +89,9 @@ class OneCycleSchedule(Config):
     rise: float = Field(default=0.3, gt=0, lt=1)
     """Share of the run in which the rate rises."""
     start: float = Field(default=25.0, ge=1, le=1_000_000)
-    """The run starts on this fraction of the peak: PyTorch's div_factor."""
+    """The initial rate is the peak divided by this: PyTorch's div_factor."""
     end: float = Field(default=1e4, ge=1, le=1_000_000)
-    """It ends on this fraction of where it started: PyTorch's final_div_factor."""
+    """The final rate is the initial rate divided by this: PyTorch's final_div_factor."""
     warmup_epochs: ClassVar[float] = 0.0
 
     def fraction(self, epoch: int, done: float) -> float:
@@ -127,7 +127,7 @@ def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: PerEpoch, epo
     """Return the learning rate of optimizer step s, from 0: peak * min(1, (s + 1) / W) * share.
 
     The share of the peak is the schedule's own: of the step's epoch, and of what is done, 0 to 1, of the
-    steps after the warm-up. Where epochs differ in length, s counts as if all had that of the step's own epoch:
+    steps after the warm-up. If epochs differ in length, s counts as if all had that of the step's own epoch:
     time runs in epochs.
     """
 

@@ -24,7 +24,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a page shows of one evaluation."""
+    """The content of a page about one evaluation."""
 
     title: str
     found: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The typed tree of a recipe. Each room's part is that room's own Config; this file only puts them together."""
+"""The typed tree of a recipe. Each package defines its own part; this file only puts them together."""
 
 from functools import partial
 from itertools import pairwise
@@ -37,7 +37,7 @@ class EvaluationConfig(Config):
     every_epochs: int = Field(1, ge=1, le=1_000_000)
     """Evaluate after every so many epochs, and after the last."""
     batch: int | None = Field(None, ge=1, le=16_384)
-    """Images per forward and process; null: 256 on a GPU, 64 elsewhere. It changes no result."""
+    """Images per forward pass and process; null: 256 on a GPU, 64 elsewhere. It changes no result."""
 
     def batch_on(self, device: str) -> int:
         """Return the batch on a type of device."""
@@ -48,21 +48,21 @@ class SaveConfig(Config):
     """When checkpoints are written."""
 
     every_epochs: int = Field(1, ge=1, le=1_000_000)
-    """After every so many epochs, and after the last."""
+    """Save after every so many epochs, and after the last."""
     every_steps: int | None = Field(None, ge=1, le=1_000_000_000)
-    """Also after every so many optimizer steps."""
+    """Also save after every so many optimizer steps."""
     keep: int = Field(2, ge=1, le=100_000)
-    """How many of the newest stay, beside the best."""
+    """How many of the newest checkpoints are kept, beside the best."""
 
 
 class LogConfig(Config):
     """How often a run reports while it trains."""
 
     every_steps: int = Field(50, ge=1, le=1_000_000_000)
-    """Read losses back from the device, and report, every so many steps."""
+    """Number of steps between two reports, for which losses are read back from the device."""
     loggers: Annotated[tuple[Logger, ...], Field(strict=False)] = USUAL
-    """Where figures go beside events.jsonl and the scalars of TensorBoard. One that fails is told once, and never stops
-    the run."""
+    """Where figures go beside events.jsonl and the scalars of TensorBoard. One that fails is reported once and never
+    stops the run."""
     profile: ProfileConfig | None = None
     """Training steps to profile; null: none."""
 
@@ -71,18 +71,19 @@ class FaultsConfig(Config):
     """When a run gives up."""
 
     stall_minutes: float = Field(5.0, gt=0, le=1_000_000)
-    """From the first step on, a process that stands still for so long, or of which nothing is heard, ends the run. It
-    is named with its host, step and Python stack. Longer than any step, batch of the validation and save takes."""
+    """Minutes after which a process that makes no progress, or sends no heartbeat, ends the run; counted from the first
+    step on. The error names its host, step and Python stack. Choose more than any step, validation batch or save
+    takes."""
     max_skipped_steps: int = Field(10, ge=0, le=1_000_000_000)
-    """A step whose loss or gradient is not finite on any process updates nothing. More of them than this end the run.
-    In fp16, steps that overflow are the loss scale's business and do not count."""
+    """Maximum number of skipped steps; more end the run. A step is skipped if its loss or gradient is not finite on any
+    process. In fp16, overflows that the loss scaler handles do not count."""
 
 
 class BatchChange(Config):
     """Another global batch from an epoch on."""
 
     epoch: int = Field(ge=1, le=1_000_000)
-    """After how many epochs it begins."""
+    """Number of epochs after which it begins."""
     batch: int = Field(ge=1, le=1_000_000)
     """Images per optimizer step, over all processes."""
 
@@ -116,14 +117,14 @@ class Recipe(Config):
     data: DataConfig
     """The data set, its crops and augmentations."""
     mix: MixConfig | None = None
-    """Training images are mixed in pairs; null: they stay whole. Methods without a rule for it refuse."""
+    """Mixing of training images in pairs; null: none. Methods without a rule for mixed images refuse it."""
     model: ModelConfig
     """The network to train."""
     method: MethodConfig
     """The training loss and its settings."""
     class_weights: ClassWeights | None = None
-    """How much the samples of each class count in the training loss, as torch's `weight=`: the loss is the weighted
-    mean over the batch of all processes. Null: all the same. Methods whose loss is no mean over samples refuse."""
+    """Weights of the classes in the training loss, as torch's `weight=`: the loss is the weighted mean over the batch
+    of all processes; null: all equal. Methods whose loss is not a mean over samples refuse them."""
     optimizer: OptimizerConfig
     """The optimizer, its peak learning rate and its weight decay."""
     schedule: ScheduleConfig
@@ -133,7 +134,7 @@ class Recipe(Config):
     evaluate: EvaluationConfig = EvaluationConfig()
     """When and how the validation data is evaluated."""
     select: Select = Select()
-    """Which figure decides what the best checkpoint is."""
+    """The metric that decides which checkpoint is the best."""
     stop: Stop | None = None
     """When to end before the last epoch; null: never."""
     save: SaveConfig = SaveConfig()

@@ -1,6 +1,6 @@
 """YAML as people write it: numbers and booleans of YAML 1.2, and the line of every key.
 
-PyYAML follows YAML 1.1, where `no` is false, `1e-3` is text and 2024-11-25 is a date.
+PyYAML follows YAML 1.1, in which `no` is false, `1e-3` is text and 2024-11-25 is a date.
 """
 
 import re
@@ -85,7 +85,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[Path, int]]:
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
     """Return how many values a node stands for, and how many levels.
 
-    Raises yaml.YAMLError where a few aliases stand for more than memory holds, or for what they are in.
+    Raises yaml.YAMLError if a few aliases stand for more than memory holds, or for what they are in.
     """
     if id(node) in known:
         found = known[id(node)]

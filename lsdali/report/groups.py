@@ -10,7 +10,7 @@ from lsdali.report.runs import RunRecord
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs of one recipe but for the seed."""
+    """Runs whose recipes differ only in the seed."""
 
     runs: tuple[RunRecord, ...]
     settings: Mapping[str, Any]  # dotted keys of the recipe that decide a result, less the seed

@@ -1,4 +1,4 @@
-"""RunRecord folders to what is known of them. Damage is named and survived, and unfinished runs are welcome."""
+"""Read run folders. Damage is reported, and unfinished runs are included."""
 
 import json
 import math
@@ -19,7 +19,7 @@ RUN_FILES = (EVENTS, "summary.json")  # what makes a folder one of a run
 
 @dataclass
 class RunRecord:
-    """One run folder. Events that were overtaken by a resumed start are left out."""
+    """One run folder. Events of steps that a resumed run did again are left out."""
 
     folder: Path
     name: str = ""

@@ -54,7 +54,7 @@ def comparison(groups: Sequence[RunGroup]) -> ReportTable:
 
 
 def mark_best(table: ReportTable, column: int, *, higher: bool) -> None:
-    """Mark the best value of a column where at least two rows have one."""
+    """Mark the best value of a column if at least two rows have one."""
     values = [row[column].value for row in table.rows]
     known = [value for value in values if value is not None]
     if len(set(known)) < 2:
@@ -102,7 +102,7 @@ def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> ReportC
 
 
 def recipe_differences(groups: Sequence[RunGroup]) -> ReportTable:
-    """Return one row a group, one column a key that differs; marked where the value is not that of the first row."""
+    """Return one row a group, one column a key that differs; marked if the value is not that of the first row."""
     keys = different_keys(groups)
     out = ReportTable(["runs", *keys])
     for group in groups:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Target:
-    """A new file as torch.save writes to it; it keeps the error of the disk, of which torch's own tells nothing."""
+    """A file for torch.save that keeps the disk's error, which torch's own error hides."""
 
     def __init__(self, file: FileIO) -> None:
         self.file = file
@@ -48,7 +48,7 @@ def size_of(state: Any) -> int:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make a second name for a file, or a copy where the file system knows no links."""
+    """Make a second name for a file, or a copy if the file system knows no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -39,7 +39,7 @@ def snapshot(state: Any, steady: Iterable[Tensor] = ()) -> tuple[Any, Callable[[
 
 
 class Background:
-    """A thread that does one piece of work at a time. What the work raises, the main thread is told."""
+    """A thread that does one task at a time. Exceptions of a task are raised in the main thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

@@ -74,7 +74,7 @@ def nothing_wrong(content: Mapping[str, Any]) -> None:
 class Checkpoints:
     """The checkpoint folder of one run: `step-<n>.pt`, the newest `keep` of them, and `best.pt`.
 
-    Only rank 0 writes, in a thread; the folder must be one that every rank can read. `guard` raises where the run
+    Only rank 0 writes, in a thread; the folder must be one that every rank can read. `guard` raises if the run
     folder is not what it was; it is called before anything is written.
     """
 
@@ -155,7 +155,7 @@ class Checkpoints:
         best: bool,
         memory: SampleMemory | None = None,
     ) -> None:
-        """Take the state for step-<n>.pt, also best.pt where it is the best so far, and let rank 0's thread write it.
+        """Take the state for step-<n>.pt, also best.pt if it is the best so far, and let rank 0's thread write it.
 
         Every rank must call this. The rows of `memory`, which is one of the parts' own, are written from where they
         are; all else is copied, once the checkpoint before is on disk.

@@ -7,7 +7,7 @@ from lsdali.state import checkpoint
 
 
 def find_checkpoint(run: Path, which: str = "best") -> Path:
-    """Return a checkpoint of a run folder, or `run` itself where it is a file.
+    """Return a checkpoint of a run folder, or `run` itself if it is a file.
 
     `which` is best, last (the newest), or a file: its name in the run's checkpoint folder, or its path.
     Raises UserError if there is none that is whole.

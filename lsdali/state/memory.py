@@ -40,7 +40,7 @@ ALIGN = 64
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one sample's row is made of.
+    """The format of one sample's row.
 
     dense32, dense16: K numbers, probabilities or logits. topk: the `keep` greatest probabilities as float16, and their
     classes; what they leave of 1 is spread evenly over the other classes.
@@ -104,7 +104,7 @@ class SampleMemory:
         self._pending: deque[PendingRows] = deque()
 
     def open(self) -> None:
-        """Map the memory; a collective. Raises UserError on every rank where a node has too little."""
+        """Map the memory; a collective. Raises UserError on every rank if a node has too little."""
         columns = {**self.layout.columns(), "seen": (torch.uint8, 1), "fresh": (torch.uint8, 1)}
         sizes = [-(-self.samples * width * dtype.itemsize // ALIGN) * ALIGN for dtype, width in columns.values()]
         place = shared_memory(sum(sizes) + ALIGN, f"a memory of {self.samples} samples ({self.layout.form})")

@@ -13,7 +13,7 @@ from lsdali.state.checkpoint import ROWS, Stateful, finite
 
 
 class WrongContent(SharedError):
-    """A checkpoint that is whole holds what this run cannot take; the same on every rank."""
+    """An intact checkpoint does not fit this run; the same on every rank."""
 
 
 def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 @dataclass
 class RunFolder:
-    """A folder that this process holds until `release`, or until it ends, however that comes."""
+    """A folder locked by this process until `release`, or until the process ends."""
 
     path: Path
     lock: int  # a handle of the locked file
@@ -56,7 +56,7 @@ class RunFolder:
 
 
 def claim(path: Path) -> RunFolder:
-    """Hold a run folder for this run, and make it where there is none.
+    """Hold a run folder for this run, and make it if there is none.
 
     Raises UserError if another run holds it, it cannot be written, or a link or something else that is no file has
     the name of one of its files.
@@ -129,7 +129,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
 def figures(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics and their epoch with NaN for null.
 
-    Raises KeyError, TypeError or AttributeError where they are not what a run writes.
+    Raises KeyError, TypeError or AttributeError if they are not what a run writes.
     """
     read = {name: math.nan if value is None else value for name, value in entry.items()}
     if not all(map(is_number, read.values())):

@@ -21,7 +21,7 @@ def shared_memory(size: int, purpose: str) -> mmap.mmap:
     needs no room in /dev/shm, and goes with the last process that maps it, however that ends. Pages take memory when
     they are first touched.
 
-    Raises UserError on every rank where any node has too little memory or a rank cannot reach it.
+    Raises UserError on every rank if any node has too little memory or a rank cannot reach it.
     """
     with dist.raise_together():
         handle = made(size, purpose) if dist.local_rank() == 0 else -1

@@ -194,7 +194,7 @@ def fill(value: Any, lookup: Lookup) -> Any:
 def candidates(cell: Cell, need: str, earlier: Sequence[Cell]) -> tuple[Cell, ...]:
     """Return the runs of another stage that a cell can mean.
 
-    They have its labels and seed; where that stage selects, labels are free.
+    They have its labels and seed; if that stage selects, labels are free.
     """
     pool = [other for other in earlier if other.stage == need]
     if not pool:

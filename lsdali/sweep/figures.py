@@ -27,7 +27,7 @@ def finished(cell: Cell) -> bool:
 def other_recipe(cell: Cell, lookup: Lookup) -> list[str]:
     """Return how the recipe that the run folder was begun with differs from the cell's.
 
-    Nothing where it holds no run.
+    Nothing if it holds no run.
     """
     begun = cell.folder / "recipe.yaml"
     if not begun.is_file():

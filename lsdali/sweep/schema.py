@@ -29,10 +29,11 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, m
 
 
 class Axis(Config):
-    """What varies: named points, or one key with a list of values."""
+    """One thing that varies: named points, or one key with a list of values."""
 
     points: Annotated[dict[str, Overrides], BeforeValidator(text_keys)] | None = None
-    """The overrides of each point by its label: several keys that go together. The key `recipe` takes another file."""
+    """The overrides of each point by its label, for several keys that go together. The key `recipe` names another
+    file."""
     key: str | None = None
     """The recipe's key that `values` are for, such as method.temperature."""
     values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] | None = None
@@ -65,7 +66,7 @@ class SweepRule(Config):
 
 
 class Evaluate(Config):
-    """How `lsdali evaluate` looks at each finished run; its figures are `<name>.top1` and so on."""
+    """An evaluation of each finished run by `lsdali evaluate`; its figures are `<name>.top1` and so on."""
 
     set: Overrides = {}
     """Overrides of the data part; data.holdout: null is the official test data of a run that held out a part."""
@@ -119,18 +120,18 @@ class Stage(Config):
     seeds: Seeds | None = None
     """Seeds of this stage; null: those of the sweep."""
     evaluate: dict[str, Evaluate] = {}
-    """What is evaluated when a run is finished, by names of your own."""
+    """Evaluations of a finished run, by names that you choose."""
     select: SweepSelect | None = None
     """Choose among the runs of some axes; tables and later stages see the chosen ones."""
 
 
 class Figure(Config):
-    """What a table shows of each run."""
+    """A figure that a table shows for each run."""
 
     of: str
     """<weights or evaluation>.<metric>: last.top1, best.nll, ema.best.top1, or `test.ece` of the evaluation `test`."""
     error: bool = False
-    """Show 100 - x: an error where the run tells an accuracy."""
+    """Show 100 - x: the error instead of the accuracy."""
     scale: float = Field(1.0, gt=0)
     """Factor on the value; 0.01 makes a fraction of a percentage."""
     digits: int = Field(2, ge=0)
@@ -191,9 +192,9 @@ class Table(Config):
     columns: Names = ()
     """Axes on top."""
     figures: Annotated[dict[str, Figure], Field(min_length=1)]
-    """What each cell shows, by its heading."""
+    """Figures of each cell, by their headings."""
     best_of: Names = ()
-    """Mark the best along these axes, all else equal, where its mean lies further from every other's than their two
+    """Mark the best along these axes, all else equal, if its mean lies further from every other's than their two
     standard deviations together; it takes two seeds."""
     published: Annotated[tuple[Published, ...], Field(strict=False)] = ()
     """Numbers to show beside ours."""
@@ -216,7 +217,7 @@ class Table(Config):
 
 
 class Sweep(Config):
-    """Many runs and the tables that come of them."""
+    """Many runs, and the tables made from them."""
 
     title: str = ""
     """A heading for the tables."""

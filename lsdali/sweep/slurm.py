@@ -15,7 +15,7 @@ from lsdali.terminal import say
 
 
 def submit(args: argparse.Namespace, cells: Sequence[Cell]) -> int:
-    """Write the list of each stage's commands and submit it; where there is no Slurm, print how to.
+    """Write the list of each stage's commands and submit it; if there is no Slurm, print how to.
 
     Raises UserError if the batch script is not there or Slurm refuses.
     """
@@ -49,7 +49,7 @@ def task(args: argparse.Namespace, cell: Cell) -> list[str]:
 
 
 def send(command: list[str], stage: str) -> str:
-    """Submit an array; return its job number, or a place for it where there is no Slurm here."""
+    """Submit an array; return its job number, or a place for it if there is no Slurm here."""
     say("$", shlex.join(command), flush=True)
     if shutil.which("sbatch") is None:
         return f"<job of {stage}>"

@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as it is written."""
+    """A table in the form in which it is written."""
 
     caption: str
     rows: Sequence[Key]
@@ -81,7 +81,7 @@ def key(cell: Cell, axes: Sequence[str]) -> Key:
 
 
 def entry(group: Sequence[Cell], table: Table, name: str, shown: Figure, done: Collection[Cell]) -> Entry:
-    """Return one figure over the seeds of one place; where a stage selects, of the chosen run of each seed."""
+    """Return one figure over the seeds of one place; if a stage selects, of the chosen run of each seed."""
     by_seed: dict[int, list[Cell]] = {}
     for cell in group:
         by_seed.setdefault(cell.seed, []).append(cell)

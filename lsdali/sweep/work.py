@@ -20,7 +20,7 @@ from lsdali.terminal import say
 
 @dataclass(frozen=True)
 class Command:
-    """A program's arguments, and what is to be done when it has ended well."""
+    """A program's arguments, and what to do after it has succeeded."""
 
     arguments: list[str]
     after: Callable[[], object] = lambda: None
@@ -166,7 +166,7 @@ class Process:
             self._child.send_signal(number)
 
     def last_words(self) -> str:
-        """Return what the log says last: the error's own line where it has one."""
+        """Return what the log says last: the error's own line if it has one."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         told = [line for line in lines if line.startswith("error:")]
         return (told or lines or [""])[-1]

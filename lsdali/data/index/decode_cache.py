@@ -43,7 +43,7 @@ def decode(index: Index, whole: Index, log: Log) -> tuple[Index, str]:
 
     Collective.
 
-    The whole split is decoded where at least half of it is in use, so that other parts of it find it done. The images
+    The whole split is decoded if at least half of it is in use, so that other parts of it find it done. The images
     must have one size. Gray and RGB images only: there PIL and DALI agree to the bit. `log` is told of a cached array
     that is not what was written.
     """
@@ -57,7 +57,7 @@ def decode(index: Index, whole: Index, log: Log) -> tuple[Index, str]:
 
 
 def _worth_decoding(index: Index, whole: Index) -> Index:
-    """The whole split where much of it is needed or it is there already, or else the samples of `index`."""
+    """The whole split if much of it is needed or it is there already, or else the samples of `index`."""
     worth = 2 * len(index) >= len(whole) or os.path.lexists(cache_dir() / "decoded" / _array_key(whole))
     if worth and one_size(whole) == one_size(index):
         return whole

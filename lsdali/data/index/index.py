@@ -27,7 +27,7 @@ from lsdali.errors import UserError
 def open_index(config: DataSet, split: Split) -> Index:
     """Return the index of what the recipe uses of one split.
 
-    Raises UserError for a wrong layout or choice, and where the ranks see different files. Collective.
+    Raises UserError for a wrong layout or choice, and if the ranks see different files. Collective.
     """
     return select(config, split, open_whole(config, split))
 
@@ -37,7 +37,7 @@ def open_whole(config: DataSet, split: Split, log: Log = print) -> Index:
 
     One process of each node scans it, and only if files have changed, which it tells `log`.
 
-    Raises UserError for a wrong layout, and where the ranks see different files. Collective.
+    Raises UserError for a wrong layout, and if the ranks see different files. Collective.
     """
     index = _load(config, on_each_node(lambda: stored.current_folder(config, source(config, split), log)))
     _refuse_different(index, split, dist.gather_objects(index.fingerprint))
@@ -49,7 +49,7 @@ def as_begun(config: DataSet, split: Split, index: Index, fingerprint: str) -> I
 
     Files that are gone since are marked as missing.
 
-    So a run goes on in its own order after a file is gone. The index stays where no such one is cached, or where there
+    So a run goes on in its own order after a file is gone. The index stays if no such one is cached, or if there
     are files now that were not there then. Collective.
     """
     begun = None
@@ -87,7 +87,7 @@ def source(config: DataSet, split: Split) -> Split:
 def select(config: DataSet, split: Split, index: Index) -> Index:
     """Return the samples and labels that the recipe uses of a whole split.
 
-    Raises UserError for a choice that does not fit, and where the ranks see different files. Collective.
+    Raises UserError for a choice that does not fit, and if the ranks see different files. Collective.
     """
     problem = ""
     try:

@@ -183,7 +183,7 @@ def _decode(byte_range: ByteRange, simplejpeg: Any) -> str:
 
 
 def _components(data: bytes) -> int:
-    """Colour components of a JPEG file; 0 where its segments end early."""
+    """Colour components of a JPEG file; 0 if its segments end early."""
     at = 2
     while at + 9 < len(data):
         marker = data[at + 1]

@@ -38,7 +38,7 @@ Look = Callable[[Index], Ints]  # -> [N, 5] width, height, status, and of single
 
 
 def current_folder(config: DataSet, split: Split, log: Log) -> Path:
-    """Return the folder of a valid index; a new one is scanned where there is none, and `log` is told why.
+    """Return the folder of a valid index; a new one is scanned if there is none, and `log` is told why.
 
     Raises UserError for a wrong layout.
     """

@@ -34,7 +34,7 @@ class ByteRange(NamedTuple):
     length: int | None = None
 
     def content(self) -> bytes:
-        """Return every byte; fewer where the file ends before. Raises OSError."""
+        """Return every byte; fewer if the file ends before. Raises OSError."""
         with os.fdopen(os.open(self.path, READ), "rb") as file:
             file.seek(self.start)
             return file.read(-1 if self.length is None else self.length)

@@ -26,7 +26,7 @@ class Download:
 
 
 def obtain(root: str, source: Download, *, download: bool) -> tuple[Path, str]:
-    """Return the folder with the files, and which layout it has; fetched first where that is wanted and root is absent.
+    """Return the folder with the files, and which layout it has; fetched first if that is wanted and root is absent.
 
     The folder may be root itself or lie below it. To be called by one process of a node.
     Raises UserError if there are no such files.

@@ -49,7 +49,7 @@ def read_header(path: str | bytes, start: int = 0, length: int | None = None) ->
 def read_stamped(path: str | bytes, start: int = 0, length: int | None = None) -> Stamped:
     """Return what read_header() returns, then the bytes of the file and the time of its last change in ns.
 
-    The last two are 0 where there is no file.
+    The last two are 0 if there is no file.
     """
     try:
         file = os.open(path, READ)

@@ -43,7 +43,7 @@ def turned(header: Header, turn: int) -> Header:
 
 
 def orientation(path: str | bytes, start: int = 0, length: int | None = None) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) where none can be read."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if none can be read."""
     try:
         file = os.open(path, READ)
         try:

@@ -1,4 +1,4 @@
-"""The index file beside a tar shard, `<shard>.json`, and a remote shard read from end to end where there is none.
+"""The index file beside a tar shard, `<shard>.json`, and a remote shard read from end to end if there is none.
 
     {"format": "lsdali shard 2", "shard_bytes": 20480, "samples": [
     ["00000000.jpg", 0, 512, 1234, 500, 375, "good", 1],

@@ -43,7 +43,7 @@ _GONE = (403, 404, 410)  # stores that may not be listed answer 403 for what is 
 
 
 class Fault(UserError):
-    """A store that does not answer, or wrongly, after every try."""
+    """A store gave no answer, or a wrong one, in every attempt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

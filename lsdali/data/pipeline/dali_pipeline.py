@@ -26,7 +26,7 @@ FED = 2  # batches whose bytes are held beyond those that DALI works on
 
 
 class DaliPipeline:
-    """Batch `position` is what run() gives next; `arrays` says what the graph reads for any batch."""
+    """A DALI pipeline at a known position: run() returns batch `position`; `arrays` gives the inputs of any batch."""
 
     def __init__(self, index: Index, graph: Graph, spec: GraphSpec, arrays: Callable[[int], BatchArrays]) -> None:
         self._index, self._graph, self._spec, self._arrays = index, graph, spec, arrays
@@ -39,13 +39,13 @@ class DaliPipeline:
         self.position = 0
 
     def seek(self, position: int) -> None:
-        """Go on at `position`; free where it follows the last batch."""
+        """Go on at `position`; free if it follows the last batch."""
         if position != self.position:
             self.close()
             self.position = position
 
     def resize(self, size: int) -> None:
-        """Deliver size x size pixels from now on; free where that is so already."""
+        """Deliver size x size pixels from now on; free if that is so already."""
         if size != self._spec.size:
             self.close()
             self._spec = replace(self._spec, size=size)
@@ -119,7 +119,7 @@ class DaliPipeline:
     def culprits(self, error: RuntimeError) -> dict[int, str]:
         """Return the samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
 
-        Raises `error` where no file is to blame.
+        Raises `error` if no file is to blame.
         """
         self.close()  # what DALI does after an error is not documented
         rows = self._arrays(self.position)

@@ -47,11 +47,11 @@ class TrainLoader:
     The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
     the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
     place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
-    label. `options.log` gets one line for each bad file, on rank 0: at once where rank 0 met it, else at the
+    label. `options.log` gets one line for each bad file, on rank 0: at once if rank 0 met it, else at the
     epoch's end.
 
-    Raises UserError if the batch does not fit ranks or data, where images are too small for the crop, and
-    where more than config.max_bad_files files are bad.
+    Raises UserError if the batch does not fit ranks or data, if images are too small for the crop, or more than
+    config.max_bad_files files are bad.
     """
 
     def __init__(self, index: Index, config: DataSet, options: LoaderOptions) -> None:
@@ -83,7 +83,7 @@ class TrainLoader:
         return self._plan.steps_per_epoch
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Yield batches from global step `step` to its epoch's end; cheap where `step` follows the last batch.
+        """Yield batches from global step `step` to its epoch's end; cheap if `step` follows the last batch.
 
         Its end is a collective.
         """
@@ -174,7 +174,7 @@ class TrainLoader:
 
 
 class BadImages(UserError):
-    """Validation data has files that cannot be read; `found` has the numbers of those that a batch failed at."""
+    """Validation files cannot be read; `found` holds the numbers of those in the failed batch."""
 
     def __init__(self, faults: list[tuple[str, str]], found: Mapping[int, str] = MappingProxyType({})) -> None:
         names = few([f"{path} ({fault})" for path, fault in faults])

@@ -21,14 +21,14 @@ from lsdali.errors import UserError
 
 
 def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | None = None) -> Index:
-    """Return the samples that the recipe uses of one split, with their pixels where they are to be held on the device.
+    """Return the samples that the recipe uses of one split, with their pixels if they are to be held on the device.
 
     `begun` is the fingerprint of the training set with which a run began that is to go on: files that are gone since
     are marked as missing, so that the others keep their numbers.
 
     Holding images changes no pixel on a CPU, so `auto` may decide otherwise on another machine. Arrays whose images
     cannot be held go through DALI.
-    Raises UserError for a wrong layout or choice, and where images must be held and cannot. Collective.
+    Raises UserError for a wrong layout or choice, and if images must be held and cannot. Collective.
     """
     index = open_whole(config, split, log)
     if begun is not None:
@@ -45,7 +45,7 @@ def open_dataset(config: DataSet, split: Split, log: Log = print, begun: str | N
 
 
 def _held(config: Files, split: Split, index: Index, whole: Index, log: Log) -> Index:
-    """The samples in use of a whole split, with their pixels where config.resident wants and allows it."""
+    """The samples in use of a whole split, with their pixels if config.resident wants and allows it."""
     if config.resident == "never":
         return index
     size = one_size(index)

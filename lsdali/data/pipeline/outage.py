@@ -1,4 +1,4 @@
-"""What to do where images cannot be read in mid-run: wait for what is away for a while, else name the bad files."""
+"""Recover if images cannot be read during a run: wait for a short outage, or name the bad files."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ def print_for_rank(text: str) -> None:
 
 
 class Recovery:
-    """Finds out why a batch failed; a short outage is waited for, and the same batch is tried again."""
+    """Recovery of a failed batch: it waits for a short outage and retries, or names the bad files."""
 
     def __init__(self, index: Index, runner: DaliPipeline, wait_seconds: float, log: Log = print_for_rank) -> None:
         self._index, self._runner, self._seconds = index, runner, wait_seconds
@@ -32,9 +32,9 @@ class Recovery:
         self._failed = (-1, 0)  # the position that failed without a culprit, and how often
 
     def bad_files(self, error: RuntimeError) -> dict[int, str]:
-        """Return the bad files of the runner's present batch, and why; none where the batch should be tried again.
+        """Return the bad files of the runner's present batch, and why; none if the batch should be tried again.
 
-        Raises UserError for what is still away after wait_seconds, and `error` where no file is to blame.
+        Raises UserError for what is still away after wait_seconds, and `error` if no file is to blame.
         """
         try:
             found = self._runner.culprits(error)

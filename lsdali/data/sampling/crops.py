@@ -26,7 +26,7 @@ def crop_uniforms(seed: int, epoch: int, index: Ints) -> Floats:
 
 
 def flips(seed: int, epoch: int, index: Ints, probability: float) -> NDArray[np.int32]:
-    """Map [n] -> [n] 1 where the image is mirrored, else 0."""
+    """Map [n] -> [n] 1 if the image is mirrored, else 0."""
     return (uniforms(seed, epoch, index, 1, _FLIP)[:, 0] < probability).astype(np.int32)
 
 

@@ -24,10 +24,10 @@ _DIGITS = tuple("0123456789")
 
 
 class Arrays(DataSet):
-    """Images that come as one array of equal sizes."""
+    """Images of one size in one array."""
 
     download: bool = False
-    """Fetch the files with torchvision, which knows their checksums, where root does not exist yet."""
+    """Fetch the files with torchvision, which knows their checksums, if root does not exist yet."""
     train: TrainCrop = PadCrop(size=32)
     eval: CenterCrop = CenterCrop(resize=32, size=32)
 

@@ -102,14 +102,14 @@ TrainCrop = Annotated[RandomResizedCrop | PadCrop | SquaredCrop, Field(discrimin
 
 
 class DataSet(Config):
-    """What every data set has."""
+    """Base of all data sets."""
 
     stores: ClassVar[bool] = False  # whether root may be a URL
     name: str
     root: PathText
     """Folder of the data set."""
     max_samples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
-    """Train on this many samples, always the same, in the classes' own proportions; null for all."""
+    """Train on this many samples, always the same, in the classes' own proportions; null: all."""
     order: Literal["shuffled", "balanced", "class_pairs"] = "shuffled"
     """shuffled: an epoch reads each training sample once; balanced: it reads as many samples, every class equally
     often, those of small classes several times and some of large ones not at all, others in every epoch; class_pairs:
@@ -121,7 +121,7 @@ class DataSet(Config):
     noise: Noise | None = None
     """Wrong labels in training, never in validation; null: none."""
     noise_seed: Seed = 0
-    """Which labels go wrong, and into what."""
+    """Seed that decides which labels are wrong, and what they become."""
     train: TrainCrop
     """Random crop and flip of training images."""
     eval: CenterCrop
@@ -131,28 +131,30 @@ class DataSet(Config):
     std: Spreads = IMAGENET_STD
     """Standard deviation of red, green and blue, of values in 0..1."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """CPU threads of DALI in each process; null for an equal part of the cores that affinity and
-    CPU quota leave this node's processes, 1 to 8."""
+    """CPU threads of DALI in each process; null: an equal part of the cores that this node's processes may use
+    (affinity, CPU quota), 1 to 8."""
     prefetch: Annotated[int, Field(ge=1, le=64)] | None = None
     """Batches that DALI prepares ahead; null: 3 on a GPU, 2 elsewhere."""
     decoder: Literal["device", "cpu"] = "device"
-    """What decodes images where a GPU trains: the GPU, or the CPU, with resizing and what follows on the GPU. Their
+    """What decodes images if a GPU trains: the GPU, or the CPU, with resizing and what follows on the GPU. Their
     pixels may differ by a grey level."""
     hw_decoder_load: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of JPEGs for the JPEG engines of GPUs that have some; null: DALI's own, 0.65. More where cores are few."""
+    """Share of JPEGs for the JPEG engines of GPUs that have them; null: DALI's default, 0.65. Use more if there are few
+    cores."""
     max_bad_files: Annotated[int, Field(ge=0, le=1_000_000_000)] | Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Unreadable training files to replace by stand-ins before the run is refused: a number of files, or a share of
-    the training set, then at least one file."""
+    """Maximum number of unreadable training files to replace; the run stops above it. A whole number counts files; a
+    fraction is a share of the training set, at least one file."""
     wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30.0
-    """How long to wait for a folder of training images that goes away in mid-run, before the run stops."""
+    """Seconds to wait for a folder of training images that disappears during the run, before the run stops."""
     max_pixels: int = Field(default=89_478_485, ge=1, le=10_000_000_000)
-    """The most pixels, width times height, that an image may have; a larger one is a bad file. As Pillow's limit."""
+    """Maximum of width times height of an image, in pixels; a larger one is a bad file. The default is Pillow's
+    limit."""
     exif_orientation: bool = False
-    """Turn images as their EXIF orientation says; false: read pixels as they are stored, as torchvision does."""
+    """Rotate images by their EXIF orientation; false: read pixels as they are stored, as torchvision does."""
 
     @abstractmethod
     def listing(self, split: Split) -> Index:
-        """Return the files of one split; UserError where the layout is wrong.
+        """Return the files of one split; UserError if the layout is wrong.
 
         Where `self.holdout` is given, only train is asked for, and validation data need not be there.
         """
@@ -179,9 +181,10 @@ class Files(DataSet):
     """Images in files."""
 
     resident: Literal["auto", "never", "always"] = "auto"
-    """Decode the images once and hold them on the device: auto, where they fit and pixels stay the same to the bit."""
+    """Whether to decode the images once and hold them on the device; auto: if they fit and the pixels are the same to
+    the bit."""
     resident_bytes: int = Field(default=1_000_000_000, ge=0, le=2**50)
-    """The most that the decoded images of a split may take for auto, in bytes."""
+    """Maximum size of a split's decoded images for auto, in bytes."""
 
 
 class Folder(Files):
@@ -206,7 +209,7 @@ class Folder(Files):
 
 
 class Whole(NamedTuple):
-    """What a data set of class folders holds where all of its classes are there."""
+    """The expected content of a data set in class folders if all of its classes are present."""
 
     title: str
     classes: int
@@ -229,7 +232,7 @@ TINY_COUNTS = Whole("Tiny ImageNet", 200, {"train": 100_000, "val": 10_000})
 class ImageNet(Files):
     """ImageNet-1k (Russakovsky et al., 2015), or any subset of its classes, in class folders.
 
-    Where all 1,000 classes are there, every image must be.
+    If all 1,000 classes are present, every image must be.
     """
 
     name: Literal["imagenet"] = "imagenet"
@@ -251,7 +254,7 @@ class ImageNet(Files):
 class TinyImageNet(Files):
     """Tiny ImageNet (Stanford CS231n), as it is distributed or with val sorted into class folders.
 
-    Where all 200 classes are there, every image must be.
+    If all 200 classes are present, every image must be.
     """
 
     name: Literal["tinyimagenet"] = "tinyimagenet"

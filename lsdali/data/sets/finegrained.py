@@ -91,10 +91,10 @@ class Aircraft(Listed):
 
     name: Literal["aircraft"] = "aircraft"
     download: bool = False
-    """Fetch the files with torchvision, which knows their checksums, where root does not exist yet."""
+    """Fetch the files with torchvision, which knows their checksums, if root does not exist yet."""
     level: Literal["variant", "family", "manufacturer", "merged"] = "variant"
-    """What is told apart: 100 variants, 70 families, 30 manufacturers, or, as in the OLS paper (Zhang et al. 2021), 90:
-    the variants, those with the same first word of their names as one."""
+    """The classes: 100 variants, 70 families, 30 manufacturers, or 90 as in the OLS paper (Zhang et al. 2021), where
+    variants whose names have the same first word are one class."""
     source: ClassVar[Download] = Download(
         "FGVCAircraft",
         {
@@ -139,7 +139,7 @@ class Aircraft(Listed):
 
 
 def merged(names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
-    """Return the classes where names with the same first word are one, and the class of each name; in their order."""
+    """Merge names with the same first word: return the classes, and the class of each name, in their order."""
     first = [name.split()[0] for name in names]
     order = list(dict.fromkeys(first))
     number_of = {name: order.index(word) for name, word in zip(names, first, strict=True)}
@@ -152,7 +152,7 @@ class Flowers(Listed):
 
     name: Literal["flowers"] = "flowers"
     download: bool = False
-    """Fetch the files with torchvision, which knows their checksums, where root does not exist yet."""
+    """Fetch the files with torchvision, which knows their checksums, if root does not exist yet."""
     training: Literal["train", "trainval"] = "trainval"
     """Train on the 1,020 training images, or on the 1,020 of the official validation too; validated on test."""
     source: ClassVar[Download] = Download(

@@ -37,7 +37,7 @@ class Gaussians(DataSet):
     root: PathText = Field(default_factory=lambda: str(cache_dir() / "gaussians"))
     """A folder; nothing is written into it."""
     draw: int = Field(0, ge=0, le=1_000_000_000)
-    """Which data set of this kind: the seed of its points."""
+    """Seed of the points."""
     part: Region = "all"
     """Which test points: all, or those of the dense or of the sparse parts."""
     train: TrainCrop = PadCrop(size=1, pad=0, flip=0.0)

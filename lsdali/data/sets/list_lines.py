@@ -86,7 +86,7 @@ def _refuse_two_labels(where: Path, rows: PathsAndLabels) -> None:
 
 
 def _refuse_numbers(where: Path, labels: Sequence[str]) -> None:
-    """Refuse numbers that can be no labels, where all labels are numbers."""
+    """Refuse numbers that can be no labels, if all labels are numbers."""
     if not all(map(_NUMBER.fullmatch, labels)):
         return
     least, most = min(labels, key=int), max(labels, key=int)

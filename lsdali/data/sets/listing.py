@@ -45,7 +45,7 @@ def list_folders(root: str, train_dir: str, val_dir: str | None, split: Split) -
 def list_alone(root: str, val_dir: str, split: Split) -> Index:
     """List root/val_dir/<class>/**, whose folders are the classes: images to evaluate on, without training images.
 
-    Raises UserError for a missing or empty folder, and where training images are asked for.
+    Raises UserError for a missing or empty folder, and if training images are asked for.
     """
     if split == "train":
         raise UserError("data.train_dir is null, so there is nothing to train on: name the folder of training images")
@@ -114,7 +114,7 @@ def require_root(root: str, layout: str) -> Path:
 
 
 def require_folder(base: Path, name: str, expected: str, key: str = "") -> None:
-    """Raise UserError, with what to write for what lies there instead, where a folder is missing."""
+    """Raise UserError, with what to write for what lies there instead, if a folder is missing."""
     if not (base / name).is_dir():
         way = suggest(base, key) if key else ""
         raise UserError(f"data root {base} has no folder {name}; expected {expected} in it{way}")

@@ -1,4 +1,4 @@
-"""Data sets whose lists say which file belongs to which class: what they share, iNaturalist, and lists of anybody's."""
+"""Data sets whose lists say which file belongs to which class: their base, iNaturalist, and your own lists."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SplitFiles = tuple[Pairs, Sequence[str], Sequence[str]]  # of a split; class nam
 
 
 class Listed(Files):
-    """Files that the lists of the data set name, train against test, each as the authors split it."""
+    """Files that official lists name, one for training and one for testing."""
 
     train: TrainCrop = RandomResizedCrop(size=224)
     eval: CenterCrop = CenterCrop(resize=256, size=224)
@@ -64,7 +64,7 @@ class INat21(Listed):
 
     name: Literal["inat21"] = "inat21"
     download: bool = False
-    """Fetch the images with torchvision, which knows their checksums, where root does not exist yet."""
+    """Fetch the images with torchvision, which knows their checksums, if root does not exist yet."""
     subset: Literal["train", "train_mini"] = "train_mini"
     """Which training set: all 2,686,843 images, or the 50 of each species."""
     samples: ClassVar[Mapping[str, int]] = {"train": 2_686_843, "train_mini": 500_000, "val": 100_000}
@@ -102,7 +102,7 @@ class INat21(Listed):
 
 
 VERSIONS = {"train": "2021_train", "train_mini": "2021_train_mini", "val": "2021_valid"}
-"""What torchvision calls the parts of iNaturalist 2021."""
+"""torchvision's names of the parts of iNaturalist 2021."""
 
 
 def species_lists(base: Path, file: str) -> SplitFiles:
@@ -138,10 +138,10 @@ def species_folders(base: Path, folder: str) -> SplitFiles:
 
 
 class ImageList(Files):
-    """Any images that two text files list, one `path label` a line, or `path;label`, `path,label`, or with a tab.
+    """Any images that two text files list, one `path label` per line, or `path;label`, `path,label`, or with a tab.
 
-    Paths may contain spaces, and labels too where no space parts them. Labels are numbers from 0, or else names,
-    numbered in their sorted order; the training list has every class.
+    Paths may contain spaces, and so may labels if the separator is not a space. Labels are numbers from 0, or else
+    names, numbered in their sorted order; the training list has every class.
     """
 
     name: Literal["list"] = "list"

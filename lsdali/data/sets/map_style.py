@@ -12,7 +12,7 @@ from lsdali.errors import UserError
 
 
 class MapStyle(Protocol):
-    """What torch calls a map-style data set."""
+    """A map-style data set of torch."""
 
     def __len__(self) -> int: ...
 

@@ -18,7 +18,7 @@ from lsdali.terminal import say
 
 @dataclass(frozen=True)
 class PackedSplits:
-    """What is packed: the samples of train and val, in order, and the names of the classes."""
+    """The samples of train and val to pack, in order, and the names of the classes."""
 
     splits: Mapping[str, Iterable[Sample]]
     classes: tuple[str, ...]

@@ -50,7 +50,7 @@ class Shards(Files):
     stores: ClassVar[bool] = True
     name: Literal["shards"] = "shards"
     root: PathText
-    """Folder of the data set, or where a store has it: https://, s3://, gs:// or another that fsspec reads."""
+    """Folder of the data set, or its address in a store: https://, s3://, gs:// or another that fsspec reads."""
     train: TrainCrop = RandomResizedCrop(size=224)
     eval: CenterCrop = CenterCrop(resize=256, size=224)
     train_shards: str = "train/*.tar"

@@ -22,12 +22,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Holdout(Config):
-    """Validate on a part of the training files, which training then leaves out; the official validation is not read."""
+    """Validate on a part of the training files, which are then not trained on; the official validation data is not
+    read."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the training files that is held out."""
     seed: Seed = 0
-    """Which ones."""
+    """Seed that decides which files."""
     by: Literal["class", "numpy"] = "class"
     """class: in the classes' own proportions; numpy: the last ones after a shuffle by NumPy's legacy generator, as the
     code of IBLS (mmaher22/Instance-based-smoothing) splits, with seed 42."""

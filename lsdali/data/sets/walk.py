@@ -1,4 +1,4 @@
-"""Which files below a folder are data: images, by their endings. The rest is counted, so that it can be told."""
+"""Which files below a folder are data: images, by their endings. All others are counted and reported."""
 
 import os
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ def is_hidden(name: bytes) -> bool:
 
 @dataclass
 class LeftOut:
-    """What lies among the images and is no data: how many of each kind, and the first few paths."""
+    """Files among the images that are not data: the number of each kind, and the first few paths."""
 
     counts: Counter[str] = field(default_factory=Counter)
     endings: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ Identity = tuple[int, int]  # device and inode of a folder
 
 
 class Walk:
-    """A walk below `base`, whose results are relative to it. Links are followed, but none that leads back."""
+    """A walk below `base`, whose results are relative to it. Links are followed, except links to a folder above."""
 
     def __init__(self, base: bytes, left: LeftOut) -> None:
         self._base, self._left = base, left

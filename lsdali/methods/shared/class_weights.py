@@ -20,7 +20,7 @@ Counts = NDArray[np.int64]
 
 
 class Labelled(Protocol):
-    """What is known of the training samples."""
+    """The labels and classes of the training samples."""
 
     @property
     def labels(self) -> NDArray[np.int64]: ...
@@ -82,7 +82,7 @@ ClassWeights = Annotated[GivenWeights | WeightsFile | InverseFrequency | Effecti
 def class_weights(config: ClassWeights, labels: NDArray[np.int64], names: Sequence[str], classes: int) -> PerClass:
     """Return [K], the weight of each class, for training labels [N] in use.
 
-    Raises UserError if the weights do not fit the classes, and where a class has no image to count.
+    Raises UserError if the weights do not fit the classes, and if a class has no image to count.
     """
     counts = np.bincount(labels, minlength=classes)
     if isinstance(config, InverseFrequency | EffectiveNumber) and not counts.all():

@@ -128,7 +128,7 @@ SOFT = (RankZipf, LinearDecay, ExponentialDecay)
 
 
 def rank_weights(distribution: Distribution, rank: Tensor, tied: Tensor, classes: int) -> Tensor:
-    """Map [B, n] ranks, [B, n] how many classes share each -> [B, n] weights, where they depend on the rank alone."""
+    """Map [B, n] ranks, [B, n] how many classes share each -> [B, n] weights, if they depend on the rank alone."""
     match distribution:
         case RankZipf(power=power):
             return zipf_weights(rank, power)

@@ -11,7 +11,7 @@ from lsdali.data.sampling.sampler import uniforms
 
 Reals = NDArray[np.float64]
 
-ZIPF_WEIGHTS, DISTURBED_LABELS = 201, 202  # streams; the data room uses those below 200
+ZIPF_WEIGHTS, DISTURBED_LABELS = 201, 202  # streams; `data` uses those below 200
 
 
 def draws(seed: int, clock: Clock, batch: Batch, k: int, stream: int) -> Reals:

@@ -1,4 +1,4 @@
-"""What methods with one teacher share."""
+"""The base of methods with one teacher."""
 
 from typing import Any
 

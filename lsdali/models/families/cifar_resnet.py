@@ -31,7 +31,7 @@ Shortcut = Callable[[int, int, int], nn.Module]
 class Residual(nn.Module):
     """relu(branch(x) + shortcut(x)); with a drop rate above 0, stochastic depth: one draw a batch and block.
 
-    In training the branch is left out with probability `drop`, and divided by 1 - drop where it stays.
+    In training the branch is left out with probability `drop`, and divided by 1 - drop if it stays.
     """
 
     def __init__(self, shortcut: nn.Module, drop: float) -> None:

@@ -19,7 +19,7 @@ def depthwise(channels: int, stride: int) -> nn.Conv2d:
 
 
 class InvertedResidual(nn.Module):
-    """Sandler et al. 2018: 1x1 to `times` the width, depthwise 3x3, linear 1x1; x is added where the shape stays."""
+    """Sandler et al. 2018: 1x1 to `times` the width, depthwise 3x3, linear 1x1; x is added if the shape stays."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, times: int) -> None:
         super().__init__()

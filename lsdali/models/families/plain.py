@@ -15,7 +15,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 def vgg(convolutions: tuple[int, ...], norm: Callable[[int], nn.Module], classes: int) -> Network:
     """VGG (Simonyan and Zisserman 2015) in five stages, one linear layer after an average pool; from 8 px.
 
-    `norm` is BatchNorm2d or Identity. A max-pool stands before stages 2, 3 and 4, and before stage 5 where images are
+    `norm` is BatchNorm2d or Identity. A max-pool stands before stages 2, 3 and 4, and before stage 5 if images are
     64 px or larger; the last map is pooled by its mean. So OLS and the distillation papers have it, except that they
     pool before stage 5 at 64 px alone. Convolutions start as N(0, 2 / fan-out), the classifier as N(0, 0.01 squared).
     """
@@ -38,7 +38,7 @@ class PoolLargeMaps(nn.Module):
     """A 2x2 max-pool of maps from 8 positions in height on, which images from 64 px on have after three halvings."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] -> [B, C, H/2, W/2] where H >= 8, else x."""
+        """Map [B, C, H, W] -> [B, C, H/2, W/2] if H >= 8, else x."""
         return F.max_pool2d(x, 2) if x.shape[2] >= 8 else x
 
 

@@ -13,7 +13,7 @@ from lsdali.models.student import Network
 class PreActBlock(nn.Module):
     """Pre-activation block (He et al. 2016b), but the shortcut reads relu(BN(x)), never x.
 
-    So the PS-KD and ZLS code have it; the usual block adds x itself where the shape stays.
+    So the PS-KD and ZLS code have it; the usual block adds x itself if the shape stays.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -38,7 +38,7 @@ class PreActBlock(nn.Module):
 
 
 class IdentityBlock(PreActBlock):
-    """Pre-activation block as He et al. 2016b have it: x itself is added where the shape stays."""
+    """Pre-activation block as He et al. 2016b have it: x itself is added if the shape stays."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] -> [B, C', H/stride, W/stride]."""

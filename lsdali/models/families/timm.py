@@ -1,4 +1,4 @@
-"""Any network of timm as a Network: `timm/<name>`. timm is imported only where a recipe names one."""
+"""Any network of timm as a Network: `timm/<name>`. timm is imported only if a recipe names one."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ PREFIX = "timm/"
 
 
 def timm() -> Any:
-    """Return the package. Raises UserError with the remedy where it is missing."""
+    """Return the package. Raises UserError with the remedy if it is missing."""
     try:
         import timm as package
     except ImportError as fault:
@@ -50,7 +50,7 @@ class PlaceHead(nn.Module):
 class TimmNetwork(Network):
     """A timm network whose linear classifier is the Network's.
 
-    Its stages are what `forward_intermediates` gives, and `final` where the last features are another map. Networks
+    Its stages are what `forward_intermediates` gives, and `final` if the last features are another map. Networks
     whose last features are no map [B, C, H, W] (ViT, Swin) have no stages: `channels` is empty.
     """
 
@@ -91,7 +91,7 @@ def timm_module(name: str, classes: int, drop_path: float | None = None) -> Any:
 
 
 def build_timm(name: str, classes: int, dropout: float | None = None, drop_path: float | None = None) -> nn.Module:
-    """Return the network `timm/<name>`, untrained; whole where its head is not one linear layer.
+    """Return the network `timm/<name>`, untrained; whole if its head is not one linear layer.
 
     `dropout` acts before that.
 

@@ -1,6 +1,6 @@
 """torchvision's networks, taken apart into Networks. The numbers are torchvision's own.
 
-torchvision is imported where a network is built: its import takes longer than torch's, and recipes need only names.
+torchvision is imported when a network is built: its import takes longer than torch's, and recipes need only names.
 """
 
 from collections import OrderedDict

@@ -11,7 +11,7 @@ from lsdali.models.student import Network
 
 
 class WideBlock(nn.Module):
-    """BN-ReLU-3x3-BN-ReLU-dropout-3x3; the shortcut is x, or a 1x1 convolution of relu(BN(x)) where widths change."""
+    """BN-ReLU-3x3-BN-ReLU-dropout-3x3; the shortcut is x, or a 1x1 convolution of relu(BN(x)) if widths change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def wide_resnet(depth: int, times: int, classes: int, dropout: float = 0.0) -> N
 
 
 class BiasedBlock(nn.Module):
-    """BN-ReLU-3x3-BN-ReLU-3x3 with the stride in the second convolution; where widths change, a 1x1 of x itself."""
+    """BN-ReLU-3x3-BN-ReLU-3x3 with the stride in the second convolution; if widths change, a 1x1 of x itself."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ else:
 
 
 class TrainImages(Config):
-    """What every kind of training crop has."""
+    """Base of all training crops."""
 
     size: Annotated[int, Field(ge=1, le=4096)]
     """Side of the square that the network sees, in pixels."""

@@ -1,4 +1,4 @@
-"""What every augmentation is: a config, and its random choices as a function of uniform numbers."""
+"""The base of augmentations: a config, and its random choices as a function of uniform numbers."""
 
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,7 +18,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class Augmentation(Config):
-    """What every augmentation has."""
+    """Base of all augmentations."""
 
     name: str
     outputs: ClassVar[int] = 1  # arrays in choices()

@@ -16,7 +16,7 @@ class RandomErasing(Augmentation):
 
     name: Literal["random_erasing"] = "random_erasing"
     probability: Fraction = 0.25
-    """How many of the images get a rectangle."""
+    """Share of the images that get a rectangle."""
     scale: Interval = (0.02, 1 / 3)
     """Smallest and largest area, as a share of the image."""
     ratio: Interval = (0.3, 3.3)
@@ -41,7 +41,7 @@ class RandomErasing(Augmentation):
     def choices(self, u: Floats, side: int) -> Choices:
         """Return top left corner (y, x) and shape (h, w) in pixels, [n, 2] float32 each; shape 0 erases nothing.
 
-        The first of ten tries that is smaller than the image; where none is, nothing is erased.
+        The first of ten tries that is smaller than the image; if none is, nothing is erased.
         """
         area = side * side * (self.scale[0] + u[:, 3 : 3 + ERASE_TRIES] * (self.scale[1] - self.scale[0]))
         low, high = np.log(self.ratio)

@@ -27,9 +27,9 @@ class ColorJitter(Augmentation):
     saturation: float = Field(0.4, ge=0, le=1e9)
     """The same, for the distance to the pixel's own gray."""
     hue: float = Field(0.1, ge=0, le=0.5)
-    """The turn is drawn from -hue to hue; 1 is the whole circle."""
+    """The shift of the hue is drawn from -hue to hue; 1 is the full circle."""
     probability: Fraction = 1.0
-    """How many of the images are changed."""
+    """Share of the images that are changed."""
     outputs: ClassVar[int] = 4
 
     @property
@@ -70,7 +70,7 @@ class Grayscale(Augmentation):
 
     name: Literal["grayscale"] = "grayscale"
     probability: Fraction = 0.2
-    """How many of the images are changed."""
+    """Share of the images that are changed."""
 
     @property
     def columns(self) -> int:
@@ -82,13 +82,13 @@ class Grayscale(Augmentation):
 
 
 class Rotation(Augmentation):
-    """A turn about the image's centre, bilinear; corners are filled."""
+    """Rotation about the image's centre, bilinear; corners are filled."""
 
     name: Literal["rotation"] = "rotation"
     degrees: float = Field(15.0, ge=0, le=180)
     """The angle is drawn from -degrees to degrees."""
     probability: Fraction = 1.0
-    """How many of the images are turned."""
+    """Share of the images that are rotated."""
     fill: Level = 0
     """Gray level of the corners."""
 

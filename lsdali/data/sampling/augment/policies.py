@@ -24,7 +24,7 @@ class RandAugment(Augmentation):
     m: Bin = 9
     """Their magnitude, 0 to 30."""
     fill: Level = 128
-    """Gray level of the pixels that shears, shifts and turns lay bare."""
+    """Gray level of the pixels that shears, shifts and rotations expose."""
     outputs: ClassVar[int] = 2
 
     @property
@@ -41,7 +41,7 @@ class TrivialAugment(Augmentation):
 
     name: Literal["trivial_augment_wide"] = "trivial_augment_wide"
     fill: Level = 128
-    """Gray level of the pixels that shears, shifts and turns lay bare."""
+    """Gray level of the pixels that shears, shifts and rotations expose."""
     outputs: ClassVar[int] = 3
 
     @property
@@ -61,7 +61,7 @@ class AutoAugment(Augmentation):
     policy: Literal["imagenet", "cifar10"] = "imagenet"
     """The data set that the pairs were learned on."""
     fill: Level = 128
-    """Gray level of the pixels that shears, shifts and turns lay bare."""
+    """Gray level of the pixels that shears, shifts and rotations expose."""
     outputs: ClassVar[int] = 3
 
     @property
