@@ -1,4 +1,4 @@
-"""Clock: where a run stands. Immutable; everything that depends on time is a function of it."""
+"""Clock: the position of a run. Immutable; everything that depends on time is a function of it."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise

@@ -1,9 +1,9 @@
-"""What a user is meant to read when something is wrong, and the exit statuses of a run.
+"""Errors for users, and the exit statuses of a run.
 
 | status | meaning |
 |---|---|
 | 0 | finished |
-| 1 | an exception that nobody expected; its traceback is printed |
+| 1 | an unexpected exception; its traceback is printed |
 | 2 | bad input, or a place that cannot be written: one sentence says which |
 | 3 | a process of the run died, or stood still for too long: one sentence says which |
 | 75 | stopped by a signal, and saved; the same command goes on (EX_TEMPFAIL of sysexits.h) |
@@ -52,12 +52,12 @@ class Stopped(Exception):
 
 
 def first_line(fault: BaseException) -> str:
-    """Return what somebody else's exception says, in one line; its class if it says nothing."""
+    """Return the message of a library's exception in one line; its class if the message is empty."""
     return next(iter(str(fault).splitlines()), type(fault).__name__)
 
 
 def report_error(error: Exception) -> int:
-    """Say what is wrong: rank 0 says what every rank found, any rank what it found alone. The exit status, 2."""
+    """Report an error and return the exit status, 2. Rank 0 reports shared errors, each rank its own."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not isinstance(error, SharedError):
         alone = "" if rank == "0" else f"rank {rank}: "

@@ -1,4 +1,4 @@
-"""What a run tells: typed events, written as JSON lines and to TensorBoard, shown as a progress bar or plain lines."""
+"""Events of a run: typed, written as JSON lines and to TensorBoard, shown as a progress bar or plain lines."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""How labels go wrong: one description for noise that is added to the data and for losses that correct it."""
+"""Label noise: one description for noise that is added to the data and for losses that correct it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the kernel lets this process use: CPU affinity, and the limits of its control groups."""
+"""Limits that the kernel sets for this process: CPU affinity, and its control groups."""
 
 import os
 from collections.abc import Iterator

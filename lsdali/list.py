@@ -1,4 +1,4 @@
-"""What a recipe can name: `lsdali list models|methods|data|augmentations|optimizers|schedules|loggers [TEXT]`."""
+"""List what a recipe can name: `lsdali list models|methods|data|augmentations|optimizers|schedules|loggers [TEXT]`."""
 
 import argparse
 import sys

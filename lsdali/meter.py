@@ -1,4 +1,4 @@
-"""What a run measures of itself between two reports."""
+"""Losses and times of a run between two reports."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is done to trained networks afterwards: temperature scaling, the mean of several, features in a plane."""
+"""Post-hoc processing of trained networks: temperature scaling, ensembles, features in a plane."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which evaluation of a run is its best, and when a run ends early. Pure functions of a record that is saved."""
+"""Select the best evaluation of a run, and stop a run early. Pure functions of a record that is saved."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

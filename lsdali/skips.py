@@ -1,4 +1,4 @@
-"""What a step that is not finite leaves alone, and how many there were, without waiting for the device in a step."""
+"""Skip steps that are not finite, and count them, without waiting for the device in a step."""
 
 from collections import deque
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What reaches the terminal, pages and tables: names from outside are escaped here, and never break a stream.
+"""Output to terminal, pages and tables: names from outside are escaped here, and never break a stream.
 
 Names of files, folders and classes come from whoever made them. Raw, an escape sequence in one could clear the screen,
 an override of the writing direction could show another name, and what the stream cannot encode would end the command.

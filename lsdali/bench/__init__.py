@@ -1,1 +1,1 @@
-"""What things cost on this machine, and whether its data are the same everywhere: `python -m lsdali.bench --help`."""
+"""Measure loader, training steps and data stream on this machine: `python -m lsdali.bench --help`."""

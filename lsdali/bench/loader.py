@@ -1,8 +1,7 @@
-"""What loading costs on this machine, against torchvision's loaders.
+"""Compare the cost of loading with torchvision's loaders on this machine.
 
-Each repetition is a fresh process, the contestants take turns, and the table shows medians. Time on the CPU
-(of the process and all its children) is the figure to compare: it hardly changes with what else the machine
-does.
+Each repetition is a fresh process, the loaders take turns, and the table shows medians. Time on the CPU (of the process
+and all its children) is the figure to compare: it hardly changes with what else the machine does.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What every figure carries: the machine, the versions, medians with their range."""
+"""The header and format of every measurement: machine, versions, medians with their range."""
 
 import os
 import platform

@@ -1,8 +1,8 @@
-"""What a training step costs with each method, relative to plain cross-entropy on the same network, and what it keeps.
+"""Measure the training step of each method, relative to cross-entropy on the same network, and the size of its state.
 
-Synthetic images, so that no loader is in the way. The methods take turns step by step; medians over all steps. On the
-CPU the time is that of the process (steadier than the clock on a machine with neighbours), on a GPU the clock's,
-synchronised.
+Images are synthetic, so no loader is involved. The methods take turns step by step; the figures are medians over all
+steps. On the CPU the time is that of the process (steadier than the clock on a machine with neighbours), on a GPU the
+clock's, synchronised.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Whether a recipe's training data are the same bits on any number of ranks: under torchrun, for real.
+"""Check that a recipe's training data are the same bits on any number of ranks, under torchrun.
 
 Each rank hashes its samples, number, label and pixels; the hashes of a step, in the order of the global batch, make the
 step's digest, and those of all steps the stream's. The last row changes the number of ranks half way.

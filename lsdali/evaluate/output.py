@@ -1,4 +1,4 @@
-"""What was found, to the terminal and into the files that were asked for."""
+"""Write the results of an evaluation to the terminal and to files."""
 
 import argparse
 import io

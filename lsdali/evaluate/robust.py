@@ -1,4 +1,4 @@
-"""How a network bears shifts, noise and attacks, in evaluation mode: its BatchNorm statistics stay as they are."""
+"""Evaluate a network under shifts, noise and attacks, with its BatchNorm statistics unchanged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""What `import lsdali` offers to Python programs; lsdali/__init__.py lists it. docs/python.md shows it at work."""
+"""The Python interface: what lsdali/__init__.py lists. docs/python.md shows examples."""

@@ -1,4 +1,4 @@
-"""lsdali's data in anybody's training loop."""
+"""lsdali's data in your own training loop."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,7 +68,7 @@ def loader(
     device: str | torch.device | None = None,
     half: bool = False,
 ) -> Batches:
-    """Return a data set as batches for a loop of one's own; in a process group, those of this rank.
+    """Return a data set as batches for your own loop; in a process group, those of this rank.
 
     Args:
         data: the data part of a recipe, such as {"name": "imagenet", "root": "/data"}, or the name of a data set

@@ -1,4 +1,4 @@
-"""What a trained network says of images."""
+"""Predictions of a trained network for images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

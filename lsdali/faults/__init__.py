@@ -1,1 +1,1 @@
-"""What happens when a run is signalled, when a process of it dies, and when one stands still."""
+"""Handling of signals, and of processes of a run that die or hang."""

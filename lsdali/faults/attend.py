@@ -1,4 +1,4 @@
-"""Carry out a run so that it ends well: the cause on the first line, nobody left behind."""
+"""Run the work so that it ends cleanly: the cause on the first line, no process left behind."""
 
 import os
 import sys
@@ -91,7 +91,8 @@ def follows(error: Exception) -> bool:
 
 
 def crashed(error: Exception, pulse: Pulse) -> int:
-    """Say what nobody expected; the exit status. What only follows from the end of another rank is not said."""
+    """Report an unexpected exception; return the exit status. Mere consequences of another rank's end are not
+    reported."""
     if follows(error):
         deadline = time.monotonic() + 3 * TICK + GRACE
         while not pulse.over and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""How beats reach rank 0: JSON lines over TCP, one connection for each other rank, answered with the verdict."""
+"""Send heartbeats to rank 0: JSON lines over TCP, one connection per rank, answered with the verdict."""
 
 import json
 import secrets

@@ -1,4 +1,4 @@
-"""How far images lie from the centroid of their class, and how far from each other the classes lie."""
+"""Distances of images from the centroid of their class, and of classes from each other."""
 
 import argparse
 from collections.abc import Mapping, Sequence

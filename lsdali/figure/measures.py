@@ -1,4 +1,4 @@
-"""What the figures show, as pure functions of features, logits, labels and matrices."""
+"""The measures of the figures, as pure functions of features, logits, labels and matrices."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What figures are made of: features and logits of the images of chosen classes, on every rank."""
+"""Read the data of figures: features and logits of the images of chosen classes, on every rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

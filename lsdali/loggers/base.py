@@ -1,4 +1,4 @@
-"""What every logger has, and what becomes of one that fails."""
+"""The base of all loggers, and the handling of one that fails."""
 
 from collections.abc import Callable
 from importlib.util import find_spec

@@ -67,7 +67,7 @@ class ProfiledBatches:
             step += 1
 
     def at(self, done: int) -> None:
-        """Begin or end the profile where so many steps are done."""
+        """Begin or end the profile after this number of steps."""
         first, last = self.config.steps
         if self.running is None and first - 1 <= done < last:
             gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []

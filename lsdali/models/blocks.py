@@ -1,4 +1,4 @@
-"""What the families share: small convolutions, the pool, stochastic depth, initialisation, and the assembly."""
+"""Shared parts of the families: small convolutions, pool, stochastic depth, initialisation, and assembly."""
 
 from collections.abc import Mapping
 

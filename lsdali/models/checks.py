@@ -42,7 +42,7 @@ def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int
 
 
 def check_features(network: Network, model: str, reads_features: bool, method: str) -> None:
-    """Raise UserError if the method reads what the classifier reads, and nobody knows the classifier."""
+    """Raise UserError if the method reads features and the network's classifier is not known."""
     if reads_features and network.width == 0:
         raise UserError(
             f"the method '{method}' reads the features before the classifier, and that of '{model}' was not found: "

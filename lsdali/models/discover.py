@@ -1,4 +1,4 @@
-"""Find in anybody's module what methods need: the classifier, and the stages whose maps shrink."""
+"""Find what methods need in any module: the classifier, and the stages whose maps shrink."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""How a network begins: initialisation by name, and residual branches that begin at zero."""
+"""Initialisation of networks: by name, and residual branches that start at zero."""
 
 from collections.abc import Callable
 from typing import Any, Literal

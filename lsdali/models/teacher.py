@@ -142,7 +142,7 @@ def title(config: Any) -> str:
 
 
 def open_teacher(config: Any, classes: int, names: Sequence[str]) -> tuple[Network, Normal | None]:
-    """Return a teacher's network on the CPU, and how its images were normalised; None: nobody knows."""
+    """Return a teacher's network on the CPU, and how its images were normalised; None if that is not known."""
     match config:
         case CheckpointTeacher():
             return network_from_checkpoint(Path(config.path), classes, names, config.weights)

@@ -1,4 +1,4 @@
-"""Where a recipe's teacher comes from."""
+"""The sources of a recipe's teacher."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""What turns gradients into weights: optimizers, learning rates, precision, average of the weights."""
+"""From gradients to weights: optimizers, learning rates, precision, average of the weights."""
 
 from lsdali.optim.configs import LAMB, LARS, OPTIMIZERS, SGD, Adam, AdamW, Nesterov, NovoGrad, OptimizerConfig, Timm
 from lsdali.optim.ema import EMA, Average

@@ -1,4 +1,4 @@
-"""Which parameters are decayed."""
+"""Parameter groups: which parameters are decayed."""
 
 from collections.abc import Iterable
 from typing import Any, Literal

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 def render(template: str, command: str, **values: Any) -> str:
     """Return the page as text. Values are escaped; `command` goes into the footer, with version, commit and date.
 
-    Characters that nobody sees, or that UTF-8 cannot carry, as in the name of a file with other bytes, are escaped.
+    Characters that are invisible, or that UTF-8 cannot encode, as in the name of a file with other bytes, are escaped.
     """
     import jinja2
 

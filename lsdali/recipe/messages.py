@@ -1,4 +1,4 @@
-"""What an error in a recipe says: the key as the user wrote it, what is wrong, and what would be right."""
+"""Error messages for recipes: the key as the user wrote it, what is wrong, and what would be right."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What other trainers call the keys of a recipe."""
+"""Names that other trainers give to the keys of a recipe."""
 
 KEYS = {
     "amp": "precision: fp16 or bf16",

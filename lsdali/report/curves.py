@@ -1,4 +1,4 @@
-"""Learning curves of groups: each figure's curves, seeds as a band."""
+"""Learning curves of groups of runs: one curve per figure, with a band over the seeds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone, as groups; what differs between groups."""
+"""Groups of runs that differ only in their seed, and the differences between groups."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

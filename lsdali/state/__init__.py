@@ -1,1 +1,1 @@
-"""What a run saves: named parts, each owned by the object that knows it."""
+"""Saved state of a run: named parts, each owned by the object that knows it."""

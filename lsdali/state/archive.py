@@ -1,4 +1,4 @@
-"""Write a file of torch so that it is on disk, or the disk's own error is told."""
+"""Write a file with torch.save durably, or report the disk's own error."""
 
 import os
 from collections.abc import Mapping

@@ -64,7 +64,7 @@ class Background:
             self._thread = None
 
     def check(self) -> None:
-        """Raise what the last work has raised; it is told once."""
+        """Raise what the last task has raised; once."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error

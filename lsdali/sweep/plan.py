@@ -1,4 +1,4 @@
-"""What a sweep would do: its cells with their recipes, and how many steps, images and hours they take."""
+"""The plan of a sweep: its cells with their recipes, and the numbers of steps, images and hours."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""What every method promises, one check each. `config` is the method's part of a recipe, `others` are more parts of it.
+"""The contract of methods: one check for each promise. `config` is the method's part of a recipe, `others` are more
+parts of it.
 
 Each trains in `place`, a folder with a folder `images` (see small.make_images) beside or above it.
 """

@@ -1,7 +1,7 @@
 """Indexes on disk: one folder of arrays for each split, sealed with checksums, valid while no file changes.
 
-An index that no longer fits its files is made anew, and what has changed is told. The last few are kept, so that a
-run that began with one of them can go on after a file is gone.
+An index that no longer fits its files is made anew, and the changes are reported. The last few are kept, so that a run
+that began with one of them can go on after a file is gone.
 """
 
 import hashlib

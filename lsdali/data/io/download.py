@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, and how they get there."""
+"""Find the files of a data set, or download them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

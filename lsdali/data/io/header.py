@@ -1,4 +1,4 @@
-"""What a file's first and last bytes say: its format, its size in pixels, and whether it is whole.
+"""Read image headers: format, size in pixels, and, from the last bytes, whether the file is complete.
 
 No decoder is called: at ImageNet's size decoding every file once would cost as much as an epoch.
 """

@@ -1,4 +1,4 @@
-"""What a header says beside the size: EXIF orientation, and whether DALI and Pillow read the pixels alike."""
+"""Read further traits from image headers: EXIF orientation, and whether DALI and Pillow read the pixels alike."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Runner: a DALI pipeline at a known position."""
+"""A DALI pipeline at a known position."""
 
 from collections import deque
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What decodes JPEGs on a GPU here, and the faster way to ask it for a part of an image."""
+"""The GPU decoder of this machine, and the faster way to decode a part of a JPEG with it."""
 
 import ctypes
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Whether the training graph decodes on this machine."""
+"""Check that the training graph decodes on this machine."""
 
 import io
 

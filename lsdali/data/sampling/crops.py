@@ -1,4 +1,4 @@
-"""Which part of an image is decoded: torchvision's crops as functions of random numbers and image sizes.
+"""torchvision's crops as functions of random numbers and image sizes: which part of an image is decoded.
 
 Sizes are (width, height), as the index has them; windows are (y, x) and (h, w), as DALI wants them.
 """

@@ -1,4 +1,4 @@
-"""Who reads which sample when: pure functions of (seed, epoch), the same on any number of ranks.
+"""Samplers: the order of samples as a function of (seed, epoch), the same on any number of ranks.
 
 Random numbers come from a counter-based hash (splitmix64; Steele, Lea and Flood, 2014), not from a
 generator with a state, so a run can start anywhere without replaying anything.

@@ -1,4 +1,4 @@
-"""What to write in a recipe for folders that are called or arranged otherwise than the recipe says."""
+"""Suggest what to write in a recipe if folders have other names or another layout."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which samples of a data set take part, and under which labels: class subsets, held-out parts, label noise.
+"""Choose samples and labels of a data set: class subsets, held-out parts, label noise.
 
 Every choice is a function of a seed and of the sample's number in the whole set, the same everywhere.
 """

@@ -1,4 +1,4 @@
-"""Which files below a folder are data: images, by their endings. All others are counted and reported."""
+"""Walk a folder: images are data, known by their endings; all other files are counted and reported."""
 
 import os
 from collections import Counter, defaultdict

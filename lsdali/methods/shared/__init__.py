@@ -1,1 +1,1 @@
-"""What several methods use: class matrices, random draws, Zipf's and other distributions, auxiliary heads."""
+"""Shared parts of methods: class matrices, random draws, Zipf's and other distributions, auxiliary heads."""

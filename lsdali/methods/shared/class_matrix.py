@@ -1,4 +1,4 @@
-"""What methods share that keep a row of numbers for each class."""
+"""The base of methods that keep a row of numbers for each class."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What mass a class earns by its rank, or without one: the distributions that Liang et al. 2022 compare.
+"""Distributions of mass over classes, by rank or without: those that Liang et al. 2022 compare.
 
 Bounds on powers and rates keep weights within float32: where it holds 0 for every class but the label, the order
 of the ranks is lost.

@@ -95,4 +95,4 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"wrn_{depth}_{times}": partial(wide_resnet, depth, times) for depth, times in SIZES},
     "resnet32_wide": resnet32_wide,
 }
-"""Builders (classes), but for resnet32_wide with dropout=..."""
+"""Builders (classes, dropout=...); resnet32_wide takes no dropout."""
