@@ -4,8 +4,8 @@ Exactness. In an epoch each sample is read, then written, by one rank and in one
 which its sample was last seen, and no rank can meet another's write before the epoch's end. Stand-ins for bad files
 would break this (their sample comes twice); the caller leaves them out with `keep`.
 
-Nodes. Until `sync`, rows written on one node are unknown to the others. `sync` is due at each epoch's end, since any
-rank may read the row in the next one, and before rows are saved; within an epoch it changes no row still to be read.
+Nodes. Until `sync`, rows written on one node are unknown to the others. Call `sync` at each epoch's end, since any rank
+may read the row in the next one, and before saving. Inside an epoch it never changes a row that is still to be read.
 
 Waiting. On a GPU `write` starts a copy into pinned memory and returns; the rows reach the table at a later `write`,
 when the device has passed that point, or in `sync`. `read` sends pinned rows to the device without waiting.

@@ -182,7 +182,7 @@ def _holder(handle: int) -> str:
 
 
 def on_each_node(work: Callable[[], Path]) -> Path:
-    """Return what one process of this node found; UserError if that of any node failed. Collective."""
+    """Run `work` once per node and return its result on every rank; a failure is raised on all. Collective."""
     folder, problem = None, None
     if dist.local_rank() == 0 or not dist.active():
         try:

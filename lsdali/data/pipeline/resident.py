@@ -23,7 +23,7 @@ from lsdali.data.sets.sample_index import Index
 
 
 def obstacle(config: DataSet, split: Split, index: Index) -> str:
-    """Return why these images cannot be held with the same pixels that DALI gives; empty if they can."""
+    """Return why the data cannot be held on the device bit-identically to DALI; empty if it can."""
     size = one_size(index)
     if size is None:
         return "the images have different sizes, or some are bad"
