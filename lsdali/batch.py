@@ -24,9 +24,9 @@ class Batch:
 
     images: Tensor  # [B, 3, H, W] normalised, on this rank's device
     labels: Tensor  # [B] int64 class, on this rank's device
-    index: Tensor  # [B] int64 place in the data set, on the host
+    index: Tensor  # [B] int64 number in the data set, on the host
     valid: Tensor  # [B] bool, on this rank's device; False where evaluation padded the last batch
-    stand_in: Tensor | None = None  # [B] bool, on the host, True where a bad file's place is filled; None: nowhere
+    stand_in: Tensor | None = None  # [B] bool, on the host, True where it replaces a bad file; None: nowhere
     mixture: Mixture | None = None  # None where the images are whole
 
     def __len__(self) -> int:

@@ -274,9 +274,9 @@ def wrap(student: Student, device: torch.device) -> DistributedDataParallel:
 def fix_bucket_order(wrapped: DistributedDataParallel, trainer: Trainer, recipe: Recipe) -> None:
     """Let DDP lay out its gradient buckets now, with a pass that leaves no other trace.
 
-    DDP rearranges its buckets after the first backward pass, and the place of a gradient in them decides the order in
-    which three or more ranks add it up. A resumed run would add its first step in another order than the run that
-    never stopped. Images have the shape, type and layout of training, because cuDNN looks for the fastest kernels here.
+    DDP rearranges its buckets after the first backward pass, and a gradient's position in them decides the order in
+    which three or more ranks add it up. A resumed run would add its first step in another order than the run that never
+    stopped. Images have the shape, type and layout of training, because cuDNN looks for the fastest kernels here.
     """
     student, size = trainer.student, recipe.data.train.size
     buffers = [b.clone() for b in student.buffers()]

@@ -31,10 +31,10 @@ class PerEpoch:
         return sum(self.at(first) * other.at(first) * (end - first) for first, end in pairwise([*starts, epoch]))
 
     def locate(self, count: int) -> tuple[int, int]:
-        """Return the epoch that `count` falls into, with epochs laid end to end, and its place there."""
+        """Return the epoch that `count` falls into, with epochs laid end to end, and how far into it."""
         first, number = next((e, n) for e, n in reversed(self.spans) if self.before(e) <= count)
-        epoch, place = divmod(count - self.before(first), number)
-        return first + epoch, place
+        epoch, into = divmod(count - self.before(first), number)
+        return first + epoch, into
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Clock:
     @property
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1, in epochs."""
-        epoch, place = self.steps_per_epoch.locate(self.step)
+        epoch, into = self.steps_per_epoch.locate(self.step)
         length = self.steps_per_epoch.at(epoch)
-        return (epoch * length + place) / (self.epochs * length)
+        return (epoch * length + into) / (self.epochs * length)
 
     @property
     def at_epoch_end(self) -> bool:

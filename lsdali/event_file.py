@@ -57,8 +57,8 @@ def text(number: int, content: bytes) -> bytes:
 
 def event(step: int | None, body: bytes) -> bytes:
     """Return an Event of now: wall_time is its field 1, step its field 2."""
-    place = b"" if step is None else varint(2 << 3) + varint(step)
-    return varint(1 << 3 | 1) + struct.pack("<d", time.time()) + place + body
+    step_field = b"" if step is None else varint(2 << 3) + varint(step)
+    return varint(1 << 3 | 1) + struct.pack("<d", time.time()) + step_field + body
 
 
 def summary(values: Mapping[str, float]) -> bytes:

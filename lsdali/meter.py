@@ -71,8 +71,8 @@ class Meter:
         ranks = dist.gather_objects(wrong)
         first = step - len(self.terms)
         sentences = []
-        for place, number in enumerate(skipped):
-            found = [f"{', '.join(rank[place])} on rank {n}" for n, rank in enumerate(ranks) if rank[place]]
+        for k, number in enumerate(skipped):
+            found = [f"{', '.join(rank[k])} on rank {n}" for n, rank in enumerate(ranks) if rank[k]]
             what = "; ".join(found) or "the gradient is not finite"
             sentences.append(f"step {first + number + 1} was skipped: {what}")
         return sentences

@@ -62,11 +62,11 @@ def binned(confidence: Tensor, right: Tensor, bins: Bins) -> tuple[Tensor, Tenso
     """Map [N], [N], M bins -> [M] int64, [M], [M]: samples of each bin, sum of their confidence, how many are right."""
     lower, upper = (edge.to(confidence.device) for edge in bins)
     confidence = confidence.double().contiguous()
-    place = torch.bucketize(confidence, upper)  # the first bin that does not end below; M for none
-    outside = (place == len(upper)) | (confidence <= lower[place.clamp(max=len(lower) - 1)])
-    place = place.masked_fill(outside, len(lower))  # the last place is for those in no bin
+    bin_of = torch.bucketize(confidence, upper)  # the first bin that does not end below; M for none
+    outside = (bin_of == len(upper)) | (confidence <= lower[bin_of.clamp(max=len(lower) - 1)])
+    bin_of = bin_of.masked_fill(outside, len(lower))  # the last one is for those in no bin
     weights = (None, confidence, right.double())
-    counts, sums, rights = (torch.bincount(place, w, len(lower) + 1)[:-1] for w in weights)
+    counts, sums, rights = (torch.bincount(bin_of, w, len(lower) + 1)[:-1] for w in weights)
     return counts, sums, rights
 
 

@@ -206,8 +206,8 @@ def _imported(name: str) -> ModuleType:
 def _failed(name: str, error: Exception) -> UserError:
     """Return what to say of a module that cannot be imported: its own line that failed, and why."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
-    return UserError(f"{name} cannot be imported: {type(error).__name__}: {first_line(error)}{place}")
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    return UserError(f"{name} cannot be imported: {type(error).__name__}: {first_line(error)}{where}")
 
 
 def _use(name: str, module: ModuleType) -> None:

@@ -63,8 +63,8 @@ def in_order(found: Iterable[tuple[int, "Prediction"]]) -> Iterator["Prediction"
     """Yield predictions in the order of their images, each as soon as all before it are there."""
     early: dict[int, Prediction] = {}
     number = 0
-    for place, prediction in found:
-        early[place] = prediction
+    for number, prediction in found:
+        early[number] = prediction
         while number in early:
             yield early.pop(number)
             number += 1

@@ -62,7 +62,7 @@ class Calibration:
 
 
 def calibrate(how: str, part: Predicted, held_out: Predicted | None) -> Calibration:
-    """Return the temperature of a run in one of the ways of FITS.
+    """Return the temperature of a run in one of the ways of CALIBRATE_ON.
 
     `held_out` is what it says of samples kept from training.
     """

@@ -83,13 +83,13 @@ def pgd(network: Classify, batch: Batch, levels: Levels, size: float, step: floa
 def random_crops(batch: Batch, size: int) -> tuple[Tensor, Tensor]:
     """Cut two crops of each image, `size` pixels a side, at offsets 0 to S - size - 1, as in the code of OLS."""
     span = batch.images.shape[2] - size
-    places = (uniforms(0, 0, batch.index.numpy(), 4, OFFSETS) * span).astype(np.int64)
-    return crops_at(batch.images, places[:, :2], size), crops_at(batch.images, places[:, 2:], size)
+    offsets = (uniforms(0, 0, batch.index.numpy(), 4, OFFSETS) * span).astype(np.int64)
+    return crops_at(batch.images, offsets[:, :2], size), crops_at(batch.images, offsets[:, 2:], size)
 
 
-def crops_at(images: Tensor, places: NDArray[np.int64], size: int) -> Tensor:
+def crops_at(images: Tensor, offsets: NDArray[np.int64], size: int) -> Tensor:
     """Map [B, 3, S, S] and [B, 2] offsets down and across -> [B, 3, size, size]."""
-    cut = [image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, places.tolist(), strict=True)]
+    cut = [image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, offsets.tolist(), strict=True)]
     return torch.stack(cut).contiguous(memory_format=torch.channels_last)
 
 

@@ -42,7 +42,7 @@ class Predicted:
     name: str
     logits: Tensor  # [N, K] fp32
     labels: Tensor  # [N] int64
-    index: Tensor  # [N] int64, places in the data set
+    index: Tensor  # [N] int64, numbers in the data set
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def under_known_names(index: Index, known: Sequence[str], classes: int) -> Index
     numbered = index.classes == tuple(map(str, range(len(index.classes)))) and len(index.classes) <= classes
     if not set(index.classes) <= set(known) and not numbered:
         return index
-    place = {name: k for k, name in enumerate(map(str, range(classes)) if numbered else known)}
-    number = np.array([place[name] for name in index.classes])
+    number_of = {name: k for k, name in enumerate(map(str, range(classes)) if numbered else known)}
+    number = np.array([number_of[name] for name in index.classes])
     return replace(index, labels=number[index.labels], clean=number[index.clean], classes=tuple(known))
 
 

@@ -81,5 +81,5 @@ def loader(
     """
     if batch % dist.world():
         raise UserError(f"batch {batch} does not divide among {dist.world()} processes")
-    place = dist.own_device() if device is None else torch.device(device)
-    return Batches(data, batch, seed, place, half=half)
+    target = dist.own_device() if device is None else torch.device(device)
+    return Batches(data, batch, seed, target, half=half)

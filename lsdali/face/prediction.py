@@ -21,7 +21,7 @@ class Prediction:
     """A network's answer for one image: its most probable classes, or why the image cannot be read."""
 
     image: str
-    """The file; for an image in memory, its place in the arguments."""
+    """The file; for an image in memory, its position in the arguments."""
     classes: tuple[str, ...]
     """Names, the most probable first; empty for an image that cannot be read."""
     probabilities: tuple[float, ...]
@@ -103,5 +103,5 @@ def best_classes(
     """Yield the names and probabilities of the most probable classes: softmax of the logits [n, K], in fp64."""
     shares = (logits.double().cpu() / temperature).softmax(1)
     values, classes = shares.topk(min(top, shares.shape[1]), dim=1)
-    for image, row, places in zip(images, values.tolist(), classes.tolist(), strict=True):
-        yield Prediction(image, tuple(trained.names[k] for k in places), tuple(row))
+    for image, row, best in zip(images, values.tolist(), classes.tolist(), strict=True):
+        yield Prediction(image, tuple(trained.names[k] for k in best), tuple(row))

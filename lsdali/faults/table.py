@@ -93,7 +93,7 @@ class ProcessTable:
             return Verdict(end="", status=failed[0].left or BROKEN)
         gone = [self.beats[rank] for rank, ticks in self.lost.items() if ticks >= 2]
         if gone:
-            causes = [f"{named(beat)} has died {place(beat)}: {self._cause(beat)}" for beat in gone]
+            causes = [f"{named(beat)} has died {progress(beat)}: {self._cause(beat)}" for beat in gone]
             return Verdict(end="; ".join(causes), status=BROKEN)
         there = [beat for rank, beat in self.beats.items() if beat.left is None and rank not in self.lost]
         mute = [beat for beat in there if self.silent[beat.rank] > self.limit]
@@ -116,9 +116,9 @@ def named(beat: Beat) -> str:
     return f"rank {beat.rank} on {beat.host}"
 
 
-def place(beat: Beat) -> str:
+def progress(beat: Beat) -> str:
     return f"at step {beat.step} ({beat.doing})"
 
 
 def listed(beats: Iterable[Beat]) -> str:
-    return ", ".join(f"{named(beat)} {place(beat)}" for beat in beats)
+    return ", ".join(f"{named(beat)} {progress(beat)}" for beat in beats)

@@ -62,8 +62,8 @@ def draw(figure: Any, found: Mapping[str, Any]) -> None:
     titles = [run["title"] for run in found["runs"]]
     for axes, key, title in ((left, "index", "diffusion index"), (right, "index_scale_free", "scale-free")):
         for k, which in enumerate(("similar", "dissimilar")):
-            places = [place + 0.4 * k - 0.2 for place in range(len(titles))]
-            axes.bar(places, [run[key][which] for run in found["runs"]], 0.4, color=COLOURS[k], label=which)
+            ticks = [tick + 0.4 * k - 0.2 for tick in range(len(titles))]
+            axes.bar(ticks, [run[key][which] for run in found["runs"]], 0.4, color=COLOURS[k], label=which)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(titles)), titles)
         axes.set(title=f"{title} of {found['target']}", ylabel=f"change from {found['against']} (%)")

@@ -58,6 +58,6 @@ def first_of(index: Index, classes: Sequence[str] | None, most: int | None) -> I
     if classes is not None:
         part = of_classes(part, classes)
     own = [np.flatnonzero(part.labels == k)[:most] for k in range(len(part.classes))]
-    if empty := [name for name, places in zip(part.classes, own, strict=True) if not len(places)]:
+    if empty := [name for name, rows in zip(part.classes, own, strict=True) if not len(rows)]:
         raise UserError(f"the class {empty[0]} has no image here: name others with --classes, or take another --split")
     return subset(index, part.at(np.sort(np.concatenate(own))))

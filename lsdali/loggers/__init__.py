@@ -1,6 +1,6 @@
-"""Further places that a run's figures go to, beside events.jsonl and the scalars of TensorBoard.
+"""Further destinations of a run's figures, beside events.jsonl and the scalars of TensorBoard.
 
-They are best effort: one that fails is told once, and the run goes on without it.
+They are best effort: one that fails is reported once, and the run continues without it.
 """
 
 from collections.abc import Sequence

@@ -96,7 +96,7 @@ class Correction(Method):
         self.rows = torch.where(better[:, None], rows, self.rows)
         self.best = torch.where(better, best, self.best)
 
-    def agree(self) -> tuple[Tensor, Tensor]:
+    def best_of_ranks(self) -> tuple[Tensor, Tensor]:
         """Return [K], [K, K]: the best of all ranks, the lowest rank's among equals."""
         best, rows = dist.all_rows(self.best[None]), dist.all_rows(self.rows[None])
         rank = best.argmax(0)
@@ -105,7 +105,7 @@ class Correction(Method):
     def end_epoch(self, student: Student, clock: Clock) -> None:
         if not self.estimates:
             return
-        _, rows = self.agree()
+        _, rows = self.best_of_ranks()
         if clock.epoch >= self.config.noise.epochs:  # type: ignore[union-attr]
             self.set_matrix(rows)
             self.estimates = False
@@ -117,7 +117,7 @@ class Correction(Method):
             return {}
         if not self.estimates:
             return {"matrix": self.matrix.clone()}
-        best, rows = self.agree()  # taking the best again of what was best before changes nothing
+        best, rows = self.best_of_ranks()  # taking the best again of what was best before changes nothing
         return {"best": best.clone(), "rows": rows.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -167,8 +167,8 @@ class InstanceSmoothing(Method):
         rows, _ = self.memory.read(batch.index)
         if len(new) == 0:
             return rows
-        place = to_device(new.numpy(), rows.device)
-        return rows.index_copy(0, place, self.teacher(batch.images[place]).float())
+        unknown = to_device(new.numpy(), rows.device)
+        return rows.index_copy(0, unknown, self.teacher(batch.images[unknown]).float())
 
     def observe(self, batch: Batch, observed: Tensor) -> None:
         """Remember `observed`, the teacher's logits, if there is a memory."""

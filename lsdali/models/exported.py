@@ -163,7 +163,7 @@ def preprocessing_text(steps: Mapping[str, Any]) -> str:
 
 
 def recipe_yaml(recipe: Mapping[str, Any]) -> str:
-    """Return a recipe as YAML, without the place of its run."""
+    """Return a recipe as YAML, without the folder of its run."""
     import yaml
 
     text: str = yaml.safe_dump({k: v for k, v in recipe.items() if k != "run_dir"}, sort_keys=False)

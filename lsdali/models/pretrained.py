@@ -140,7 +140,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         raise UserError(f"model.weights: the file '{path}' cannot be read: {refusal(fault)}") from fault
     if not isinstance(content, Mapping | list | tuple):
         raise UserError(f"model.weights: the file '{path}' holds a {type(content).__name__}, not tensors by name")
-    return content if isinstance(content, Mapping) else {str(place): part for place, part in enumerate(content)}
+    return content if isinstance(content, Mapping) else {str(number): part for number, part in enumerate(content)}
 
 
 def read_or_read_around(path: Path) -> Any:
@@ -159,7 +159,7 @@ DEEPEST_WRAPPER = 20  # levels of wrappers that are looked into; a dictionary ma
 
 
 def find_states(content: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """Return every mapping of names to tensors inside a file's content, by the keys and places that lead to it."""
+    """Return every mapping of names to tensors inside a file's content, by the keys and positions that lead to it."""
     tensors = {str(key): as_tensor(value) for key, value in content.items() if len(path) < DEEPEST_WRAPPER}
     state = {key: value for key, value in tensors.items() if value is not None}
     found = {path: state} if state else {}

@@ -132,9 +132,9 @@ def schedule(config: ScheduleConfig, peak: float, steps_per_epoch: PerEpoch, epo
     """
 
     def rate(step: int) -> float:
-        epoch, place = steps_per_epoch.locate(step)
+        epoch, into = steps_per_epoch.locate(step)
         length = steps_per_epoch.at(epoch)
-        s, total, warm = epoch * length + place, epochs * length, round(config.warmup_epochs * length)
+        s, total, warm = epoch * length + into, epochs * length, round(config.warmup_epochs * length)
         fraction = config.fraction(epoch, max(s - warm, 0) / max(total - warm, 1))
         return peak * fraction * (s + 1) / warm if s < warm else peak * fraction
 

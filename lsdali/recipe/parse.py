@@ -89,40 +89,40 @@ def use_parts(tree: Mapping[str, Any], path: str | Path) -> None:
 def check_tree(kind: type[Root], tree: Mapping[str, Any], path: str | Path) -> Root:
     """Return the Config of a file of its own. Raises UserError with every key that is wrong."""
     full = written_out(kind, tree)
-    for place, why in unusable(full):
-        _, where = source_of(tree, path, place)
-        raise UserError(f"{where}: {cut('.'.join(map(str, place)))}: {why}")
+    for keys, why in unusable(full):
+        _, where = source_of(tree, path, keys)
+        raise UserError(f"{where}: {cut('.'.join(map(str, keys)))}: {why}")
     try:
         return kind.model_validate(full)
     except ValidationError as error:
         found = {explain(kind, detail, full) for detail in error.errors(include_url=False)}
-        lines = sorted((*source_of(tree, path, place), text) for place, text in found)
+        lines = sorted((*source_of(tree, path, keys), text) for keys, text in found)
         raise UserError("\n  ".join(printable(f"{where}: {text}") for _, where, text in lines)) from None
 
 
-def unusable(node: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def unusable(node: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield where a text is that no path, name or class can be, and why."""
     if isinstance(node, str) and "\0" in node:
-        yield place, "text cannot hold the character NUL"
+        yield keys, "text cannot hold the character NUL"
     elif isinstance(node, str) and len(node) > LONGEST_TEXT:
-        yield place, f"a text of {len(node):,} characters; at most {LONGEST_TEXT:,} are read"
+        yield keys, f"a text of {len(node):,} characters; at most {LONGEST_TEXT:,} are read"
     elif isinstance(node, Mapping):
         for key, value in node.items():
             if len(str(key)) > LONGEST_TEXT:
-                yield (*place, str(key)), "unknown key"
-            yield from unusable(value, (*place, key))
+                yield (*keys, str(key)), "unknown key"
+            yield from unusable(value, (*keys, key))
     elif isinstance(node, (list, tuple)):
         for number, value in enumerate(node):
-            yield from unusable(value, (*place, number))
+            yield from unusable(value, (*keys, number))
 
 
-def source_of(tree: Mapping[str, Any], path: str | Path, place: tuple[str | int, ...]) -> tuple[float, str]:
+def source_of(tree: Mapping[str, Any], path: str | Path, keys: tuple[str | int, ...]) -> tuple[float, str]:
     """Return the line of a key and `file:line`, or infinity and `command line` for what an override said."""
     if not isinstance(tree, Tree):
         return 0, str(path)
-    if any(place[:depth] in tree.given for depth in range(1, len(place) + 1)):
+    if any(keys[:depth] in tree.given for depth in range(1, len(keys) + 1)):
         return inf, "command line"
-    line = tree.line(place)
+    line = tree.line(keys)
     return line, f"{path}:{line}" if line else str(path)
 
 

@@ -135,8 +135,8 @@ def add_event(run: RunRecord, line: Mapping[str, Any]) -> None:
         run.trained.append({key: count(line[key]) for key in ("step", "epoch")} | values)
     elif line["event"] == "evaluated":
         metrics = {k: v for k, v in figures({**line["metrics"], "epoch": line["epoch"]}).items() if k != "epoch"}
-        place = {key: count(line[key]) for key in ("step", "epoch")}
-        run.evaluated.append({**place, "weights": str(line["weights"]), "metrics": metrics})
+        at = {key: count(line[key]) for key in ("step", "epoch")}
+        run.evaluated.append({**at, "weights": str(line["weights"]), "metrics": metrics})
 
 
 def count(value: Any) -> int:

@@ -15,11 +15,11 @@ def snapshot(state: Any, steady: Iterable[Tensor] = ()) -> tuple[Any, Callable[[
     Tensors of a GPU go to pinned memory behind the work that is queued there, and nobody waits for them here. Those
     that are `steady` stay what they are: their owner does not change them.
     """
-    places = {x.data_ptr() for x in steady}
+    kept = {x.data_ptr() for x in steady}
     devices: set[torch.device] = set()
 
     def copied(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.data_ptr() in places:
+        if not isinstance(x, Tensor) or x.data_ptr() in kept:
             return x
         if x.device.type == "cpu":
             return x.detach().clone()

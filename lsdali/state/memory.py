@@ -107,14 +107,14 @@ class SampleMemory:
         """Map the memory; a collective. Raises UserError on every rank if a node has too little."""
         columns = {**self.layout.columns(), "seen": (torch.uint8, 1), "fresh": (torch.uint8, 1)}
         sizes = [-(-self.samples * width * dtype.itemsize // ALIGN) * ALIGN for dtype, width in columns.values()]
-        place = shared_memory(sum(sizes) + ALIGN, f"a memory of {self.samples} samples ({self.layout.form})")
+        block = shared_memory(sum(sizes) + ALIGN, f"a memory of {self.samples} samples ({self.layout.form})")
         start = 0
         for (name, (dtype, width)), size in zip(columns.items(), sizes, strict=True):
             # A storage of its own for each table: torch.save writes whole storages, and one of a single type.
-            table = torch.frombuffer(place, dtype=dtype, count=self.samples * width, offset=start)
+            table = torch.frombuffer(block, dtype=dtype, count=self.samples * width, offset=start)
             self.tables[name] = table.view(self.samples, width)
             start += size
-        self.held = torch.frombuffer(place, dtype=torch.uint8, count=1, offset=start)
+        self.held = torch.frombuffer(block, dtype=torch.uint8, count=1, offset=start)
         self.seen, self.fresh = (self.tables.pop(name).view(-1) for name in ("seen", "fresh"))
         self._leaders = dist.leaders()
 

@@ -40,9 +40,9 @@ def restore(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
 def give_state(name: str, part: Stateful, own: Mapping[str, Any], state: Any) -> None:
     """Give one part its state. Raises UserError if it does not fit."""
     try:
-        for place, before, saved in both(name, own, state):
+        for where, before, saved in both(name, own, state):
             if before.shape != saved.shape or before.is_floating_point() != saved.is_floating_point():
-                raise UserError(f"{place} is {shape_and_type(saved)}, and {shape_and_type(before)} in this run")
+                raise UserError(f"{where} is {shape_and_type(saved)}, and {shape_and_type(before)} in this run")
         if name not in ROWS and not finite(state):
             raise UserError(f"its part {name} holds numbers that are not finite")
         part.load_state_dict(state)
@@ -57,13 +57,13 @@ def shape_and_type(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
 
 
-def both(place: str, own: Any, saved: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+def both(where: str, own: Any, saved: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield the name and the two tensors of each place where two states have one."""
     if isinstance(own, Tensor) and isinstance(saved, Tensor):
-        yield place, own, saved
+        yield where, own, saved
     elif isinstance(own, Mapping) and isinstance(saved, Mapping):
         for key in own.keys() & saved.keys():
-            yield from both(f"{place}.{key}", own[key], saved[key])
+            yield from both(f"{where}.{key}", own[key], saved[key])
     elif isinstance(own, list) and isinstance(saved, list) and len(own) == len(saved):
         for number, pair in enumerate(zip(own, saved, strict=True)):
-            yield from both(f"{place}.{number}", *pair)
+            yield from both(f"{where}.{number}", *pair)

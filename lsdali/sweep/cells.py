@@ -17,7 +17,7 @@ from lsdali.errors import UserError
 from lsdali.recipe import Recipe, check_recipe, check_tree, read_tree, set_key, split_override, use_parts
 from lsdali.sweep.schema import Evaluate, Stage, Sweep, When
 
-PLACE = re.compile(r"\{([A-Za-z][\w-]*)(?::([\w.]+))?\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z][\w-]*)(?::([\w.]+))?\}")
 SEED = "{seed}"  # a value that is the seed of the cell
 Lookup = Callable[[str, str | None], Any]
 
@@ -30,7 +30,7 @@ class Cell:
     labels: Mapping[str, str]  # by axis
     seed: int
     base: Path  # the recipe that it starts from
-    overrides: Mapping[str, Any]  # by dotted key, in order; texts may hold places of other stages
+    overrides: Mapping[str, Any]  # by dotted key, in order; texts may hold placeholders for other stages
     folder: Path  # of the run
     stages: Mapping[str, Stage]
     needs: dict[str, tuple["Cell", ...]] = field(default_factory=dict)  # by stage, the runs to choose from
@@ -49,7 +49,7 @@ class Cell:
         return self.plan.evaluate
 
     def filled(self, lookup: Lookup) -> dict[str, Any]:
-        """Return the overrides with the places of other stages filled.
+        """Return the overrides with the placeholders of other stages filled.
 
         lookup(stage, figure or None) is what they hold.
         """
@@ -112,7 +112,7 @@ def expand(sweep: Sweep, path: Path, overrides: Sequence[str] = (), seeds: Seque
         if twice := [folder for folder, count in folders.items() if count > 1]:
             raise UserError(f"{path}: two cells of the stage {name} would share the folder {twice[0]}: change a label")
         for cell in fresh:
-            cell.needs.update({need: candidates(cell, need, cells) for need, _ in sorted(places(cell.overrides))})
+            cell.needs.update({need: candidates(cell, need, cells) for need, _ in sorted(placeholders(cell.overrides))})
         cells += fresh
     return cells
 
@@ -173,22 +173,22 @@ def folder_name(labels: Mapping[str, str], seed: int) -> str:
 # ---- runs that need others
 
 
-def places(value: Any) -> set[tuple[str, str]]:
-    """Return (stage, figure or nothing) of each place in a value."""
+def placeholders(value: Any) -> set[tuple[str, str]]:
+    """Return (stage, figure or nothing) of each placeholder in a value."""
     if isinstance(value, Mapping):
-        return {place for part in value.values() for place in places(part)}
-    return set(PLACE.findall(value)) if isinstance(value, str) else set()
+        return {found for part in value.values() for found in placeholders(part)}
+    return set(PLACEHOLDER.findall(value)) if isinstance(value, str) else set()
 
 
 def fill(value: Any, lookup: Lookup) -> Any:
-    """Return the value with its places filled; a text that is nothing but the place of a figure becomes a number."""
+    """Return the value with its placeholders filled; a text that is only a figure's placeholder becomes a number."""
     if isinstance(value, Mapping):
         return {key: fill(part, lookup) for key, part in value.items()}
     if not isinstance(value, str):
         return value
-    if (whole := PLACE.fullmatch(value)) and whole[2]:
+    if (whole := PLACEHOLDER.fullmatch(value)) and whole[2]:
         return lookup(whole[1], whole[2])
-    return PLACE.sub(lambda place: str(lookup(place[1], place[2])), value)
+    return PLACEHOLDER.sub(lambda found: str(lookup(found[1], found[2])), value)
 
 
 def candidates(cell: Cell, need: str, earlier: Sequence[Cell]) -> tuple[Cell, ...]:

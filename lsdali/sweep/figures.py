@@ -12,7 +12,7 @@ from lsdali.errors import UserError
 from lsdali.metric_names import METRICS
 from lsdali.metrics import measure
 from lsdali.recipe import differences, read_tree
-from lsdali.sweep.cells import Cell, Lookup, places
+from lsdali.sweep.cells import Cell, Lookup, placeholders
 from lsdali.sweep.schema import Stage, Sweep, Table, rises
 
 RECORDS = ("last", "best", "ema.last", "ema.best")
@@ -65,7 +65,7 @@ def winner(cells: Sequence[Cell]) -> Cell:
 
 
 def lookup_of(cell: Cell) -> Lookup:
-    """Return what the places of other stages hold for a cell whose needs are finished."""
+    """Return what the placeholders of other stages mean for a cell whose needs are finished."""
 
     def lookup(stage: str, of: str | None) -> Any:
         chosen = winner(cell.needs[stage])
@@ -87,7 +87,7 @@ def check_figures(sweep: Sweep, cells: Sequence[Cell]) -> None:
             known_figure(stage.select.by, stage, f"stage {name}")
             known_axes(stage.select.over, [stage], f"select.over of the stage {name}")
     for cell in cells:
-        for need, of in places(cell.overrides):
+        for need, of in placeholders(cell.overrides):
             if of:
                 known_figure(of, sweep.stages[need], cell.name)
     for caption, table in sweep.tables.items():

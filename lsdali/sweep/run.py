@@ -34,9 +34,9 @@ class Runner:
     done: set[Cell] = field(default_factory=set)
     failed: dict[Cell, str] = field(default_factory=dict)
     stopped: int = 0  # the signal that was sent to us
-    _running: dict[int, Process] = field(default_factory=dict)  # by place
+    _running: dict[int, Process] = field(default_factory=dict)  # by slot
     _told: set[Cell] = field(default_factory=set)  # whose other holder was named
-    _forkers: dict[int, Forker] = field(default_factory=dict)  # by place
+    _forkers: dict[int, Forker] = field(default_factory=dict)  # by slot
 
     def run(self) -> None:
         """Return when every cell is done or has failed, or when a signal has ended what was running."""
@@ -58,7 +58,7 @@ class Runner:
         return [cell for cell in self.cells if not (cell in self.done or cell in self.failed or cell in busy)]
 
     def _start(self, looked: float) -> float:
-        """Begin cells while there are places; what is finished or cannot be done leaves the queue.
+        """Begin cells while there are free slots; what is finished or cannot be done leaves the queue.
 
         All cells are looked at if the last time was `looked`, LOOK seconds ago. Return when that was done last.
         """
@@ -84,11 +84,11 @@ class Runner:
         if finished(cell):
             self.done.add(cell)
             return
-        free = [place for place in range(self.jobs) if place not in self._running]
+        free = [slot for slot in range(self.jobs) if slot not in self._running]
         if free:
             self._begin(cell, free[0])
 
-    def _begin(self, cell: Cell, place: int) -> None:
+    def _begin(self, cell: Cell, slot: int) -> None:
         lock = claim_cell(cell)
         if lock is None:
             if cell not in self._told:
@@ -101,22 +101,22 @@ class Runner:
             return
         goes_on = any((cell.folder / "checkpoints").glob("step-*.pt"))
         self.say(f"{'resumes' if goes_on else 'starts':9}  {cell.name}")
-        self._running[place] = Process(cell, lock, launch(self.processes), self._way(place))
+        self._running[slot] = Process(cell, lock, launch(self.processes), self._way(slot))
 
-    def _way(self, place: int) -> Start:
-        """Return how commands begin in a place: as forks of one process, but for several processes a run, and on GPUs,
+    def _way(self, slot: int) -> Start:
+        """Return how commands begin in a slot: as forks of one process, but for several processes a run, and on GPUs,
         whose drivers do not bear a fork."""
-        own = environment(place, self.jobs, self.processes)
+        own = environment(slot, self.jobs, self.processes)
         if self.processes > 1 or torch.cuda.device_count():
             return partial(spawn, own)
-        if place not in self._forkers or not self._forkers[place].lives:
-            self._forkers[place] = Forker(own)
-        return self._forkers[place].begin
+        if slot not in self._forkers or not self._forkers[slot].lives:
+            self._forkers[slot] = Forker(own)
+        return self._forkers[slot].begin
 
     def _collect(self) -> bool:
-        """Take what has ended out of its place; whether anything has."""
+        """Take what has ended out of its slot; return whether anything has."""
         ended = False
-        for place, process in list(self._running.items()):
+        for slot, process in list(self._running.items()):
             try:
                 status = process.poll(stopping=bool(self.stopped))
             except UserError as error:
@@ -124,7 +124,7 @@ class Runner:
                 self._fail(process.cell, str(error))
             if status is not None:
                 ended = True
-                del self._running[place]
+                del self._running[slot]
                 process.close()
                 self._tell(process, status)
         return ended
@@ -164,8 +164,8 @@ class Runner:
                 signal.signal(number, before[number])
 
 
-def environment(place: int, jobs: int, processes: int) -> Mapping[str, str]:
-    """Return what the run in one of several places sees.
+def environment(slot: int, jobs: int, processes: int) -> Mapping[str, str]:
+    """Return what the run in one of several slots sees.
 
     That is its share of the CPU's threads, and GPUs of its own if there are enough for all; else one of them in turn.
     """
@@ -176,5 +176,5 @@ def environment(place: int, jobs: int, processes: int) -> Mapping[str, str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [*map(str, range(torch.cuda.device_count()))] if named is None else [g for g in named.split(",") if g]
     if len(gpus) >= jobs * processes:
-        return {**out, "CUDA_VISIBLE_DEVICES": ",".join(gpus[place * processes : (place + 1) * processes])}
-    return {**out, "CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus and processes == 1 else out
+        return {**out, "CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * processes : (slot + 1) * processes])}
+    return {**out, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus and processes == 1 else out

@@ -108,7 +108,7 @@ class Stage(Config):
     """The recipe that all runs start from, a path from the sweep file's folder; a point may name another."""
     set: Overrides = {}
     """Overrides of all runs: `dotted.key: value`, as on the command line; a mapping replaces the whole part. A text
-    may hold the place of an earlier stage: {teacher} is the folder of its run with the same labels and seed, and
+    may hold a placeholder for an earlier stage: {teacher} is the folder of its run with the same labels and seed, and
     {teacher:test.temperature} a figure of that run. An axis on which that stage has one point needs no equal label. The
     text {seed} is the seed itself."""
     axes: dict[str, Axis] = {}

@@ -55,20 +55,20 @@ class Grid:
 
 
 def grid(caption: str, table: Table, cells: Sequence[Cell], done: Collection[Cell]) -> Grid:
-    """Return the table of the cells that are done; the others' places are empty."""
+    """Return the table of the cells that are done; the others' cells are empty."""
     own = [cell for cell in cells if cell.stage in table.stages]
-    places: dict[tuple[Key, Key], list[Cell]] = {}
+    groups: dict[tuple[Key, Key], list[Cell]] = {}
     for cell in own:
-        places.setdefault((key(cell, table.rows), key(cell, table.columns)), []).append(cell)
+        groups.setdefault((key(cell, table.rows), key(cell, table.columns)), []).append(cell)
     entries = {
-        (*place, name): entry(group, table, name, shown, done)
-        for place, group in places.items()
+        (*cell_key, name): entry(group, table, name, shown, done)
+        for cell_key, group in groups.items()
         for name, shown in table.figures.items()
     }
     return Grid(
         caption,
-        list(dict.fromkeys(row for row, _ in places)),
-        list(dict.fromkeys(column for _, column in places)),
+        list(dict.fromkeys(row for row, _ in groups)),
+        list(dict.fromkeys(column for _, column in groups)),
         (table.rows, table.columns),
         {name: any(e.published for e in entries.values() if e.name == name) for name in table.figures},
         marked(entries, table),
@@ -81,7 +81,7 @@ def key(cell: Cell, axes: Sequence[str]) -> Key:
 
 
 def entry(group: Sequence[Cell], table: Table, name: str, shown: Figure, done: Collection[Cell]) -> Entry:
-    """Return one figure over the seeds of one place; if a stage selects, of the chosen run of each seed."""
+    """Return one figure over the seeds of one cell; if a stage selects, of the chosen run of each seed."""
     by_seed: dict[int, list[Cell]] = {}
     for cell in group:
         by_seed.setdefault(cell.seed, []).append(cell)
@@ -112,14 +112,14 @@ def published(labels: Mapping[str, str], table: Table, name: str) -> str:
 def marked(entries: Mapping[tuple[Key, Key, str], Entry], table: Table) -> dict[tuple[Key, Key, str], Entry]:
     """Return the entries, with those marked that are the best along `best_of`."""
     out = dict(entries)
-    for place, one in entries.items():
+    for cell_key, one in entries.items():
         kept = {axis: label for axis, label in one.labels.items() if axis not in table.best_of}
         rivals = [
             e for e in entries.values() if e is not one and e.name == one.name and kept.items() <= e.labels.items()
         ]
         sign = 1 if table.figures[one.name].rises else -1
         if table.best_of and rivals and all(ahead(one, rival, sign) for rival in rivals):
-            out[place] = replace(one, best=True)
+            out[cell_key] = replace(one, best=True)
     return out
 
 

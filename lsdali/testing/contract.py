@@ -1,7 +1,7 @@
-"""The contract of methods: one check for each promise. `config` is the method's part of a recipe, `others` are more
-parts of it.
+"""The contract of methods: one check for each promise.
 
-Each trains in `place`, a folder with a folder `images` (see small.make_images) beside or above it.
+`config` is the method's part of a recipe, `others` are more parts of it. Each check trains in `folder`, which has a
+folder `images` (see small.make_images) beside or above it.
 """
 
 import copy
@@ -24,9 +24,9 @@ AWAY = 1e-9
 """The most by which weights in float64 may differ between two ranks and one, as a share of their norm."""
 
 
-def check_loss(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
+def check_loss(config: Any, folder: Path, others: Mapping[str, Any] = NOTHING) -> None:
     """Check that the loss is one finite number, reaches every parameter, and writes to nothing."""
-    trainer = trainer_for(config, place, **others)
+    trainer = trainer_for(config, folder, **others)
     batch = next(trainer.train.epoch(0))
     trainer.step(batch)  # so that a memory holds something
     before = copy.deepcopy(trainer.method.state_dict())
@@ -46,9 +46,9 @@ def check_loss(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) ->
     assert weights_digest(trainer.student) != weights or not list(trainer.student.buffers())
 
 
-def check_unknown_state(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
+def check_unknown_state(config: Any, folder: Path, others: Mapping[str, Any] = NOTHING) -> None:
     """State that the method does not know is refused."""
-    method = trainer_for(config, place, **others).method
+    method = trainer_for(config, folder, **others).method
     try:
         method.load_state_dict({**method.state_dict(), "nobody_knows_this": torch.zeros(1)})
     except UserError:
@@ -83,15 +83,15 @@ def final_state(trainer: Trainer) -> dict[str, Any]:
     return parts
 
 
-def check_resume(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
+def check_resume(config: Any, folder: Path, others: Mapping[str, Any] = NOTHING) -> None:
     """Check that a run stopped in mid-epoch and goes on ends as one that is not, on each rank and to the bit.
 
     An epoch must have 5 steps.
     """
     recipe: dict[str, Any] = {"ema": {"decay": 0.5}, **others}
-    whole = trainer_for(config, place / "whole", **recipe)
+    whole = trainer_for(config, folder / "whole", **recipe)
     whole.run()
-    stopped = trainer_for(config, place / "stopped", save={"every_steps": 3}, **recipe)
+    stopped = trainer_for(config, folder / "stopped", save={"every_steps": 3}, **recipe)
     stop_after(stopped, 8)  # 5 steps an epoch: the checkpoint of step 6 is inside the second epoch
     try:
         stopped.run()
@@ -99,7 +99,7 @@ def check_resume(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) 
         pass
     else:
         raise AssertionError("the run was not stopped")
-    resumed = trainer_for(config, place / "stopped", save={"every_steps": 3}, **recipe)
+    resumed = trainer_for(config, folder / "stopped", save={"every_steps": 3}, **recipe)
     content = resumed.checkpoints.newest()
     assert content is not None
     assert content["step"] == 6
@@ -111,9 +111,9 @@ def check_resume(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) 
         assert equal(first[name], second[name]), f"{name} differs after a resume{told}"
 
 
-def weights_after(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> Tensor:
+def weights_after(config: Any, folder: Path, others: Mapping[str, Any] = NOTHING) -> Tensor:
     """Return the final weights of a run with BatchNorm frozen, since each rank would normalise over its own samples."""
-    trainer = trainer_in_float64(config, place, **others)
+    trainer = trainer_in_float64(config, folder, **others)
     for module in trainer.student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train = types.MethodType(lambda self, mode=True: self, module.eval())  # type: ignore[method-assign]
@@ -125,14 +125,14 @@ def weights_after(config: Any, place: Path, others: Mapping[str, Any] = NOTHING)
     return torch.cat([p.detach().flatten() for p in trainer.student.parameters()])
 
 
-def save_weights(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
+def save_weights(config: Any, folder: Path, others: Mapping[str, Any] = NOTHING) -> None:
     """Leave the weights of one process in the folder, for check_weights."""
-    place.mkdir(parents=True, exist_ok=True)
-    torch.save(weights_after(config, place, others), place / "one.pt")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(weights_after(config, folder, others), folder / "one.pt")
 
 
-def check_weights(config: Any, place: Path, others: Mapping[str, Any] = NOTHING) -> None:
+def check_weights(config: Any, folder: Path, others: Mapping[str, Any] = NOTHING) -> None:
     """Check that two ranks train as one does, whose weights `save_weights` has left in the folder."""
-    one = torch.load(place / "one.pt")
-    away = torch.dist(weights_after(config, place, others), one) / one.norm()
+    one = torch.load(folder / "one.pt")
+    away = torch.dist(weights_after(config, folder, others), one) / one.norm()
     assert away < AWAY, f"the weights of two ranks are {away:.1e} of their norm away from those of one"

@@ -80,8 +80,8 @@ class Ranks:
 def serve(rank: int, world: int, port: int, link: Connection) -> None:
     """Work as each process does until it is killed, or the tests end."""
     torch.set_num_threads(1)
-    place = rank_environment(rank, world, port)
-    os.environ.update(place)
+    mine = rank_environment(rank, world, port)
+    os.environ.update(mine)
     with dist.session():
         while True:
             try:
@@ -89,7 +89,7 @@ def serve(rank: int, world: int, port: int, link: Connection) -> None:
             except EOFError:
                 return
             os.environ.clear()
-            os.environ.update({**environment, **place})
+            os.environ.update({**environment, **mine})
             link.send(failure_of(check, arguments))
             gc.collect()
 

@@ -202,7 +202,7 @@ def _scan(index: Index, look: Look, target: Path, key: str) -> None:
 
 
 def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
-    """Return `look(path, start, length)` at the place of every sample: [N, what it answers]."""
+    """Return `look(path, start, length)` at the position of every sample: [N, what it answers]."""
     base = os.fsencode(index.root) + b"/"
 
     def work(start: int) -> Ints:

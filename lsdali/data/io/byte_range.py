@@ -92,7 +92,7 @@ class PendingBytes:
 
 
 class OpenRange(NamedTuple):
-    """A place in an open file, read as if it were a file of its own."""
+    """A range of an open file, read as if it were a file of its own."""
 
     file: int
     start: int

@@ -13,7 +13,7 @@ from lsdali.data.io.byte_range import READ, OpenRange, Readable
 from lsdali.data.io.image_formats import IMAGE_FORMATS
 from lsdali.errors import UserError
 
-# The place in this table is the status that the index stores; 0 is good.
+# The position in this table is the status that the index stores; 0 is good.
 FAULTS = (
     "good",
     "missing",
@@ -39,7 +39,7 @@ Stamped = tuple[int, int, int, int, int]
 
 
 def read_header(path: str | bytes, start: int = 0, length: int | None = None) -> Header:
-    """Return width and height in pixels and a place in FAULTS, of a file or a range of it; never raise for a bad file.
+    """Return width, height in pixels and the position in FAULTS of a file or a range of it; never raise for a bad file.
 
     Raises UserError if the system fails, as it does without permission or with a disk error.
     """
@@ -258,11 +258,11 @@ def _tiff_values(file: Readable, head: bytes) -> dict[int, tuple[int, ...]]:
             continue
         count = min(count, _MOST_VALUES)
         size, letter = (2, "H") if kind == 3 else (4, "I")
-        place, data = 10 + 12 * k, table
+        begin, data = 10 + 12 * k, table
         if count * size > 4:
-            (at,) = struct.unpack_from(order + "I", table, place)
-            place, data = 0, file.read(count * size, at)
-        found[tag] = struct.unpack_from(f"{order}{count}{letter}", data, place)
+            (at,) = struct.unpack_from(order + "I", table, begin)
+            begin, data = 0, file.read(count * size, at)
+        found[tag] = struct.unpack_from(f"{order}{count}{letter}", data, begin)
     return found
 
 

@@ -11,7 +11,7 @@ from lsdali.data.io.image_formats import IMAGE_FORMATS
 UPRIGHT = 1
 _ADOBE, _EXIF = 0xEE, 0xE1
 _LONGEST_EXIF = 1 << 16  # bytes of EXIF data that are read
-# The place in this table is what traits() returns.
+# The position in this table is what traits() returns.
 ODDITIES = (
     "",
     "CMYK JPEG without Adobe's marker, whose colours DALI inverts",
@@ -23,7 +23,7 @@ ODDITIES = (
     "BMP of 16 bits, whose levels DALI and Pillow spread a little differently",
 )
 READ_ALIKE, CMYK, GRAY16, DEPTH, FLOATS, ALPHA, TURNED, BITS16 = range(len(ODDITIES))
-Traits = tuple[int, int]  # EXIF orientation 1 to 8, place in ODDITIES
+Traits = tuple[int, int]  # EXIF orientation 1 to 8, position in ODDITIES
 
 
 def read_upright(path: str | bytes, start: int = 0, length: int | None = None) -> Stamped:

@@ -134,8 +134,8 @@ class DaliPipeline:
         unsure = [k for k in failing if not reasons[int(rows[1][k])]]
         if unsure:  # a file that was away for a moment is no bad one
             still = set(self._failing(tuple([row[k] for k in unsure] for row in rows)))
-            for place, k in enumerate(unsure):
-                if place not in still:
+            for row, k in enumerate(unsure):
+                if row not in still:
                     reasons.pop(int(rows[1][k]), None)
         if not reasons:
             raise error

@@ -1,4 +1,4 @@
-"""The DALI graphs. Nothing here is random: images, windows, flips and augmentations' choices come from Python.
+"""The DALI graphs. Nothing here is random: images, crops, flips and augmentations' choices come from Python.
 
 One word decides the device: decoding is "mixed" on a GPU and "cpu" elsewhere, and later operators follow.
 Against PIL, resized pixels agree within one grey level, except in the outermost row and column of a window
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nvidia.dali import backend, fn, pipeline_def, types
 
 from lsdali.data.io.byte_range import Bytes
-from lsdali.data.pipeline import dali_ops as effects
+from lsdali.data.pipeline import dali_ops
 from lsdali.data.pipeline.decoder import Way
 from lsdali.data.sampling.augment.base import Augmentation
 from lsdali.data.sets.sample_index import SampleForm
@@ -167,10 +167,10 @@ def _finished(x: Any, spec: GraphSpec, choices: Sequence[Any], **mirror: Any) ->
     """Augmented and normalised. What follows normalisation works in float32: DALI's GPU Erase knows no float16."""
     early, late = spec.augmented("crop"), spec.augmented("normalisation")
     split = sum(a.outputs for a in early)
-    x = effects.add_ops(x, early, choices[:split], spec.size)
+    x = dali_ops.add_ops(x, early, choices[:split], spec.size)
     if not late:
         return _normalised(x, spec, types.FLOAT16 if spec.half else types.FLOAT, **mirror)
-    x = effects.add_ops(_normalised(x, spec, types.FLOAT, **mirror), late, choices[split:], spec.size)
+    x = dali_ops.add_ops(_normalised(x, spec, types.FLOAT, **mirror), late, choices[split:], spec.size)
     return fn.cast(x, dtype=types.FLOAT16) if spec.half else x
 
 

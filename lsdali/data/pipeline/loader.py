@@ -1,6 +1,6 @@
 """Loaders: from an index to batches.
 
-Because order and windows are functions of the step, there is no state to save: a loader starts at any step.
+Because order and crops are functions of the step, there is no state to save: a loader starts at any step.
 When DALI reports an error, the batch is known, so its files are decoded one at a time, the bad ones are
 named, and the pipeline is built anew from that very batch.
 """
@@ -46,7 +46,7 @@ class TrainLoader:
 
     The window and augmentation of a sample depend on (seed, epoch, sample, copy) alone, and the image size on
     the epoch: they are the same on any number of ranks and after any seek. A file that cannot be read keeps its
-    place in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
+    position in the order; a stand-in fills it, the next readable sample of its class, and reports its own index and
     label. `options.log` gets one line for each bad file, on rank 0: at once if rank 0 met it, else at the
     epoch's end.
 

@@ -1,6 +1,6 @@
 """Small images held on the device as one uint8 tensor: pad-crop, flip and normalisation without DALI.
 
-The same order, windows and batches as loader.py, to the bit on the CPU. What would resize an image stays with
+The same order, crops and batches as loader.py, to the bit on the CPU. What would resize an image stays with
 DALI: `obstacle` says what.
 """
 
@@ -139,11 +139,11 @@ def _on_device(index: Index, device: torch.device, pad: int) -> Tensor:
     return out
 
 
-def _picked(windows: Tensor, places: Ints) -> Tensor:
+def _picked(windows: Tensor, offsets: Ints) -> Tensor:
     """[N, y, x, side, side, C] views, [B, 3] sample, y and x -> [B, side, side, C]."""
     if windows.device.type == "cpu":  # NumPy copies rows of a window, torch single bytes: ten times the time
-        return torch.from_numpy(windows.numpy()[tuple(places.T)])
-    return windows[tuple(_to(places, windows.device).T)]
+        return torch.from_numpy(windows.numpy()[tuple(offsets.T)])
+    return windows[tuple(_to(offsets, windows.device).T)]
 
 
 def _mirror(images: Tensor, rows: Ints) -> None:

@@ -90,7 +90,7 @@ def class_pairs(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
 
 
 def balanced(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
-    """Return as many samples as `shuffled` reads, every class once in each run of K places, K classes with samples.
+    """Return as many samples as `shuffled` reads, every class once in each run of K positions, K classes with samples.
 
     So the classes' counts differ by at most one, and so do those of the samples of one class. Each class reads its
     samples in a shuffled order, and in another one when all of them have been read.
@@ -99,7 +99,7 @@ def balanced(labels: Ints, seed: int, epoch: int, batch: int) -> Ints:
     counts = np.bincount(labels)
     present = np.flatnonzero(counts)
     runs = -(-n // len(present))
-    # [runs, K]: which class has each place
+    # [runs, K]: which class has each position
     ranks = _hashes(seed, epoch, _CLASS_ORDER, np.arange(runs * len(present))).reshape(runs, -1)
     classes = present[np.argsort(ranks, axis=1, kind="stable")]
     # Every class's samples, round after round, each round shuffled: at least `runs` of them.
@@ -176,7 +176,7 @@ class Plan:
         return self._epoch(epoch)[start : start + part]
 
     def copies(self, epoch: int, rank: int) -> Ints:
-        """Return [batch / world], the copy of its sample, 0 to repeats - 1, at each place of `rank` in every step."""
+        """Return [batch / world]: the copy of its sample, 0 to repeats - 1, for each position of a step of `rank`."""
         batch = self.batch.at(epoch)
         part = batch // self.world
         return np.arange(rank * part, (rank + 1) * part) // (batch // self.repeats)

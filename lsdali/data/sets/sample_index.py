@@ -38,13 +38,13 @@ class Index:
     left_out: LeftOut = field(default_factory=LeftOut)  # what lies among the files and is no data
     # What a scan adds.
     size: NDArray[np.int32] = TO_FILL  # [N, 2] width, height in pixels; 0 where unknown
-    status: NDArray[np.uint8] = TO_FILL  # [N] place in FAULTS; 0 is good
+    status: NDArray[np.uint8] = TO_FILL  # [N] position in FAULTS; 0 is good
     fingerprint: str = ""  # sha256 of paths, pixels that come as arrays, lengths of ranges, and the labels in use
     stamp: str = ""  # changes with the bytes or the time of any file; empty where that is not known
     upright: bool = False  # sizes are those after the EXIF orientation
     # What a choice adds.
     clean: Ints = TO_FILL  # [N] labels before noise
-    numbers: Ints = TO_FILL  # [N] places in the whole set, or in `pixels` where they are those of a part
+    numbers: Ints = TO_FILL  # [N] numbers in the whole set, or in `pixels` if these are those of a part
     held: bool = False  # whether the pixels are kept on the device, without DALI
 
     def __post_init__(self) -> None:

@@ -272,17 +272,17 @@ def listing_of(
     spans = [(k, start, length) for k, s in enumerate(shards) for start, length in s.spans]
     labels = np.array([label for s in shards for label in s.labels], np.int64)
     files = join_paths([np.array([os.fsencode(s.name) for s in shards])])
-    places = np.array(spans, np.int64)
+    table = np.array(spans, np.int64)
     if isinstance(base, Store):
         stamps = np.array(base.stamps([s.name for s in shards]), np.int64)
-        ranges = RemoteRanges(base.root, files, places, stamps=stamps)
+        ranges = RemoteRanges(base.root, files, table, stamps=stamps)
         headers = np.array([row for s in shards for row in _headers(s, upright)], np.int32)
         return Index(
             base.root, join_paths(names), labels, classes, tuple(sorted({*sources})), ranges=ranges, headers=headers
         )
     folders = {str(folder) for name in sources for folder in Path(name).parents}
     watched = sorted({*sources, *folders})
-    return Index(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, places))
+    return Index(base, join_paths(names), labels, classes, tuple(watched), ranges=ByteRanges(base, files, table))
 
 
 def _headers(shard: Shard, upright: bool) -> list[Header]:

@@ -42,13 +42,13 @@ class Holdout(Config):
 class Chosen:
     """Samples and their labels."""
 
-    numbers: Ints  # [n] rising, places in the whole set
+    numbers: Ints  # [n] rising, numbers in the whole set
     labels: Ints  # [n] in use
     clean: Ints  # [n] before noise
     classes: tuple[str, ...]
 
-    def at(self, places: Ints) -> "Chosen":
-        return replace(self, numbers=self.numbers[places], labels=self.labels[places], clean=self.clean[places])
+    def at(self, chosen: Ints) -> "Chosen":
+        return replace(self, numbers=self.numbers[chosen], labels=self.labels[chosen], clean=self.clean[chosen])
 
 
 def whole(labels: Ints, classes: tuple[str, ...]) -> Chosen:

@@ -89,7 +89,7 @@ def _auto_augment(x: Any, config: policies.AutoAugment, inputs: Sequence[Any], s
 
 
 def tables(pairs: Sequence[Any]) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray]:
-    """Map AutoAugment's pairs -> operations, and [25, 2] each: place in them, chance, magnitude. 0 is identity."""
+    """Map AutoAugment's pairs -> operations, and [25, 2] each: position in them, chance, magnitude. 0 is identity."""
     assert len(pairs) == SUB_POLICIES
     suite: list[Any] = [identity]
     operation, chance, magnitude = (np.zeros((SUB_POLICIES, STAGES), t) for t in (np.int32, np.float32, np.int32))

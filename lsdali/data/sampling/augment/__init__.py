@@ -1,7 +1,7 @@
 """Augmentations that a recipe can list, and their choices as functions of random numbers.
 
 `data.train.augment` is a list, applied in its order to the cropped uint8 image of size x size pixels; random
-erasing comes last, after normalisation. What is drawn depends on (seed, epoch, sample, place in the list)
+erasing comes last, after normalisation. What is drawn depends on (seed, epoch, sample, position in the list)
 alone: the same on any number of ranks and after any seek. pipeline/dali_ops has the DALI side of each.
 """
 
@@ -82,8 +82,8 @@ class TrainImages(Config):
 
     @model_validator(mode="after")
     def _erasing_last(self) -> "TrainImages":
-        places = [a.after for a in self.augment]
-        if places != sorted(places):
+        stages = [a.after for a in self.augment]
+        if stages != sorted(stages):
             late = next(a.name for a in self.augment if a.after == "normalisation")
             raise ValueError(f"{late} works on the normalised image: put it at the end of augment")
         return self
