@@ -14,7 +14,7 @@ from lsdali.errors import UserError
 from lsdali.functional import backward_correction, forward_correction, most_confident_rows
 from lsdali.label_noise import IdentityNoise, MatrixNoise, PairNoise, SymmetricNoise
 from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, MethodContext, Variant
-from lsdali.methods.noisy import clamp_of
+from lsdali.methods.shared.clamp import clamp_of
 from lsdali.models.student import Forward, Student
 
 

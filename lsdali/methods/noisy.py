@@ -21,15 +21,8 @@ from lsdali.functional import (
     symmetric_cross_entropy,
 )
 from lsdali.methods.base import NO_MIXUP_RULE, Loss, Method, Variant
+from lsdali.methods.shared.clamp import CLAMP, clamp_of
 from lsdali.models.student import Forward
-
-CLAMP = 1e-7
-"""The distance that the OLS code keeps between probabilities and 0 or 1."""
-
-
-def clamp_of(variant: Variant) -> float | None:
-    """Return how far probabilities stay away from 0 and 1; None for the exact logarithm."""
-    return CLAMP if variant == "code" else None
 
 
 class LogitLoss(Method):
