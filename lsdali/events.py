@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lsdali import dist
-from lsdali.bar import Progress, live
 from lsdali.disk import Appended, refused
 from lsdali.errors import UserError
 from lsdali.event_file import EventFile
 from lsdali.state.run_folder import EVENTS, strict_json
 from lsdali.terminal import console, printable, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Metrics = Mapping[str, float]
 TERMINAL = Path("/dev/stdout")
@@ -258,7 +258,9 @@ class Bar:
 
     place = TERMINAL
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: "Console") -> None:
+        from lsdali.bar import Progress, live  # a run in a terminal alone needs rich
+
         self.progress, self.console = Progress(), console
         self.live = live(console, self.progress)
 

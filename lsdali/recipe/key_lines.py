@@ -1,14 +1,18 @@
-"""What the keys of a typed file are, in lines for a terminal."""
+"""Describe the keys of a typed file, in lines for a terminal."""
 
 import json
-from typing import Any
+from copy import copy
+from functools import cache, reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
-from lsdali.config import TAGS
+from lsdali.config import TAGS, Config
 from lsdali.errors import UserError
 from lsdali.methods import METHODS
-from lsdali.recipe.kinds import Kinds, tag_of, tags, under
+from lsdali.recipe.kinds import Kinds, kinds_in, tag_of, tags, under
 
 
 def lines_at(root: type[BaseModel], path: str) -> list[str]:
@@ -44,10 +48,37 @@ def kind_summary(kind: Any) -> str:
 def key_lines(kind: Any, name: str) -> list[str]:
     """Return `name: type = default`, and the description below it."""
     field = kind.model_fields[name]
-    part = kind.model_json_schema()["properties"][name]
+    part = properties(kind)[name]
     default = "" if field.is_required() else f" = {json.dumps(part.get('default'))}"
-    text = " ".join((field.description or "").split())
+    text = " ".join(part["description"].split())
     return [f"{name}: {type_text(part)}{default}", *([f"    {text}"] if text else [])]
+
+
+@cache
+def properties(kind: type[Config]) -> dict[str, Any]:
+    """Return the JSON Schema of each key of a kind; parts of their own are plain mappings in it, which is quicker."""
+    fields: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        own = copy(field)
+        own.discriminator = None
+        own.default = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
+        fields[name] = (shallow(field.annotation), own)
+    found: dict[str, Any] = create_model(kind.__name__, __config__=kind.model_config, **fields).model_json_schema()
+    texts = kind.descriptions()
+    return {name: {"description": texts.get(name, ""), **part} for name, part in found["properties"].items()}
+
+
+def shallow(annotation: Any) -> Any:
+    """Return a type with `dict` in place of the Configs in it."""
+    if annotation in kinds_in(annotation):
+        return dict
+    if not kinds_in(annotation):
+        return annotation
+    parts = tuple(shallow(part) for part in get_args(annotation))
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return parts[0]
+    return reduce(or_, parts) if origin in (Union, UnionType) else origin[parts]
 
 
 def type_text(part: dict[str, Any]) -> str:
