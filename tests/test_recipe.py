@@ -295,6 +295,13 @@ def test_errors_know_where_they_stand(tmp_path: Path) -> None:
             "data.train={crop: pad, size: 32, pad: 4, augment: [{name: randaugment}]}",
             "data.train.augment.0.name: 'randaugment' is not allowed; did you mean 'rand_augment'?",
         ),
+        ("warmup=5", "warmup: unknown key; did you mean 'schedule.warmup_epochs'?"),
+        ("resume=true", "resume: unknown key; write nothing: the same command continues a run"),
+        (
+            "data.download=true",
+            "data.download: 'digits' has no such key; it is for cifar10, cifar100, mnist, fashionmnist, svhn, ...",
+        ),
+        ("model=LeNet5", "model.name: there is no model 'LeNet5'; did you mean lenet?"),
         ("data.limit=5", "data.limit: is called data.max_samples since version 0.2"),
         ("data.split={fraction: 0.1}", "data.split: is called data.holdout since version 0.2"),
         ("seed=" + "9" * 5000, "override seed: the number in line 1 has 5000 digits"),
@@ -314,7 +321,7 @@ def test_another_kind_of_a_part_drops_the_files_keys_of_the_old_one(tmp_path: Pa
     assert (recipe.data.name, recipe.data.train_list, recipe.data.train.size) == ("list", "mine.txt", 32)
     assert load(path, ["method.name=ce"]).method.name == "ce"
     assert errors(tmp_path, path.read_text(), "data.train_dir=x", "data.name=list") == [
-        "data.train_dir: unknown key; did you mean 'train'?"
+        "data.train_dir: 'list' has no such key; it is for folder, imagenet"
     ]
 
 

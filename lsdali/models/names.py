@@ -20,6 +20,7 @@ SYNONYMS = {
     "imagenetresnet101": "cifar_resnet101",
     "imagenetresnet152": "cifar_resnet152",
     "inceptionv4": "cifar_inception_v4",
+    "lenet5": "lenet",
     "mobilenetv2": "cifar_mobilenet_v2_half for 32 px, mobilenet_v2 for 224 px",
     "pyramidnet": "pyramidnet200",
     "pyramidnetsd": "pyramidnet200_shakedrop",

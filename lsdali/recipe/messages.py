@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from lsdali.config import TAGS
-from lsdali.recipe.kinds import Kinds, all_keys, kinds_at, tags, under
+from lsdali.recipe.kinds import Kinds, all_keys, kinds_at, tag_of, tags, under
 from lsdali.recipe.synonyms import KEYS, NESTED
 from lsdali.state.upgrade import RENAMED
 
@@ -98,11 +98,24 @@ def choices(root: type[BaseModel], path: Keys, tree: Mapping[str, Any]) -> list[
     return sorted({value for kind in kinds_at(root, path[:-1], tree) for value in tags(kind, str(path[-1]))})
 
 
+def having(root: type[BaseModel], path: Keys, tree: Mapping[str, Any]) -> str:
+    """Return which other kinds of the same part have a key; empty if none has."""
+    here, every = (kinds_at(root, path[:-1], values) for values in (tree, {}))
+    tag = tag_of(every)
+    if tag is None or len(here) != 1:
+        return ""
+    names = [str(value) for kind in every if path[-1] in kind.model_fields for value in tags(kind, tag)]
+    shown = ", ".join(names[:5] + ["..."] * (len(names) > 5))
+    return f"'{tags(here[0], tag)[0]}' has no such key; it is for {shown}" if names else ""
+
+
 def unknown_key(root: type[BaseModel], path: Keys, tree: Mapping[str, Any]) -> str:
     """Return what to write instead: a synonym, the nearest key beside it, one of that name elsewhere, or all here."""
     name, above = cut(str(path[-1])), path[:-1]
     beside = sorted({field for kind in kinds_at(root, above, tree) for field in kind.model_fields})
     said = NESTED.get((str(above[-1]), name)) if above else KEYS.get(name)
+    if said is None and (others := having(root, path, tree)):
+        return others
     if said is None:
         starts = [key for key in beside if name.startswith(key) or key.startswith(name)]
         near = starts[:1] if len(starts) == 1 else get_close_matches(name, beside, 1)
