@@ -64,6 +64,12 @@ def opened(name: str, entries: dict[str, Any], what: str, check: Check, beside: 
         _add(part, name)
 
 
+def from_files(package: str, files: Iterable[str], name: str) -> dict[str, Any]:
+    """Return the entries of the dicts called `name` in some files of a package, in their order."""
+    modules = (import_module(f"{package}.{file}") for file in files)
+    return {key: entry for module in modules for key, entry in vars(module)[name].items()}
+
+
 def on_growth(listener: Callable[[], None]) -> None:
     """Have a function called whenever registries have grown."""
     _listeners.append(listener)

@@ -4,8 +4,6 @@ io (bytes, headers, cache) and sampling (pure functions: order, crops, augmentat
 set is; index scans it once; pipeline delivers batches. Only pipeline.graph and pipeline.dali_ops import nvidia.dali.
 """
 
-from importlib import import_module
-
 from lsdali import parts
 from lsdali.data.sets.catalog import DataSet
 
@@ -18,8 +16,5 @@ SETS = (
 )
 """Files in sets/, each with a dict DATA_SETS."""
 
-DATASETS: dict[str, type[DataSet]] = {
-    name: kind for file in SETS for name, kind in import_module(f"lsdali.data.sets.{file}").DATA_SETS.items()
-}
-
+DATASETS: dict[str, type[DataSet]] = parts.from_files("lsdali.data.sets", SETS, "DATA_SETS")
 parts.opened("DATASETS", DATASETS, "data set", parts.tagged(DataSet, lambda kind: kind))

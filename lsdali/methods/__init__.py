@@ -1,7 +1,5 @@
 """The methods that a recipe can name."""
 
-from importlib import import_module
-
 from lsdali import parts
 from lsdali.methods.base import Method
 
@@ -32,8 +30,5 @@ METHOD_FILES = (
 )
 """Files beside this one, each with a dict METHODS."""
 
-METHODS: dict[str, type[Method]] = {
-    name: method for file in METHOD_FILES for name, method in import_module(f"lsdali.methods.{file}").METHODS.items()
-}
-
+METHODS: dict[str, type[Method]] = parts.from_files("lsdali.methods", METHOD_FILES, "METHODS")
 parts.opened("METHODS", METHODS, "method", parts.tagged(Method, lambda method: method.Config))

@@ -11,9 +11,9 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.config import Config as Part
 from lsdali.functional import Mass, distillation_kl, label_smoothing
-from lsdali.methods.base import Loss, Method, MethodContext
-from lsdali.methods.shared.deep_heads import Exits, HeadKind
-from lsdali.models.student import AuxHead, Forward
+from lsdali.methods.base import Loss, Method
+from lsdali.methods.shared.deep_heads import HeadKind, MethodWithExits
+from lsdali.models.student import Forward
 
 
 class FromFinal(Part):
@@ -25,7 +25,7 @@ class FromFinal(Part):
     """T, which divides the logits of both."""
 
 
-class DeepSupervision(Method):
+class DeepSupervision(MethodWithExits):
     """Lee et al. 2015 (deeply-supervised nets); with `distill`, Zhang et al. 2019 (be your own teacher, without hints).
 
     The weights are those of the deep-supervision script in the code of Zhang et al. 2021 (OLS), `--method ls`.
@@ -66,13 +66,6 @@ class DeepSupervision(Method):
             return self
 
     config: Config
-
-    def __init__(self, config: Config, context: MethodContext) -> None:
-        super().__init__(config, context)
-        self.exits = Exits(context, config.exits, config.head)
-
-    def aux_heads(self) -> dict[str, AuxHead]:
-        return {**self.exits.heads()}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out, c = student(batch.images), self.config

@@ -1,7 +1,8 @@
 """Losses for labels that may be wrong: the ones that the code of Zhang et al. 2021 (OLS) compares with."""
 
 from abc import abstractmethod
-from typing import Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -116,16 +117,16 @@ class JointOptimisation(LogitLoss):
         return cross_entropy(logits, labels) + prior + self.config.entropy * entropy(logits)
 
 
-class SoftBootstrap(LogitLoss):
-    """Reed et al. 2015 (arXiv 1412.6596): the target mixes the label and the student's own prediction."""
+class Bootstrap(LogitLoss):
+    """Base of both bootstraps."""
 
     weighs_classes = True
+    loss_of: ClassVar[Callable[..., Tensor]]
 
     class Config(Method.Config):
-        """Cross-entropy against trust * label + (1 - trust) * prediction."""
+        """The target's weights."""
 
-        name: Literal["bootstrap_soft"] = "bootstrap_soft"
-        trust: float = Field(0.95, ge=0, le=1)
+        trust: float = Field(ge=0, le=1)
         """Weight of the label in the target; the rest is the student's prediction."""
         variant: Variant = "paper"
         """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
@@ -134,28 +135,36 @@ class SoftBootstrap(LogitLoss):
 
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
         scale = self.class_scale(labels)
-        return soft_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant), scale)
+        return self.loss_of(logits, labels, self.config.trust, clamp_of(self.config.variant), scale)
 
 
-class HardBootstrap(LogitLoss):
+class SoftBootstrap(Bootstrap):
+    """Reed et al. 2015 (arXiv 1412.6596): the target mixes the label and the student's own prediction."""
+
+    loss_of = staticmethod(soft_bootstrap)
+
+    class Config(Bootstrap.Config):
+        """Cross-entropy against trust * label + (1 - trust) * prediction."""
+
+        name: Literal["bootstrap_soft"] = "bootstrap_soft"
+        trust: float = Field(0.95, ge=0, le=1)
+
+    config: Config
+
+
+class HardBootstrap(Bootstrap):
     """Reed et al. 2015 (arXiv 1412.6596): the target mixes the label and the class that the student predicts."""
 
-    weighs_classes = True
+    loss_of = staticmethod(hard_bootstrap)
 
-    class Config(Method.Config):
+    class Config(Bootstrap.Config):
         """Cross-entropy against trust * label + (1 - trust) * one-hot of the arg-max."""
 
         name: Literal["bootstrap_hard"] = "bootstrap_hard"
         trust: float = Field(0.8, ge=0, le=1)
         """Weight of the label in the target; the rest is the class that the student predicts."""
-        variant: Variant = "paper"
-        """paper: exact; code: probabilities in [1e-7, 1 - 1e-7], without gradient outside, as in the OLS code."""
 
     config: Config
-
-    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        scale = self.class_scale(labels)
-        return hard_bootstrap(logits, labels, self.config.trust, clamp_of(self.config.variant), scale)
 
 
 METHODS = {

@@ -8,13 +8,13 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy
-from lsdali.methods.base import Loss, MethodContext, Variant
+from lsdali.methods.base import Loss, Variant
 from lsdali.methods.ols import OnlineLabelSmoothing
-from lsdali.methods.shared.deep_heads import Exits, HeadKind
-from lsdali.models.student import AuxHead, Forward
+from lsdali.methods.shared.deep_heads import HeadKind, MethodWithExits
+from lsdali.models.student import Forward
 
 
-class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
+class DeepOnlineLabelSmoothing(MethodWithExits, OnlineLabelSmoothing):
     """Zhang et al. 2021, the deep-supervision script: OLS on the final logits and on exits of earlier stages.
 
     The matrix is collected from the final logits. The published first epoch is cross-entropy of the final logits alone,
@@ -39,13 +39,6 @@ class DeepOnlineLabelSmoothing(OnlineLabelSmoothing):
         """paper: one loss in all epochs; code: the first epoch is cross-entropy of the final logits, with weight 1."""
 
     config: Config
-
-    def __init__(self, config: Config, context: MethodContext) -> None:
-        super().__init__(config, context)
-        self.exits = Exits(context, config.exits, config.head)
-
-    def aux_heads(self) -> dict[str, AuxHead]:
-        return {**self.exits.heads()}
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         out, c = student(batch.images), self.config

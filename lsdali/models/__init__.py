@@ -1,8 +1,7 @@
 """The networks that a recipe can name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from inspect import signature
 from typing import Annotated, Any
 
@@ -42,16 +41,10 @@ SMALL_FAMILIES = (
 """The same for small images."""
 
 
-def networks(families: Iterable[str]) -> dict[str, Callable[..., nn.Module]]:
-    """Return the networks of some files in families/ by name."""
-    files = (import_module(f"lsdali.models.families.{family}") for family in families)
-    return {name: build for file in files for name, build in file.NETWORKS.items()}
-
-
-CIFAR = networks(SMALL_FAMILIES)
+CIFAR: dict[str, Callable[..., nn.Module]] = parts.from_files("lsdali.models.families", SMALL_FAMILIES, "NETWORKS")
 """For small images."""
 
-MODELS = {**networks(FAMILIES), **CIFAR}
+MODELS = {**parts.from_files("lsdali.models.families", FAMILIES, "NETWORKS"), **CIFAR}
 """Builders (classes), and (classes, key=...) for the keys of a recipe that each has as a parameter. A builder returns a
 Network, or any module from images [B, 3, H, W] to logits [B, K]."""
 parts.opened("MODELS", MODELS, "network", parts.callable_entry)

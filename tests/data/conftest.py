@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from lsdali import dist
-from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
+from lsdali.data.sets.catalog import Folder
+from tests.data.plain import PLAIN
 
 Texture = Callable[..., Image.Image]
 Tree = Callable[..., Path]
@@ -72,14 +73,6 @@ def plain() -> Plain:
     """(root, more settings) -> a Folder whose loaders give pixels as level / 255."""
 
     def make(root: Path, **more: object) -> Folder:
-        values: dict[str, object] = {
-            "train": RandomResizedCrop(size=32),
-            "eval": CenterCrop(resize=36, size=32),
-            "mean": (0.0, 0.0, 0.0),
-            "std": (1.0, 1.0, 1.0),
-            "threads": 2,
-            "max_bad_files": 100,
-        }
-        return Folder(root=str(root), **(values | more))  # type: ignore[arg-type]
+        return Folder(root=str(root), **(PLAIN | more))  # type: ignore[arg-type]
 
     return make

@@ -29,6 +29,7 @@ from lsdali.data.sets.catalog import CenterCrop, Folder, PadCrop, RandomResizedC
 from lsdali.data.sets.shards import Shards, expand_braces
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
+from tests.data.plain import PLAIN
 
 CPU = torch.device("cpu")
 
@@ -88,15 +89,7 @@ def site(tmp_path, tree, monkeypatch):
 def config(root, **more):
     count = 1 + max(int(f.stem) for f in Path(more.pop("like")).glob("train/*.tar")) if "like" in more else 0
     named = {"train_shards": f"train/{{000000..{count - 1:06d}}}.tar", "val_shards": "val/{000000..000000}.tar"}
-    values = {
-        "train": RandomResizedCrop(size=32),
-        "eval": CenterCrop(resize=36, size=32),
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "threads": 2,
-        "max_bad_files": 100,
-    }
-    return Shards(root=str(root), **(values | (named if count else {}) | more))
+    return Shards(root=str(root), **(PLAIN | (named if count else {}) | more))
 
 
 def loader(config, lines=None):

@@ -26,6 +26,7 @@ from lsdali.data.sets.catalog import CenterCrop, PadCrop, RandomResizedCrop
 from lsdali.data.sets.shards import Shards
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
+from tests.data.plain import PLAIN
 
 CPU = torch.device("cpu")
 JPEG = (
@@ -35,15 +36,7 @@ JPEG = (
 
 def packed(root, **more):
     """The settings of conftest's `plain`, for shards."""
-    values = {
-        "train": RandomResizedCrop(size=32),
-        "eval": CenterCrop(resize=36, size=32),
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "threads": 2,
-        "max_bad_files": 100,
-    }
-    return Shards(root=str(root), **(values | more))
+    return Shards(root=str(root), **(PLAIN | more))
 
 
 @pytest.fixture

@@ -141,12 +141,8 @@ def pyramid(t, x, blocks, keep=lambda number: 1.0):
 
 
 def wide(t, x, blocks):
-    x = t.conv(x)
-    for stride in strides(blocks):
-        a = t.active(x)
-        inner = t.conv(t.active(t.conv(a, stride)))
-        x = inner + (x if inner.shape == x.shape else t.conv(a, stride))
-    return t.classify(t.active(x))
+    """Zagoruyko and Komodakis 2016: the same blocks, wider."""
+    return textbook_preact(t, x, blocks)
 
 
 def biased_wide(t, x, blocks=(5, 5, 5)):

@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from lsdali.models.digest import weights_digest
 from lsdali.models.families.pyramid import pyramidnet
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints
+from lsdali.testing.contract import Interrupted, stop_after
 from tests.harness import equal, events, make_images, summary, tiny, train, train_and_kill
 
 STOCHASTIC = ("shallow_cnn", "resnet110_sd", "pyramidnet200_shakedrop")
@@ -45,15 +45,8 @@ def test_a_stopped_run_draws_on_where_it_was(name, images, tmp_path):
     whole = trainer_for(name, images, tmp_path / "whole")
     whole.run()
     stopped = trainer_for(name, images, tmp_path / "stopped")
-    inner = stopped.train
-
-    class Short:
-        def epoch(self, step):
-            yield from islice(inner.epoch(step), 2)
-            raise KeyboardInterrupt
-
-    stopped.train = Short()
-    with pytest.raises(KeyboardInterrupt):
+    stop_after(stopped, 2)
+    with pytest.raises(Interrupted):
         stopped.run()
     ends = []
     for reseed in (False, True):

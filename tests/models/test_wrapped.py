@@ -2,7 +2,6 @@
 
 import copy
 import re
-from itertools import islice
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from lsdali.models.wrapped import as_network
 from lsdali.recipe import Recipe
 from lsdali.state import checkpoint
 from lsdali.state.checkpoint import Checkpoints
+from lsdali.testing.contract import Interrupted, stop_after
 from tests.harness import ROOT, equal, make_images, tiny
 from tests.models.foreign import FOREIGN, HandWritten, Idle, Several, seeded
 
@@ -266,15 +266,8 @@ def stopped_and_resumed(method, name, base, folder):
     whole = trainer_for(method, base, folder / "whole", name)
     whole.run()
     stopped = trainer_for(method, base, folder / "stopped", name)
-    inner = stopped.train
-
-    class Short:
-        def epoch(self, step):
-            yield from islice(inner.epoch(step), 2)
-            raise KeyboardInterrupt
-
-    stopped.train = Short()
-    with pytest.raises(KeyboardInterrupt):
+    stop_after(stopped, 2)
+    with pytest.raises(Interrupted):
         stopped.run()
     resumed = trainer_for(method, base, folder / "resumed", name)
     resumed.restore(copy.deepcopy(stopped.checkpoints.newest()["parts"]))

@@ -1,13 +1,13 @@
 """Auxiliary classifiers on earlier stages, for methods with several exits."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from lsdali.errors import UserError
-from lsdali.methods.base import MethodContext
+from lsdali.methods.base import Method, MethodContext
 from lsdali.models.aux_heads import ConvolutionalHead, StageHead
-from lsdali.models.student import Outputs
+from lsdali.models.student import AuxHead, Outputs
 
 HeadKind = Literal["linear", "convolutional"]
 
@@ -41,3 +41,14 @@ class Exits:
     def logits(self, out: Outputs) -> list[Tensor]:
         """Return [B, K] each."""
         return [out.aux_heads[f"exit_{name}"] for name in self.stages]
+
+
+class MethodWithExits(Method):
+    """A method whose config has `exits` and `head`."""
+
+    def __init__(self, config: Any, context: MethodContext) -> None:
+        super().__init__(config, context)
+        self.exits = Exits(context, config.exits, config.head)
+
+    def aux_heads(self) -> dict[str, AuxHead]:
+        return {**self.exits.heads()}

@@ -40,11 +40,8 @@ def attend(values: Tensor, weights: Sequence[Tensor], kernel: int) -> Tensor:
     return out.to(values.dtype).flatten(3)
 
 
-class Pairwise(nn.Module):
-    """Weights from the difference of two pixels and of their coordinates (equation 2), softmax over the neighbours.
-
-    The softmax is that of the published code (hszhao/SAN), which has none for patches.
-    """
+class Attention(nn.Module):
+    """Base of both kinds of weights: query, key and value of every position."""
 
     def __init__(self, inputs: int, relation: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -52,6 +49,16 @@ class Pairwise(nn.Module):
         self.query = nn.Conv2d(inputs, relation, 1)
         self.key = nn.Conv2d(inputs, relation, 1)
         self.value = nn.Conv2d(inputs, outputs, 1)
+
+
+class Pairwise(Attention):
+    """Weights from the difference of two pixels and of their coordinates (equation 2), softmax over the neighbours.
+
+    The softmax is that of the published code (hszhao/SAN), which has none for patches.
+    """
+
+    def __init__(self, inputs: int, relation: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, relation, outputs, kernel)
         self.position = nn.Conv2d(2, 2, 1)
         self.weight = nn.Sequential(
             nn.BatchNorm2d(relation + 2),
@@ -73,15 +80,11 @@ class Pairwise(nn.Module):
         return attend(self.value(x).movedim(1, -1), each, self.kernel).movedim(-1, 1)
 
 
-class Patchwise(nn.Module):
+class Patchwise(Attention):
     """Weights of a whole window from the position and all of its window at once (equation 4)."""
 
     def __init__(self, inputs: int, relation: int, outputs: int, kernel: int) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.query = nn.Conv2d(inputs, relation, 1)
-        self.key = nn.Conv2d(inputs, relation, 1)
-        self.value = nn.Conv2d(inputs, outputs, 1)
+        super().__init__(inputs, relation, outputs, kernel)
         seen, weights = relation * (kernel * kernel + 1), outputs // SHARE
         self.weight = nn.Sequential(
             nn.BatchNorm2d(seen),

@@ -5,7 +5,6 @@ works on CPU and GPU images. AutoGraph rewrites what runs under `if` on a batch,
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 from lsdali import parts
@@ -13,11 +12,7 @@ from lsdali.data.sampling.augment import AUGMENTATION_FILES
 from lsdali.data.sampling.augment.base import Augmentation
 
 Effect = Callable[[Any, Any, Sequence[Any], int], Any]
-EFFECTS: dict[str, Effect] = {
-    name: effect
-    for file in AUGMENTATION_FILES
-    for name, effect in import_module(f"lsdali.data.pipeline.dali_ops.{file}").EFFECTS.items()
-}
+EFFECTS: dict[str, Effect] = parts.from_files("lsdali.data.pipeline.dali_ops", AUGMENTATION_FILES, "EFFECTS")
 parts.opened("EFFECTS", EFFECTS, "DALI side of an augmentation", parts.callable_entry)
 
 

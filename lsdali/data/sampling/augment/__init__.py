@@ -8,7 +8,6 @@ alone: the same on any number of ranks and after any seek. pipeline/dali_ops has
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import reduce
-from importlib import import_module
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +31,9 @@ AUGMENTATION_FILES = (
 )
 """Files beside this one, each with a dict AUGMENTATIONS; data/pipeline/dali_ops has a file of the same name."""
 
-AUGMENTATIONS: dict[str, type[Augmentation]] = {
-    name: kind
-    for file in AUGMENTATION_FILES
-    for name, kind in import_module(f"lsdali.data.sampling.augment.{file}").AUGMENTATIONS.items()
-}
+AUGMENTATIONS: dict[str, type[Augmentation]] = parts.from_files(
+    "lsdali.data.sampling.augment", AUGMENTATION_FILES, "AUGMENTATIONS"
+)
 parts.opened("AUGMENTATIONS", AUGMENTATIONS, "augmentation", parts.tagged(Augmentation, lambda kind: kind), "EFFECTS")
 
 if TYPE_CHECKING:
