@@ -63,7 +63,7 @@ def test_lists_are_complete_and_have_a_line_each(capsys: pytest.CaptureFixture[s
 
 def test_keys_show_types_defaults_and_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "keys", "save.keep") == (
-        "keep: whole number (>= 1, <= 100000) = 2\n    How many of the newest stay, beside the best.\n"
+        "keep: whole number (>= 1, <= 100000) = 2\n    How many of the newest checkpoints are kept, beside the best.\n"
     )
     top = said(capsys, "keys")
     assert all(f"\n{name}: " in top for name in Recipe.model_fields)
@@ -78,6 +78,14 @@ def test_help_imports_nothing_heavy(arguments: str) -> None:
     heavy = "print({'torch', 'pydantic', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code + heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_recipe_is_read_without_the_descriptions_of_keys() -> None:
+    """Neither its sources are parsed, nor is rich imported, which only a terminal needs."""
+    code = "import sys; from lsdali.recipe import load; load('recipes/imagenet_zls.yaml')"
+    code += "; from lsdali.config import field_docstrings as f; print(f.cache_info().currsize, 'rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "False"]
 
 
 def test_a_recipe_is_read_without_torchvision() -> None:
