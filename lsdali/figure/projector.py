@@ -11,7 +11,7 @@ import torch
 from lsdali.disk import write_whole
 from lsdali.errors import UserError
 from lsdali.evaluate.runs import RECIPE_ENDINGS, Run
-from lsdali.figure.reading import read
+from lsdali.figure.reading import outputs_of
 from lsdali.terminal import printable
 
 CONFIG = "projector_config.pbtxt"
@@ -26,7 +26,7 @@ def numbers(runs: Sequence[Run], args: argparse.Namespace, device: torch.device)
     for run, title in zip(runs, args.titles, strict=True):
         if args.into is None and run.path.suffix in RECIPE_ENDINGS:
             raise UserError(f"{run.path} has no run folder: name the folder of TensorBoard with --into")
-        found = read(run, args.overrides, args.classes, args.split, args.most, args.of, device)
+        found = outputs_of(run, args.overrides, args.classes, args.split, args.most, args.of, device)
         names = [found.names[label] for label in found.labels.tolist()]
         folder = args.into or run.path.parents[1] / "tensorboard"
         panels.append({"title": title, "folder": str(folder), "values": found.values.numpy(), "names": names})

@@ -63,9 +63,10 @@ def properties(kind: type[Config]) -> dict[str, Any]:
         own.discriminator = None
         own.default = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
         fields[name] = (shallow(field.annotation), own)
-    found: dict[str, Any] = create_model(kind.__name__, __config__=kind.model_config, **fields).model_json_schema()
+    shallow_kind = create_model(kind.__name__, __config__=kind.model_config, **fields)
     texts = kind.descriptions()
-    return {name: {"description": texts.get(name, ""), **part} for name, part in found["properties"].items()}
+    parts = shallow_kind.model_json_schema()["properties"]
+    return {name: {"description": texts.get(name, ""), **part} for name, part in parts.items()}
 
 
 def shallow(annotation: Any) -> Any:

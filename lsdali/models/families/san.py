@@ -111,9 +111,6 @@ class Patchwise(Attention):
         return attend(value, torch.unflatten(weights, 3, (size, -1)).unbind(3), self.kernel).movedim(-1, 1)
 
 
-Attention = type[Pairwise] | type[Patchwise]
-
-
 def coordinates(like: Tensor) -> Tensor:
     """Return [1, 2, H, W] in channels last: column and row of every position, from -1 to 1."""
     high, wide = like.shape[2:]
@@ -125,7 +122,7 @@ def coordinates(like: Tensor) -> Tensor:
 class AttentionBlock(nn.Module):
     """x + 1x1(relu(BN(attention(relu(BN(x)))))), the attention at a quarter of the width."""
 
-    def __init__(self, attention: Attention, channels: int, kernel: int) -> None:
+    def __init__(self, attention: type[Attention], channels: int, kernel: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         self.attention = attention(channels, channels // 16, channels // 4, kernel)
@@ -139,7 +136,7 @@ class AttentionBlock(nn.Module):
         return out
 
 
-def san(attention: Attention, blocks: tuple[int, ...], classes: int) -> Network:
+def san(attention: type[Attention], blocks: tuple[int, ...], classes: int) -> Network:
     """Five stages of 64, 256, 512, 1024, 2048 channels, each after a 2x2 max-pool; from 128 px.
 
     Windows of 3x3 positions in the first stage and 7x7 in the others; the last map must be 4x4 at least to mirror them.
