@@ -1,6 +1,6 @@
-"""Recipe -> live objects. The only place where names become things."""
+"""Recipe -> live objects: the only place that turns names into objects."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
@@ -97,11 +97,7 @@ def prepare(
     precision = Precision(recipe.precision, device)
     train_index, val_index = (open_dataset(recipe.data, split, events.log, begun) for split in ("train", "val"))
     classes = count_classes(recipe.model.classes, train_index.classes, train_index.root)
-    network = new_network(recipe, classes)
-    for note in network.notes:
-        events.log(note)
-    if recipe.model.weights is not None and begun is None:
-        load_weights(network, recipe.model.name, recipe.model.weights, events.log)
+    network = new_network(recipe, classes, events.log, pretrained=begun is None)
     val = eval_loader(
         val_index, recipe.data, batch=recipe.evaluate.batch_on(device.type), device=device, half=precision.half
     )
@@ -215,13 +211,17 @@ def check_start(recipe: Recipe, method: Method) -> None:
         )
 
 
-def new_network(recipe: Recipe, classes: int) -> Network:
-    """Build the network as it is initialised."""
+def new_network(recipe: Recipe, classes: int, log: Callable[[str], None], *, pretrained: bool) -> Network:
+    """Build the network as it is initialised, or with the recipe's weights if it is to be `pretrained`."""
     model, data = recipe.model, recipe.data
     check_memory(model, classes)
     torch.manual_seed(recipe.seed)
     network = build_network(model, classes)
     check_image_size(network, model.name, (*data.train.sizes(recipe.epochs), data.eval.size))
+    for note in network.notes:
+        log(note)
+    if pretrained and model.weights is not None:
+        load_weights(network, model.name, model.weights, log)
     return network
 
 

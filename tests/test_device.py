@@ -74,7 +74,7 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(teachers, "load_teacher", on_the_device)
     index = open_index(recipe.data, "train")
     with made_up_cuda() as host:
-        network = build.new_network(recipe, 5)
+        network = build.new_network(recipe, 5, print, pretrained=False)
         method, _ = build.build_method(recipe, network, index, CUDA, [])
         student = build.open_student(recipe, network, method, CUDA)
         method.begin(student)

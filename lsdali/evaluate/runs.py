@@ -64,7 +64,7 @@ class Run:
     name: str
     path: Path  # of the checkpoint
     content: dict[str, Any]
-    weights: str  # student or ema
+    weights: str  # model or ema
     network: Network
 
     def describe(self) -> dict[str, Any]:
