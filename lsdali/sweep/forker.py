@@ -109,7 +109,7 @@ class Forked:
         self.poll()
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
+def fork_on_request(requests: IO[str], answers: IO[str]) -> None:
     """Answer requests until there are no more."""
     for name in NEEDED:
         import_module(name)
@@ -161,4 +161,4 @@ if __name__ == "__main__":
     # The streams of requests and answers are copies, so that nothing that a module prints is taken for an answer.
     copies = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(*copies)
+    fork_on_request(*copies)

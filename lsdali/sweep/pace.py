@@ -21,8 +21,8 @@ from lsdali.optim import build_optimizer
 from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe
 
-SAMPLES = 4096  # of the made-up training set; methods with a memory hold a row each
-LARGEST = {"cpu": 16, "cuda": 256}  # images a measured step
+MADE_UP_SAMPLES = 4096  # of the made-up training set; methods with a memory hold a row each
+MOST_IMAGES = {"cpu": 16, "cuda": 256}  # images a measured step
 STEPS = 3  # measured, after one that is not
 
 
@@ -40,17 +40,17 @@ def measure_pace(recipe: Recipe, classes: int) -> Pace:
     Teachers count as networks of the student's kind. Raises UserError if no step can be made here.
     """
     try:
-        return _measured(recipe, classes)
+        return _pace_of(recipe, classes)
     except (RuntimeError, MemoryError) as error:
         raise UserError(f"no step of {recipe.model.name} could be measured: {first_line(error)}") from None
 
 
-def _measured(recipe: Recipe, classes: int) -> Pace:
+def _pace_of(recipe: Recipe, classes: int) -> Pace:
     device = dist.own_device()
     precision = Precision(recipe.precision, device)
-    method, student = begun(recipe, classes, device)
+    method, student = ready_method(recipe, classes, device)
     optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
-    count = min(recipe.micro_batch or recipe.batch, LARGEST[device.type])
+    count = min(recipe.micro_batch or recipe.batch, MOST_IMAGES[device.type])
     count = max(count - count % method.group_size, method.group_size, min(method.compares, recipe.batch))
     data = made_up(count, recipe.data.train.size, classes, device, half=precision.half)
     seen = made_up(count, recipe.data.eval.size, classes, device, half=precision.half)
@@ -72,7 +72,7 @@ def _measured(recipe: Recipe, classes: int) -> Pace:
     return Pace(train / count, median_seconds(look, device) / count)
 
 
-def begun(recipe: Recipe, classes: int, device: torch.device) -> tuple[Method, Student]:
+def ready_method(recipe: Recipe, classes: int, device: torch.device) -> tuple[Method, Student]:
     """Return the recipe's method and its student, ready for a step."""
 
     def network() -> Any:
@@ -81,7 +81,7 @@ def begun(recipe: Recipe, classes: int, device: torch.device) -> tuple[Method, S
     own = network()
     context = MethodContext(
         classes=classes,
-        samples=SAMPLES,
+        samples=MADE_UP_SAMPLES,
         channels=own.channels,
         device=device,
         seed=recipe.seed,
@@ -99,7 +99,7 @@ def made_up(count: int, size: int, classes: int, device: torch.device, *, half: 
     images = torch.randn(count, 3, size, size, device=device, dtype=torch.float16 if half else torch.float32)
     labels = torch.randint(classes, (-(-count // 2),), device=device).repeat_interleave(2)[:count]
     valid = torch.ones(count, dtype=torch.bool, device=device)
-    return Batch(images.to(memory_format=torch.channels_last), labels, torch.randperm(SAMPLES)[:count], valid)
+    return Batch(images.to(memory_format=torch.channels_last), labels, torch.randperm(MADE_UP_SAMPLES)[:count], valid)
 
 
 def median_seconds(work: Callable[[], None], device: torch.device) -> float:

@@ -50,15 +50,15 @@ def size(recipe: Recipe) -> RunSize:
     Raises UserError if the data is not there.
     """
     repeats = recipe.data.train.repeats
-    plan = Plan(index_of(recipe.data, "train").labels, recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
+    plan = Plan(split_index(recipe.data, "train").labels, recipe.batches, 1, recipe.seed, recipe.sampler, repeats)
     lengths = plan.steps_per_epoch
     images = lengths.weighted(recipe.batches, recipe.epochs)
     times = -(-recipe.epochs // recipe.evaluate.every_epochs)
-    return RunSize(lengths.before(recipe.epochs), images, times * len(index_of(recipe.data, "val")))
+    return RunSize(lengths.before(recipe.epochs), images, times * len(split_index(recipe.data, "val")))
 
 
 @cache
-def index_of(data: DataSet, split: Split) -> Index:
+def split_index(data: DataSet, split: Split) -> Index:
     return open_index(data, split)
 
 
@@ -73,7 +73,7 @@ class Stopwatch:
         """Return what a run takes. Raises UserError if no step of it can be measured."""
         if self.rate is not None:
             return found.images / self.rate / 3600
-        index = index_of(recipe.data, "train")
+        index = split_index(recipe.data, "train")
         classes = count_classes(recipe.model.classes, index.classes, index.root)
         sides = recipe.data.train.size, recipe.data.eval.size
         parts = recipe.model_dump(mode="json", include=DECIDES)
