@@ -119,7 +119,7 @@ def fork_on_request(requests: IO[str], answers: IO[str]) -> None:
     for line in requests:
         pid = os.fork()
         if pid == 0:
-            leave(carry_out(json.loads(line), (requests, answers)))
+            exit_fork(carry_out(json.loads(line), (requests, answers)))
         print(json.dumps({"pid": pid}), file=answers, flush=True)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         print(json.dumps({"status": status}), file=answers, flush=True)
@@ -149,7 +149,7 @@ def carry_out(request: Mapping[str, Any], inherited: Sequence[IO[str]]) -> int:
         return 1
 
 
-def leave(status: int) -> NoReturn:
+def exit_fork(status: int) -> NoReturn:
     """End a fork as multiprocessing ends its own: taking an interpreter of this size apart would take half a second."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
