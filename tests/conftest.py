@@ -3,10 +3,12 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
 
+from lsdali.limits import cpu_cores
 from tests.harness import make_images
 from tests.methods.trainers import trainer_for
 from tests.ranks import OnRanks, Ranks
@@ -33,12 +35,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.fast)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process of pytest for each core; more than 8 wait for the longest test."""
+    return min(cpu_cores(), 8)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What libraries put into the system's folder goes with the tests' files.
 
     torch.compile keeps its code there, and DALI the Python that it generates, which a killed process leaves behind.
+    What multiprocessing puts there, it removes itself, after the tests' files are gone.
     """
+    get_temp_dir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("system")))
         patch.setattr(tempfile, "tempdir", None)  # asked again
