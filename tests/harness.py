@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lsdali.testing.small import equal, make_images, tiny
+from lsdali.train import main
+from tests.forks import ROOT, environment, forked, run_forked
 
-__all__ = ["equal", "make_images", "tiny"]
+__all__ = ["ROOT", "environment", "equal", "make_images", "tiny"]
 
-ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-
-
-def environment(ranks: int) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def command(ranks: int, *arguments: str) -> list[str]:
@@ -28,7 +25,15 @@ def command(ranks: int, *arguments: str) -> list[str]:
 
 
 def train(ranks: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    """Train on so many ranks, or for 0 in a plain process."""
+    done = run_forked(ranks, main, arguments)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def train_by_torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Train as users start it on several ranks; it may end with any status."""
+    return subprocess.run(
         command(ranks, *arguments),
         cwd=ROOT,
         env=environment(ranks),
@@ -37,29 +42,17 @@ def train(ranks: int, *arguments: str, check: bool = True) -> subprocess.Complet
         timeout=240,
         check=False,
     )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def train_and_kill(ranks: int, checkpoint: str, *arguments: str) -> None:
     """Start a run and SIGKILL every process of it as soon as the checkpoint file exists."""
     run_dir = next(a.partition("=")[2] for a in arguments if a.startswith("run_dir="))
-    child = subprocess.Popen(
-        command(ranks, *arguments),
-        cwd=ROOT,
-        env=environment(ranks),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with forked(ranks, main, arguments) as run:
         deadline = time.monotonic() + 120
         while not (Path(run_dir) / "checkpoints" / checkpoint).exists():
             assert time.monotonic() < deadline, f"{checkpoint} never appeared"
-            assert child.poll() is None, "the run ended before it could be killed"
+            assert run.status() is None, f"the run ended before it could be killed: {run.told()}"
             time.sleep(0.005)
-    finally:
-        kill_tree(child.pid)
-        child.wait()
 
 
 def descendants(root: int) -> list[int]:

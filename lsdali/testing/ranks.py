@@ -1,6 +1,6 @@
 """Processes that stay: a group of ranks that runs one check after another.
 
-A process takes seconds to start and to import torch; most checks take less than one.
+To import torch takes seconds, and most checks take less than one: each process is forked from one that has done so.
 """
 
 import gc
@@ -10,22 +10,31 @@ import socket
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, cast
 
 import torch
 
 from lsdali import dist
 
+PRELOADED = ["lsdali.testing.contract", "lsdali.train", "torch._dynamo"]
+"""What a training process imports; the last when it makes its optimizer, which takes as long as torch itself."""
 OnRanks = Callable[..., None]
 """on_ranks(world, check, *arguments): see `Ranks.run`."""
+
+
+def forks() -> ForkServerContext:
+    """Return what starts processes in which all that trains is imported; they share no state with this one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 class Ranks:
     """At most one group of processes, of the size last asked for."""
 
     def __init__(self) -> None:
-        self.processes: list[SpawnProcess] = []
+        self.processes: list[ForkServerProcess] = []
         self.links: list[Connection] = []
 
     def run(self, world: int, check: Callable[..., None], *arguments: Any) -> None:
@@ -58,7 +67,7 @@ class Ranks:
         assert failure is None, f"rank {rank} of {len(self.links)}: {failure}"
 
     def start(self, world: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forks()
         port = free_port()
         for rank in range(world):
             ours, theirs = context.Pipe()

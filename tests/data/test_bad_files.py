@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from lsdali.data.sets.catalog import CenterCrop, RandomResizedCrop
 from lsdali.data.sets.shards import Shards
 from lsdali.errors import UserError
 from lsdali.pack import main as pack
+from tests.forks import run_forked, run_script
 
 CPU = torch.device("cpu")
 
@@ -360,16 +359,7 @@ def test_ranks_stop_together_where_only_all_of_them_found_too_many(zoo, tmp_path
 
 
 def real(folder, ranks, *arguments):
-    file = folder / "zoo.py"
-    file.write_text(ZOO)
-    launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    return subprocess.run(
-        [sys.executable, *launch, str(file), *map(str, arguments), str(folder / "run")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_forked(0 if ranks == 1 else ranks, run_script, ZOO, *arguments, str(folder / "run"))
 
 
 def become_fifo(path):

@@ -1,10 +1,5 @@
 """Loaders: the same stream on any number of ranks, from any start; evaluation that reads everything once."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,6 +9,7 @@ from lsdali.data.pipeline.loader import EvalLoader, TrainLoader
 from lsdali.data.pipeline.options import LoaderOptions
 from lsdali.data.sets.catalog import PadCrop, RandomResizedCrop
 from lsdali.errors import UserError
+from tests.forks import run_forked, run_script
 
 CPU = torch.device("cpu")
 
@@ -213,20 +209,11 @@ with dist.session() as device:
 
 
 @pytest.mark.ranks
-def test_two_real_processes_give_what_one_gives(tree, tmp_path):
+def test_two_real_processes_give_what_one_gives(tree):
     root = tree(each=20)
-    file = tmp_path / "two.py"
-    file.write_text(SCRIPT)
-    repository = str(Path(__file__).parents[2])
     digests = []
-    for command in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
-        done = subprocess.run(
-            [sys.executable, *command, str(file), str(root)],
-            env={**os.environ, "PYTHONPATH": repository, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    for ranks in (0, 2):
+        done = run_forked(ranks, run_script, SCRIPT, str(root))
         assert done.returncode == 0, done.stderr
         lines = {line for line in done.stdout.splitlines() if line.startswith("DIGEST")}
         assert len(lines) == 1, done.stdout

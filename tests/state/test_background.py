@@ -1,7 +1,5 @@
 """Saving beside training: what is written is the state at the save, whatever happens to the thread or the process."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,8 @@ from lsdali.state import checkpoint
 from lsdali.state.checkpoint import Checkpoints, read
 from lsdali.state.memory import Layout, SampleMemory
 from lsdali.train import main
-from tests.harness import ROOT, environment, equal, make_images, summary, tiny
+from tests.forks import run_forked, run_script
+from tests.harness import equal, make_images, summary, tiny
 from tests.ranks import OnRanks
 
 HEADER = {"recipe": {"seed": 1}, "classes": 3, "data": "abc", "teachers": [], "steps": 100}
@@ -198,10 +197,7 @@ def test_a_run_killed_while_its_thread_writes_goes_on_exactly(tmp_path: Path, mo
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
     steps = []
     for moment in MOMENTS:
-        arguments = [sys.executable, "-c", KILLED, *map(str, moment), str(tmp_path / "recipe.yaml")]
-        done = subprocess.run(
-            arguments, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=240, check=False
-        )
+        done = run_forked(0, run_script, KILLED, *map(str, moment), str(tmp_path / "recipe.yaml"))
         assert done.returncode == -9, done.stdout + done.stderr
         newest = Checkpoints(tmp_path / "run/checkpoints", 2, print).newest()
         assert newest is not None
