@@ -14,7 +14,7 @@ from lsdali.testing.contract import (
     check_weights,
     save_weights,
 )
-from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
+from tests.methods.trainers import CONFIGS, EACH, STATEFUL, named, trainer_for, trainer_in_float64, with_teacher
 from tests.ranks import OnRanks
 
 
@@ -46,16 +46,53 @@ BATCHWIDE = [
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("config", CONFIGS + BATCHWIDE, ids=named)
+@pytest.mark.parametrize("config", [c for c in CONFIGS + BATCHWIDE if c not in EACH], ids=named)
 def test_two_ranks_train_as_one_does(config: Any, folder: Path, place: Path, on_ranks: OnRanks) -> None:
+    """With BatchNorm frozen; one recipe of each method is tested with BatchNorm as it is, below."""
     config = with_teacher(config, folder)
     save_weights(config, place)
     on_ranks(2, check_weights, config, place)
 
 
+def numbers_after(config: Any, folder: Path) -> torch.Tensor:
+    """Return the final weights and running statistics of a run whose BatchNorm reads the images of all ranks."""
+    trainer = trainer_in_float64(config, folder, model={"name": "preact_resnet10", "width": 16, "sync_batchnorm": True})
+    for _ in range(trainer.clock.epochs):
+        for batch in trainer.train.epoch(trainer.clock.step):
+            trainer.step(batch)
+            trainer.clock = trainer.clock.tick()
+        trainer.method.end_epoch(trainer.student, trainer.clock)
+    numbers = (*trainer.student.parameters(), *trainer.student.buffers())
+    return torch.cat([x.detach().flatten().double() for x in numbers])
+
+
+def check_numbers(config: Any, place: Path) -> None:
+    """Compare this rank's numbers with those that one process left in the folder."""
+    one = torch.load(place / "one.pt")
+    away = torch.dist(numbers_after(config, place), one) / one.norm()
+    assert away < 1e-7, f"{named(config)}: {away:.1e} away"
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize("config", CONFIGS, ids=named)
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("config", EACH, ids=named)
+def test_two_ranks_with_shared_norms_train_as_one_does(
+    config: Any, folder: Path, place: Path, on_ranks: OnRanks
+) -> None:
+    config = with_teacher(config, folder)
+    place.mkdir()
+    torch.save(numbers_after(config, place), place / "one.pt")
+    on_ranks(2, check_numbers, config, place)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("ranks", "config"),
+    [
+        pytest.param(ranks, config, id=f"{ranks}-{named(config)}")
+        for ranks, configs in ((2, CONFIGS), (4, [c for c in CONFIGS if c in EACH or c in STATEFUL]))
+        for config in configs
+    ],
+)
 def test_resume_is_exact_on_several_ranks(
     ranks: int, config: Any, folder: Path, place: Path, on_ranks: OnRanks
 ) -> None:

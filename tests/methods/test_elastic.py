@@ -8,18 +8,14 @@ import pytest
 import torch
 import yaml
 
-from lsdali.methods import METHODS, Method
 from lsdali.testing.contract import Interrupted, stop_after
 from lsdali.train import main
 from tests.harness import events, make_images, tiny
-from tests.methods.trainers import CONFIGS, named, trainer_for, trainer_in_float64, with_teacher
+from tests.methods.trainers import STATEFUL, named, trainer_for, trainer_in_float64, with_teacher
 from tests.ranks import OnRanks
 
+EACH_STATE = list({config["name"]: config for config in STATEFUL}.values())
 SHARED = {"name": "preact_resnet10", "width": 16, "sync_batchnorm": True}
-EACH = list({c["name"]: c for c in CONFIGS}.values())
-"""One recipe of each method."""
-STATEFUL = list({c["name"]: c for c in CONFIGS if METHODS[c["name"]].state_dict is not Method.state_dict}.values())
-"""One recipe of each method that has a state."""
 CHANGES = {"model": SHARED, "batch": 24, "epochs": 4, "save": {"every_steps": 1}, "ema": {"decay": 0.5}}
 """24 are 6, 24 and 8 images for each of 4, 1 and 3 ranks; 48 images make 2 steps an epoch."""
 
@@ -53,7 +49,7 @@ def test_four_ranks_then_one_then_three_train_as_one(
     base = tmp_path / "runs"
     make_images(base / "images", classes=4, train=12)
     trainer_for({"name": "ce"}, base / "teacher", epochs=1).run()
-    configs = [with_teacher(config, base) for config in STATEFUL]
+    configs = [with_teacher(config, base) for config in EACH_STATE]
     assert len({config["name"] for config in configs}) >= 5
     for ranks, until in ((4, 3), (1, 5), (3, 8)):
         if ranks == 1:
@@ -65,36 +61,6 @@ def test_four_ranks_then_one_then_three_train_as_one(
         one, other = weights(base / f"whole/{number}"), weights(base / f"elastic/{number}")
         away = torch.dist(one, other) / one.norm()
         assert away < 1e-6, f"{named(config)}: {away:.1e} away"
-
-
-def numbers_after(config: Any, folder: Path) -> torch.Tensor:
-    """Return the final weights and running statistics of a run whose BatchNorm reads the images of all ranks."""
-    trainer = trainer_in_float64(config, folder, model=SHARED)
-    for _ in range(trainer.clock.epochs):
-        for batch in trainer.train.epoch(trainer.clock.step):
-            trainer.step(batch)
-            trainer.clock = trainer.clock.tick()
-        trainer.method.end_epoch(trainer.student, trainer.clock)
-    numbers = (*trainer.student.parameters(), *trainer.student.buffers())
-    return torch.cat([x.detach().flatten().double() for x in numbers])
-
-
-def check_numbers(config: Any, place: Path) -> None:
-    """Compare this rank's numbers with those that one process left in the folder."""
-    one = torch.load(place / "one.pt")
-    away = torch.dist(numbers_after(config, place), one) / one.norm()
-    assert away < 1e-7, f"{named(config)}: {away:.1e} away"
-
-
-@pytest.mark.ranks
-@pytest.mark.parametrize("config", EACH, ids=named)
-def test_two_ranks_with_shared_norms_train_as_one_does(
-    config: Any, folder: Path, place: Path, on_ranks: OnRanks
-) -> None:
-    config = with_teacher(config, folder)
-    place.mkdir()
-    torch.save(numbers_after(config, place), place / "one.pt")
-    on_ranks(2, check_numbers, config, place)
 
 
 def test_another_number_of_threads_is_told_and_can_be_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

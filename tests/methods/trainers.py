@@ -5,10 +5,21 @@ from typing import Any
 
 import yaml
 
+from lsdali.methods import METHODS, Method
 from lsdali.testing.small import float64, trainer_for, trainer_in_float64
 from tests.harness import ROOT
 
-__all__ = ["CONFIGS", "float64", "method_configs", "named", "trainer_for", "trainer_in_float64", "with_teacher"]
+__all__ = [
+    "CONFIGS",
+    "EACH",
+    "STATEFUL",
+    "float64",
+    "method_configs",
+    "named",
+    "trainer_for",
+    "trainer_in_float64",
+    "with_teacher",
+]
 
 
 def method_configs(teacher: Path) -> list[Any]:
@@ -25,6 +36,10 @@ def method_configs(teacher: Path) -> list[Any]:
 
 
 CONFIGS = method_configs(Path("TEACHER"))
+EACH = list({config["name"]: config for config in CONFIGS}.values())
+"""One of each method."""
+STATEFUL = [config for config in CONFIGS if METHODS[config["name"]].state_dict is not Method.state_dict]
+"""Those of methods that have a state."""
 
 
 def with_teacher(config: Any, base: Path) -> Any:
