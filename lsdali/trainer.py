@@ -105,6 +105,7 @@ class Trainer:
         with nullcontext() if last else self.unsynced():
             with self.precision.autocast():
                 loss = self.method.loss(self.forward, part, self.clock)
+            self.pulse.beat("backward pass")
             self.precision.backward(loss.total, share)
         return loss
 

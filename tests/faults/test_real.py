@@ -18,7 +18,7 @@ import yaml
 
 from tests.harness import ROOT, TORCHRUN, command, descendants, environment, make_images, summary, tiny, train
 
-pytestmark = [pytest.mark.cluster, pytest.mark.ranks, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.ranks, pytest.mark.timeout(600)]
 
 
 @dataclass
