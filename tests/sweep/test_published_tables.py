@@ -54,6 +54,46 @@ def test_every_table_is_whole(cells: dict[str, list[Cell]], recipes: list[Recipe
         check_figures(load_sweep(path), cells[path.stem])
 
 
+R50 = {"ResNet-50"}
+LESS_THAN_ZIPF = {"constant", "random_uniform", "random_pareto", "linear_decay"}
+PUBLISHED: dict[str, list[tuple[str, str, dict[str, set[str]], int]]] = {  # system: (file, stage, labels, cells)
+    "ZLS": [
+        ("zls_cifar100", "train", {}, 6),
+        ("zls_tinyimagenet", "train", {}, 6),
+        *((name, "train", {"network": R50}, 3) for name in ("zls_imagenet", "zls_inat21")),
+        *((name, "train", {"method": {"ZLS"}}, 7) for name in ("zls_imagenet", "zls_inat21")),
+        *((name, "distributions", {"distribution": LESS_THAN_ZIPF}, 4) for name in ("zls_imagenet", "zls_inat21")),
+    ],
+    "OLS": [
+        ("ols_finegrained", "train", {}, 64),
+        ("ols_cifar", "networks", {"network": {"ResNet-34", "ResNeXt-29 2x64d"}, "method": {"OLS"}}, 2),
+    ],
+    "LS-KD": [
+        ("lskd_imagenet", "imagenet_teachers", {}, 2),
+        ("lskd_imagenet", "imagenet_students", {}, 16),
+        ("lskd_cub", "cub_teachers", {}, 2),
+        ("lskd_cub", "cub_students", {"student": {"ResNet-18", "ResNet-50", "MobileNetV2"}}, 24),
+    ],
+    "IBLS": [("ibls", "plain", {}, 4), ("ibls", "smoothed", {"smoothing": {"0.1"}}, 8)],
+    "PS-KD": [("pskd_cifar100", "train", {}, 25), ("pskd_imagenet", "train", {}, 6)],
+}
+"""The cells of the tables in the systems' READMEs. A cell with two roles, as ZLS with ResNet-50, is in two rows."""
+
+
+def test_every_published_cell_has_one_of_a_sweep(cells: dict[str, list[Cell]]) -> None:
+    found: dict[str, int] = {}
+    for system, rows in PUBLISHED.items():
+        for name, stage, wanted, count in rows:
+            own = [cell for cell in cells[name] if cell.stage == stage]
+            fit = [cell for cell in own if all(cell.labels[axis] in labels for axis, labels in wanted.items())]
+            assert len({tuple(c.labels.items()) for c in fit}) == count, (name, stage, wanted)
+            for cell in {tuple(cell.labels.items()): cell for cell in fit}.values():
+                assert cell.recipe().run_dir == str(cell.folder)
+            found[system] = found.get(system, 0) + count
+    assert found == {"ZLS": 40, "OLS": 66, "LS-KD": 44, "IBLS": 12, "PS-KD": 31}
+    assert sum(found.values()) == 193
+
+
 def test_every_file_says_where_its_numbers_come_from() -> None:
     for path in SWEEPS:
         head = path.read_text().split("title:")[0]
