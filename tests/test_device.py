@@ -76,7 +76,7 @@ def test_every_method(config: Any, folder: Path, tmp_path: Path, monkeypatch: py
     with made_up_cuda() as host:
         network = build.new_network(recipe, 5, print, pretrained=False)
         method, _ = build.build_method(recipe, network, index, CUDA, [])
-        student = build.open_student(recipe, network, method, CUDA)
+        student = build.open_student(network, recipe.model, method.aux_heads(), CUDA, "the method")
         method.begin(student)
         images = torch.empty(8, 3, 16, 16, device=CUDA, dtype=torch.float16)
         labels = torch.zeros(8, dtype=torch.int64, device=CUDA)

@@ -1,11 +1,12 @@
 """Student: a network and a method's auxiliary heads, in one forward, so that DDP sees it all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.export import register_dataclass
+from typing_extensions import Self
 
 from lsdali.functional import as_float32
 
@@ -139,9 +140,11 @@ class Student(nn.Module):
     gradient would be rounded to 16 bits before they are added.
     """
 
-    def __init__(self, network: Network, aux_heads: Mapping[str, AuxHead]) -> None:
+    def __init__(self, network: Network, aux_heads: Mapping[str, AuxHead], frozen: Sequence[str] = ()) -> None:
+        """`frozen` are the parts of the network that stay in evaluation mode, by name."""
         super().__init__()
         self.network = network
+        self.frozen = tuple(frozen)
         self.aux_heads = nn.ModuleDict(aux_heads)
         read = network.raw_stages & {head.stage for head in aux_heads.values()}
         self.exit_norms = nn.ModuleDict(
@@ -155,6 +158,13 @@ class Student(nn.Module):
         maps |= {stage: norm(maps[stage]) for stage, norm in self.exit_norms.items()}
         aux_heads = {name: head(maps, self.network.readout) for name, head in self.aux_heads.items()}
         return Outputs(logits, features, aux_heads)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts that are not frozen."""
+        super().train(mode)
+        for name in self.frozen:
+            self.network.get_submodule(name).eval()
+        return self
 
     def head(self) -> list[nn.Parameter]:
         """Return the classifier's and auxiliary heads' parameters, trained from scratch if the rest is pretrained."""

@@ -3,7 +3,8 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
 
 from lsdali import parts
 from lsdali.config import Config
@@ -30,6 +31,15 @@ class Common(Config):
     """Maximum norm of the whole gradient; null: no clipping."""
     backbone_lr_scale: float = Field(default=1.0, ge=0, le=1e9)
     """Factor on the learning rate of everything but the classifier and the method's own heads, for fine-tuning."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from each layer to the one below it (Clark et al. 2020; timm's rule): the classifier
+    has the full rate, the stem the least. 1: all the same."""
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.layer_decay != 1 and self.backbone_lr_scale != 1:
+            raise ValueError("layer_decay and backbone_lr_scale are two ways to the same end: give one of them")
+        return self
 
 
 class SGD(Common):

@@ -1,6 +1,6 @@
 """Parameter groups: which parameters are decayed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -20,12 +20,15 @@ def parameter_groups(
     *,
     head: Iterable[nn.Parameter] = (),
     backbone_lr_scale: float = 1.0,
+    layers: Mapping[int, int] | None = None,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return groups that hold each trainable parameter once, shared ones too, in the model's order.
 
     "weights" spares the parameters of norm layers and all with fewer than two dimensions (biases, scales);
     "all" decays everything, as many published recipes do. With a scale other than 1, each group is split: parameters
-    outside `head` come with `lr_scale`, a factor on their learning rate.
+    outside `head` come with `lr_scale`, a factor on their learning rate. With `layers` (a number for each parameter by
+    its id), that factor is `layer_decay` to the power of the layers above.
     Raises UserError if nothing is trainable.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -39,6 +42,8 @@ def parameter_groups(
     ]
     if backbone_lr_scale != 1.0:
         groups = split_by_rate(groups, {id(p) for p in head}, backbone_lr_scale)
+    if layers is not None:
+        groups = split_by_layer(groups, layers, layer_decay)
     return [group for group in groups if group["params"]]
 
 
@@ -49,4 +54,15 @@ def split_by_rate(groups: list[dict[str, Any]], head: set[int], scale: float) ->
         outside = [p for p in group["params"] if id(p) not in head]
         inside = [p for p in group["params"] if id(p) in head]
         out += [{**group, "params": outside, "lr_scale": scale}, {**group, "params": inside}]
+    return out
+
+
+def split_by_layer(groups: list[dict[str, Any]], layers: Mapping[int, int], decay: float) -> list[dict[str, Any]]:
+    """Return each group in one for each layer, lowest first, with its `lr_scale`."""
+    top = max(layers.values())
+    out: list[dict[str, Any]] = []
+    for group in groups:
+        for layer in range(top + 1):
+            params = [p for p in group["params"] if layers[id(p)] == layer]
+            out.append({**group, "params": params, "lr_scale": decay ** (top - layer)})
     return out

@@ -26,6 +26,9 @@ FLAGS: dict[str, dict[str, bool]] = {
 }
 
 
+MANY_GROUPS = 4  # are told in a sum
+
+
 class Optimizer:
     """An optimizer whose options are the recipe's, whatever a checkpoint says.
 
@@ -42,7 +45,12 @@ class Optimizer:
 
     def describe(self) -> str:
         """Return one line: what was chosen, why, and what it decays."""
-        return f"{self._reason}; {', '.join(map(describe_group, self.inner.param_groups))}"
+        groups = self.inner.param_groups
+        if len(groups) <= MANY_GROUPS:
+            return f"{self._reason}; {', '.join(map(describe_group, groups))}"
+        rates = [group.get("lr_scale", 1.0) for group in groups]
+        tensors = sum(len(group["params"]) for group in groups)
+        return f"{self._reason}; {tensors} tensors at learning rates x {min(rates):.3g} to {max(rates):.3g}"
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.inner.param_groups for p in group["params"]]
@@ -155,16 +163,28 @@ def _step_on_host(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, device: torch.device, head: Iterable[nn.Parameter] = ()
+    model: nn.Module,
+    config: OptimizerConfig,
+    device: torch.device,
+    head: Iterable[nn.Parameter] = (),
+    layers: Mapping[int, int] | None = None,
 ) -> Optimizer:
     """Return the recipe's optimizer over the model's trainable parameters, which are on `device` already.
 
-    `head` are those to which `backbone_lr_scale` does not apply.
+    `head` are those to which `backbone_lr_scale` does not apply; `layers` has the number of each parameter's layer by
+    its id, where `layer_decay` asks for it.
 
     Raises UserError if apex is asked for and is not usable, and if nothing is trainable.
     """
-    scale = config.backbone_lr_scale
-    groups = parameter_groups(model, config.weight_decay, config.decay, head=head, backbone_lr_scale=scale)
+    groups = parameter_groups(
+        model,
+        config.weight_decay,
+        config.decay,
+        head=head,
+        backbone_lr_scale=config.backbone_lr_scale,
+        layers=layers,
+        layer_decay=config.layer_decay,
+    )
     implementation = config.implementation
     reason = f"{config.name} by {implementation}, as the recipe asks"
     if isinstance(config, Timm):

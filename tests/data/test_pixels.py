@@ -202,6 +202,79 @@ def test_eval_pixels_agree_with_torchvision(odd, plain, resize, size, sides):
     assert max(g[3] for g in gaps) < 16, gaps
 
 
+HOW = [("bicubic", True), ("bilinear", False), ("bicubic", False)]
+
+
+def keys(away):
+    """The cubic of Keys 1981 with a = -0.5."""
+    if away < 1:
+        return 1.5 * away**3 - 2.5 * away**2 + 1
+    return -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2 if away < 2 else 0.0
+
+
+def sampled(rows, count):
+    """[n, ...] -> [count, ...]: four taps of Keys' cubic at each place, the outermost row repeated."""
+    out = []
+    for k in range(count):
+        at = (k + 0.5) * len(rows) / count - 0.5
+        near = range(int(np.floor(at)) - 1, int(np.floor(at)) + 3)
+        out.append(sum(keys(abs(at - n)) * rows[min(max(n, 0), len(rows) - 1)] for n in near))
+    return np.stack(out)
+
+
+def resized_by_torchvision(image, size, interpolation, antialias):
+    """torchvision's float tensors (Pillow clips between rows and columns), or by hand. [H, W, 3].
+
+    torchvision's bicubic filter of tensors is another one (a = -0.75) without antialias.
+    """
+    mode = v2.InterpolationMode(interpolation)
+    if antialias or interpolation == "bilinear":
+        resized = tvf.resize(tvf.pil_to_tensor(image).float(), size, mode, antialias=antialias)
+        return resized.movedim(0, -1).numpy().astype(float).round().clip(0, 255)
+    width, height = tvf.resize(image, size).size
+    rows = sampled(np.asarray(image, float), height)
+    return sampled(rows.swapaxes(0, 1), width).swapaxes(0, 1).round().clip(0, 255)
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), HOW)
+@pytest.mark.parametrize(("resize", "size"), [(36, 32), (160, 144)])
+def test_eval_pixels_of_other_filters(odd, plain, resize, size, interpolation, antialias):
+    crop = CenterCrop(resize=resize, size=size, interpolation=interpolation, antialias=antialias)
+    config = plain(odd, eval=crop)
+    index = open_index(config, "val")
+    gaps = []
+    for batch in EvalLoader(index, config, batch=7, device=CPU, half=False):
+        for i, ours in zip(batch.index.tolist(), levels(batch.images)):
+            whole = resized_by_torchvision(pil(index.path(i)), [resize], interpolation, antialias)
+            theirs = tvf.center_crop(torch.from_numpy(whole).movedim(-1, 0), [size]).movedim(0, -1).numpy()
+            edge = 3 + 2 * resize // min(pil(index.path(i)).size)  # where the filter reaches beyond the image
+            gap = np.abs(ours - theirs)[edge:-edge, edge:-edge]
+            if interpolation == "bicubic" and antialias:
+                pillow = np.asarray(
+                    tvf.center_crop(tvf.resize(pil(index.path(i)), [resize], v2.InterpolationMode.BICUBIC), size)
+                )
+                assert np.abs(ours - pillow)[edge:-edge, edge:-edge].mean() < 0.5
+            gaps.append((index.path(i), gap.max()))
+    assert max(gap for _, gap in gaps) < 2.01, gaps
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), HOW)
+def test_train_pixels_of_other_filters(odd, plain, interpolation, antialias):
+    how = {"interpolation": interpolation, "antialias": antialias}
+    loader = train_loader(plain(odd, train=RandomResizedCrop(size=32, flip=0.0, **how)), batch=24, seed=5)
+    squared = train_loader(plain(odd, train=SquaredCrop(resize=40, size=40, flip=0.0, **how)), batch=24, seed=5)
+    batch, whole = next(loader.epoch(0)), next(squared.epoch(0))
+    i = batch.index.numpy()
+    start, shape = random_resized_crop(crop_uniforms(5, 0, i), loader.index.size[i], (0.08, 1.0), (3 / 4, 4 / 3))
+    for k, ours in enumerate(levels(batch.images)):
+        image = tvf.crop(pil(loader.index.path(int(i[k]))), *start[k].tolist(), *shape[k].tolist())
+        theirs = resized_by_torchvision(image, [32, 32], interpolation, antialias)
+        assert np.abs(ours - theirs)[3:-3, 3:-3].max() < 2.01, loader.index.path(int(i[k]))
+    for k, ours in zip(whole.index.tolist(), levels(whole.images)):
+        theirs = resized_by_torchvision(pil(squared.index.path(k)), [40, 40], interpolation, antialias)
+        assert np.abs(ours - theirs)[3:-3, 3:-3].max() < 2.01, squared.index.path(k)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("crop", [RandomResizedCrop(size=32), PadCrop(size=20, pad=2)])

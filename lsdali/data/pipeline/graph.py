@@ -21,6 +21,8 @@ from lsdali.data.sets.sample_index import SampleForm
 # What ImageNet's largest image takes, by NVIDIA's examples: bytes of device and of pinned memory a thread.
 LARGEST_DEVICE, LARGEST_HOST = 211_025_920, 140_544_512
 
+FILTERS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+
 # DALI's BatchInfo -> arrays of one batch, [B, ...] each; bytes are lists of B arrays.
 ArraySource = Callable[[Any], tuple[NDArray[Any] | list[NDArray[Any]], ...]]
 Graph = Callable[[ArraySource, "GraphSpec"], Any]  # -> a pipeline
@@ -45,6 +47,8 @@ class GraphSpec:
     on_cpu: bool = False  # decode on the CPU, beside a GPU too
     hw_decoder_load: float | None = None  # share of images for the GPU's own JPEG engines; None: DALI's
     upright: bool = False  # turn images by their EXIF orientation
+    interpolation: str = "bilinear"  # a key of FILTERS
+    antialias: bool = True
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -111,7 +115,8 @@ def _resized(source: ArraySource, spec: GraphSpec) -> Any:
         x = fn.slice(fn.decoders.image(_bytes(image, spec), **spec.decoder), **window)
     else:
         x = _moved(fn.decoders.image_slice(_bytes(image, spec), **window, **spec.decoder), spec)
-    x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high)
+    how = {"interp_type": FILTERS[spec.interpolation], "antialias": spec.antialias}
+    x = fn.resize(x, size=[spec.size, spec.size], roi_start=low, roi_end=high, **how)
     return _finished(x, spec, choices), index
 
 

@@ -8,6 +8,7 @@ named, and the pipeline is built anew from that very batch.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from lsdali.data.sampling.crops import (
 from lsdali.data.sampling.sampler import Ints, Plan, eval_slices
 from lsdali.data.sets.catalog import DataSet, PadCrop, SquaredCrop
 from lsdali.data.sets.listing import few
+from lsdali.data.sets.resizing import Resizing
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import UserError
 from lsdali.limits import cpu_cores
@@ -69,7 +71,7 @@ class TrainLoader:
             _refuse_small(index, config.train)
         most = max(number for _, number in options.batch.spans) // dist.world()
         spec = _spec(index, config, batch=most, size=config.train.size, device=options.device, half=options.half)
-        spec = replace(spec, augment=config.train.augment)
+        spec = replace(spec, augment=config.train.augment, **resizing(config.train))
         graph = padded_graph if isinstance(config.train, PadCrop) else resized_graph
         self._runner = DaliPipeline(index, graph, spec, self._arrays)
         on_gpu = options.device.type == "cuda" and config.decoder == "device" and index.form != "pixels"
@@ -114,14 +116,15 @@ class TrainLoader:
         self._stand_ins[step] = i != planned
         epoch, _ = self.steps_per_epoch.locate(step)
         crop, size = self._config.train, self.index.size[i]
-        key = i + len(self.index) * self._plan.copies(epoch, dist.rank())  # copies of a sample draw as samples beyond N
+        copy = self._plan.copies(epoch, dist.rank())
+        key = i + len(self.index) * copy  # copies of a sample draw as samples beyond N
         images, mirror = self.index.images(i), flips(self._seed, epoch, key, crop.flip)
         u = crop_uniforms(self._seed, epoch, key)
-        choices = draw_choices(crop.augment, self._seed, epoch, key, crop.size_at(epoch))
+        choices = draw_choices(crop.augment, self._seed, epoch, key, crop.size_at(epoch), copy == 0)
         if isinstance(crop, PadCrop):
             return images, i, pad_crop(u, size, crop.size, crop.pad), mirror, *choices
         if isinstance(crop, SquaredCrop):
-            w = squared_crop(u, size, crop.resize, crop.size)
+            w = squared_crop(u, size, crop.resize, crop.size, crop.interpolation)
             return images, i, w.start, w.shape, *mirrored(w.low, w.high, mirror), *choices
         start, shape = random_resized_crop(u, size, crop.scale, crop.ratio)
         return images, i, start, shape, *mirrored(np.zeros(shape.shape), shape.astype(float), mirror), *choices
@@ -196,6 +199,7 @@ class EvalLoader:
         self._slices = eval_slices(len(index), dist.rank(), dist.world(), batch)
         self._valid = [torch.from_numpy(valid).to(device) for _, valid in self._slices]
         spec = _spec(index, config, batch=batch, size=config.eval.size, device=device, half=half)
+        spec = replace(spec, **resizing(config.eval))
         self._runner = DaliPipeline(index, resized_graph, spec, self._arrays)
         self._recovery = Recovery(index, self._runner, config.wait_seconds)
 
@@ -224,9 +228,14 @@ class EvalLoader:
     def _arrays(self, position: int) -> BatchArrays:
         i, _ = self._slices[position % len(self)]
         crop = self._config.eval
-        w = center_crop(self.index.size[i], crop.resize, crop.size, crop.sides)
+        w = center_crop(self.index.size[i], crop.resize, crop.size, crop.sides, crop.interpolation)
         low, high = w.low.astype(np.float32), w.high.astype(np.float32)
         return self.index.images(i), i, w.start, w.shape, low, high
+
+
+def resizing(crop: Any) -> dict[str, Any]:
+    """Return what a graph knows of how a crop resizes."""
+    return crop.model_dump(include={"interpolation", "antialias"}) if isinstance(crop, Resizing) else {}
 
 
 def _batch(index: Index, images: Tensor, i: Tensor, valid: Tensor) -> Batch:

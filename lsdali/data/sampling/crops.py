@@ -87,7 +87,14 @@ class ResizedWindow:
     high: Floats  # [n, 2]
 
 
-def center_crop(size: Sizes, resize: int, side: int, sides: Literal["shorter", "both"] = "shorter") -> ResizedWindow:
+Filter = Literal["bilinear", "bicubic"]
+FILTER_REACH = {"bilinear": 1, "bicubic": 2}
+"""How many output pixels, or input pixels where an image grows, a filter reads beyond the window."""
+
+
+def center_crop(
+    size: Sizes, resize: int, side: int, sides: Literal["shorter", "both"] = "shorter", by: Filter = "bilinear"
+) -> ResizedWindow:
     """Map [n, 2] -> torchvision's Resize and CenterCrop(side) as one window of the original image.
 
     Resize(resize) for the shorter side, Resize((resize, resize)) for both.
@@ -98,21 +105,21 @@ def center_crop(size: Sizes, resize: int, side: int, sides: Literal["shorter", "
         short, long = image.min(1, keepdims=True), image.max(1, keepdims=True)
         resized = np.where(image == short, resize, (resize * long / short).astype(np.int64))
     anchor = np.rint((resized - side) / 2)  # rint rounds halves to even, as Python's round does
-    return _resized_window(image, resized, anchor, side)
+    return _resized_window(image, resized, anchor, side, FILTER_REACH[by])
 
 
-def squared_crop(u: Floats, size: Sizes, resize: int, side: int) -> ResizedWindow:
+def squared_crop(u: Floats, size: Sizes, resize: int, side: int, by: Filter = "bilinear") -> ResizedWindow:
     """Map [n, CROP_COLUMNS], [n, 2] -> torchvision's Resize((resize, resize)) and RandomCrop(side), as center_crop."""
     image = size[:, ::-1].astype(np.int64)
     anchor = np.floor(u[:, 2 * CROP_TRIES :] * (resize - side + 1))
-    return _resized_window(image, np.full_like(image, resize), anchor, side)
+    return _resized_window(image, np.full_like(image, resize), anchor, side, FILTER_REACH[by])
 
 
-def _resized_window(image: Ints, resized: Ints, anchor: Floats, side: int) -> ResizedWindow:
+def _resized_window(image: Ints, resized: Ints, anchor: Floats, side: int, reach: int) -> ResizedWindow:
     """[n, 2] (h, w) before and after, [n, 2] (y, x) after."""
     step = image / resized
     low, high = anchor * step, (anchor + side) * step
-    margin = np.maximum(step, 1) + 1  # the triangular filter reaches one output pixel, or one input pixel, beyond
+    margin = reach * np.maximum(step, 1) + 1
     start = np.maximum(np.floor(low - margin), 0).astype(np.int32)
     stop = np.minimum(np.ceil(high + margin), image).astype(np.int32)
     return ResizedWindow(start, stop - start, low - start, high - start)

@@ -15,6 +15,7 @@ from lsdali.data.io.cache import cache_dir
 from lsdali.data.sampling.augment import TrainImages
 from lsdali.data.sets.digits import write_digits
 from lsdali.data.sets.listing import Split, list_alone, list_folders
+from lsdali.data.sets.resizing import Resizing
 from lsdali.data.sets.sample_index import Index
 from lsdali.data.sets.splits import Holdout, Seed
 from lsdali.data.sets.tiny import list_tiny
@@ -33,7 +34,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class RandomResizedCrop(TrainImages):
+class RandomResizedCrop(TrainImages, Resizing):
     """torchvision's RandomResizedCrop and a horizontal flip."""
 
     crop: Literal["random_resized"] = "random_resized"
@@ -65,7 +66,7 @@ class PadCrop(TrainImages):
         return self
 
 
-class SquaredCrop(TrainImages):
+class SquaredCrop(TrainImages, Resizing):
     """torchvision's Resize((resize, resize)), RandomCrop(size) and a horizontal flip; the aspect ratio is lost."""
 
     crop: Literal["squared"] = "squared"
@@ -81,7 +82,7 @@ class SquaredCrop(TrainImages):
         return self
 
 
-class CenterCrop(Config):
+class CenterCrop(Resizing):
     """torchvision's Resize(resize) and CenterCrop(size)."""
 
     resize: Size
