@@ -19,11 +19,14 @@ from lsdali.data.sampling.mixing import MixedBatches
 from lsdali.data.sets.sample_index import Index
 from lsdali.errors import SharedError, UserError, first_line
 from lsdali.events import Events
+from lsdali.fit import check_shares, check_start
 from lsdali.methods import METHODS
 from lsdali.methods.base import Method, MethodContext
 from lsdali.methods.shared.class_weights import recipe_weights
 from lsdali.models import build_network
-from lsdali.models.checks import check_aux_heads, check_features, check_image_size, check_memory, count_classes
+from lsdali.models.checks import check_features, check_image_size, check_memory, count_classes
+from lsdali.models.layers import depths
+from lsdali.models.opened import open_student
 from lsdali.models.pretrained import load_weights, shorten
 from lsdali.models.shared_norm import share_norms
 from lsdali.models.student import Network, Student
@@ -104,8 +107,11 @@ def prepare(
     method, teachers = build_method(recipe, network, train_index, device, val)
     check_shares(recipe, method)
     check_start(recipe, method)
-    student = open_student(recipe, network, method, device)
-    optimizer = build_optimizer(student, recipe.optimizer, device, student.head())
+    aux_heads, name = method.aux_heads(), cast(Any, recipe.method).name
+    check_features(network, recipe.model.name, method.reads_features, name)
+    student = open_student(network, recipe.model, aux_heads, device, name)
+    layers = depths(student, recipe.model.name) if recipe.optimizer.layer_decay != 1 else None
+    optimizer = build_optimizer(student, recipe.optimizer, device, student.head(), layers)
     options = LoaderOptions(recipe.batches, recipe.seed, device, precision.half, recipe.sampler, events.log)
     train = train_loader(train_index, recipe.data, options)
     clock = Clock(0, train.steps_per_epoch, recipe.epochs)
@@ -165,52 +171,6 @@ def parts_of(trainer: Trainer) -> dict[str, Stateful]:
     }
 
 
-def check_shares(recipe: Recipe, method: Method) -> None:
-    """Raise UserError if samples that belong together would be parted, or mixed without a rule for it."""
-    name = cast(Any, recipe.method).name
-    if recipe.micro_batch is not None and recipe.micro_batch < method.group_size:
-        raise UserError(
-            f"micro_batch {recipe.micro_batch} is too small: "
-            f"the method '{name}' reads {method.group_size} samples together"
-        )
-    least = min(batch // dist.world() for _, batch in recipe.batches.spans)
-    if (seen := min(recipe.micro_batch or least, least) * dist.world()) < method.compares:
-        raise UserError(
-            f"the method '{name}' compares {method.compares} samples, and its (micro-)batches have {seen}: give more"
-        )
-    if recipe.data.train.repeats > 1 and (method.each_once or method.sampler != "shuffled"):
-        raise UserError(
-            f"data.train.repeats {recipe.data.train.repeats} and the method '{name}' do not go together: "
-            "it needs each sample once in an epoch; leave the key out"
-        )
-    if recipe.data.order != "shuffled" and (method.each_once or method.sampler != "shuffled"):
-        needs = "each sample once in an epoch" if method.each_once else "an order of its own"
-        raise UserError(
-            f"data.order: {recipe.data.order} and the method '{name}' do not go together: it needs {needs}; "
-            "leave the key out"
-        )
-    if recipe.mix is None:
-        return
-    if method.mixup_refusal is not None:
-        raise UserError(f"mix: {recipe.mix.name} and the method '{name}' do not go together: {method.mixup_refusal}")
-    for _, batch in recipe.batches.spans:
-        if batch % (2 * dist.world()):
-            raise UserError(
-                f"mix: {recipe.mix.name} mixes neighbours, so each of {dist.world()} processes needs an even share; "
-                f"batch {batch} is no multiple of {2 * dist.world()}"
-            )
-
-
-def check_start(recipe: Recipe, method: Method) -> None:
-    """Raise UserError if the run would be over before the method does anything of its own."""
-    if method.delayed_until is not None and method.delayed_until[1] >= recipe.epochs:
-        key, epoch = method.delayed_until
-        raise UserError(
-            f"{key} {epoch} leaves no epoch of {recipe.epochs} to the method '{cast(Any, recipe.method).name}', "
-            f"which would be cross-entropy throughout; give at most {recipe.epochs - 1}"
-        )
-
-
 def new_network(recipe: Recipe, classes: int, log: Callable[[str], None], *, pretrained: bool) -> Network:
     """Build the network as it is initialised, or with the recipe's weights if it is to be `pretrained`."""
     model, data = recipe.model, recipe.data
@@ -223,17 +183,6 @@ def new_network(recipe: Recipe, classes: int, log: Callable[[str], None], *, pre
     if pretrained and model.weights is not None:
         load_weights(network, model.name, model.weights, log)
     return network
-
-
-def open_student(recipe: Recipe, network: Network, method: Method, device: torch.device) -> Student:
-    """Return the network and the method's auxiliary heads on the device.
-
-    The loaders deliver channels-last images; it is the faster format on GPUs, and on the CPU too.
-    """
-    aux_heads, name = method.aux_heads(), cast(Any, recipe.method).name
-    check_aux_heads(network, recipe.model.name, aux_heads, name)
-    check_features(network, recipe.model.name, method.reads_features, name)
-    return Student(network, aux_heads).to(device).to(memory_format=torch.channels_last)
 
 
 def build_method(

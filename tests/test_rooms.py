@@ -24,7 +24,7 @@ LEVELS = [
     {"methods", "loggers"},
     {"selection"},
     {"recipe"},
-    {"trainer"},
+    {"trainer", "fit"},
     {"build", "resume", "answers"},
     {"face"},
     {

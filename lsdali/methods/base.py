@@ -66,6 +66,9 @@ class Method(ABC):
     compares: int = 1
     """The minimum number of samples, over all ranks, that the loss must see at once to have an effect."""
 
+    views: int = 1
+    """How many copies of each sample (`data.train.repeats`) a batch must hold; the first of all come first in it."""
+
     each_once: bool = False
     """Whether a sample may come only once in an epoch; methods with a row for each sample need that."""
     memory: SampleMemory | None = None

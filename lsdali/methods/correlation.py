@@ -8,7 +8,7 @@ from lsdali import dist
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import as_float32, cross_entropy, pearson_distance
-from lsdali.methods.base import Loss, ask
+from lsdali.methods.base import Loss
 from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
 
@@ -36,14 +36,16 @@ class CorrelationDistillation(TaughtMethod):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config
-        t = (as_float32(ask(self.teacher, batch, clock)) / c.temperature).softmax(1)
-        logits = student(batch.images).logits
+        taught, maps = self.ask(batch, clock)
+        t = (as_float32(taught) / c.temperature).softmax(1)
+        out = student(batch.images)
+        logits = out.logits
         s = (as_float32(logits) / c.temperature).softmax(1)
         ce = batch.per_label(lambda labels: cross_entropy(logits, labels))
         between = c.temperature**2 * pearson_distance(s, t).mean()
         within = c.temperature**2 * pearson_distance(dist.whole_batch(s).mT, dist.whole_batch(t).mT).mean()
         total = c.hard * ce + c.between * between + c.within * within
-        terms = {"ce": ce, "between": between, "within": within}
+        total, terms = self.with_features(total, {"ce": ce, "between": between, "within": within}, out, maps)
         return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
 
 

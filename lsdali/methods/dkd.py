@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, decoupled_kl, standardised
-from lsdali.methods.base import NO_MIXUP_RULE, Loss, ask
+from lsdali.methods.base import NO_MIXUP_RULE, Loss
 from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
 
@@ -42,14 +42,15 @@ class DecoupledDistillation(TaughtMethod):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         c = self.config
-        taught = ask(self.teacher, batch, clock)
-        logits = student(batch.images).logits
+        taught, maps = self.ask(batch, clock)
+        out = student(batch.images)
+        logits = out.logits
         s, t = (standardised(logits), standardised(taught)) if c.standardise else (logits, taught)
         target, others = (c.temperature**2 * part.mean() for part in decoupled_kl(s, t, batch.labels, c.temperature))
         ce = cross_entropy(logits, batch.labels)
         ramp = min((clock.epoch + 1) / c.warmup_epochs, 1.0)
         total = c.hard * ce + ramp * (c.alpha * target + c.beta * others)
-        terms = {"ce": ce, "target": target, "others": others}
+        total, terms = self.with_features(total, {"ce": ce, "target": target, "others": others}, out, maps)
         return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.functional import cross_entropy, distillation_kl, standardised
-from lsdali.methods.base import Loss, MethodContext, Variant, ask
+from lsdali.methods.base import Loss, MethodContext, Variant
 from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import Forward
 
@@ -45,14 +45,17 @@ class KnowledgeDistillation(TaughtMethod):
         self.soft = config.soft / (context.classes if config.variant == "code" else 1)
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
-        target = ask(self.teacher, batch, clock)
-        logits = student(batch.images).logits
+        target, maps = self.ask(batch, clock)
+        out = student(batch.images)
+        logits = out.logits
         pair = (standardised(logits), standardised(target)) if self.config.standardise else (logits, target)
         kd = distillation_kl(*pair, self.config.temperature)
-        if self.config.hard == 0:
-            return Loss(self.soft * kd, logits.detach(), {"kd": kd.detach()})
-        ce = batch.per_label(lambda labels: cross_entropy(logits, labels))
-        return Loss(self.soft * kd + self.config.hard * ce, logits.detach(), {"kd": kd.detach(), "ce": ce.detach()})
+        total, terms = self.soft * kd, {"kd": kd}
+        if self.config.hard > 0:
+            ce = batch.per_label(lambda labels: cross_entropy(logits, labels))
+            total, terms = total + self.config.hard * ce, {"kd": kd, "ce": ce}
+        total, terms = self.with_features(total, terms, out, maps)
+        return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
 
 
 METHODS = {"kd": KnowledgeDistillation}

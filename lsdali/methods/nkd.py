@@ -17,7 +17,7 @@ from lsdali.functional import (
     rank_shares,
     without_label,
 )
-from lsdali.methods.base import Loss, Method, MethodContext, Variant, ask
+from lsdali.methods.base import Loss, Method, MethodContext, Variant
 from lsdali.methods.shared.deep_heads import Exits
 from lsdali.methods.shared.taught import TaughtMethod
 from lsdali.models.student import AuxHead, Forward
@@ -46,8 +46,9 @@ class NormalisedDistillation(TaughtMethod):
 
     def loss(self, student: Forward, batch: Batch, clock: Clock) -> Loss:
         t = self.config.temperature
-        taught = as_float32(ask(self.teacher, batch, clock))
-        logits = student(batch.images).logits
+        answer, maps = self.ask(batch, clock)
+        taught, out = as_float32(answer), student(batch.images)
+        logits = out.logits
         s, labels = as_float32(logits), batch.labels
         trust = taught.softmax(1).gather(1, labels[:, None]).squeeze(1)
         on_label = -s.log_softmax(1).gather(1, labels[:, None]).squeeze(1)
@@ -55,7 +56,7 @@ class NormalisedDistillation(TaughtMethod):
         target, others = (trust * on_label).mean(), t**2 * normalised_cross_entropy(s / t, shares, labels).mean()
         ce = on_label.mean()
         terms = {"ce": ce, "target": target, "others": others}
-        total = ce + target + self.config.gamma * others
+        total, terms = self.with_features(ce + target + self.config.gamma * others, terms, out, maps)
         return Loss(total, logits.detach(), {name: term.detach() for name, term in terms.items()})
 
 

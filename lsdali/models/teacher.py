@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Teacher:
     def __init__(self, network: Network, temperature: float = 1.0, normal: Normal | None = None) -> None:
         self._network = network.eval().requires_grad_(requires_grad=False)
         self.classes, self.image_size = network.classes, network.image_size
+        self.channels: Mapping[str, int] = network.channels
         self.digest = weights_digest(network)
         self._temperature, self._normal = temperature, normal
         self._change: tuple[Tensor, Tensor] | None = None  # factor and summand [3, 1, 1]
@@ -68,9 +69,19 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, K], without gradient."""
-        if self._change is not None:
-            images = images * self._change[0] + self._change[1]
-        logits: Tensor = self._network(images)
+        return self._cooled(self._network(self._changed(images)))
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the same logits for images [B, 3, H, W], and the map that leaves each stage, without gradient."""
+        maps, _, logits = self._network.parts(self._changed(images))
+        return self._cooled(logits), maps
+
+    def _changed(self, images: Tensor) -> Tensor:
+        """The images as this teacher's were normalised."""
+        return images if self._change is None else images * self._change[0] + self._change[1]
+
+    def _cooled(self, logits: Tensor) -> Tensor:
         return logits if self._temperature == 1 else as_float32(logits) / self._temperature
 
 
@@ -80,6 +91,7 @@ class TeacherEnsemble(Teacher):
     def __init__(self, teachers: Sequence[Teacher], temperature: float = 1.0) -> None:
         self._teachers, self._temperature = teachers, temperature
         self.classes, self.image_size = teachers[0].classes, None
+        self.channels = {}  # their maps have nothing in common
         self.digest = hashlib.sha256(" ".join(teacher.digest for teacher in teachers).encode()).hexdigest()
 
     def fault_at(self, size: int) -> str | None:

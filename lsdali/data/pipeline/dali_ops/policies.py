@@ -10,7 +10,7 @@ from nvidia.dali.auto_aug.augmentations import identity
 from nvidia.dali.auto_aug.core import augmentation, select, signed_bin
 
 from lsdali.data.sampling.augment import policies
-from lsdali.data.sampling.augment.policies import BINS, STAGES, SUB_POLICIES, SUITE
+from lsdali.data.sampling.augment.policies import BINS, IDENTITY, STAGES, SUB_POLICIES, SUITE
 
 # The longest shift: RandAugment's and AutoAugment's pixels, on images of 331 pixels; TrivialAugment's are absolute.
 RAND_SHIFT, AUTO_SHIFT = 150 / 331, 150 / 331
@@ -41,6 +41,7 @@ def patched_effect(effect: Any) -> Any:
 def _rand_augment(x: Any, config: policies.RandAugment, inputs: Sequence[Any], side: int) -> Any:
     suite = [patched_effect(e) for e in rand_augment.get_rand_augment_suite(max_translate_abs=RAND_SHIFT * side)]
     assert len(suite) == SUITE
+    assert suite[IDENTITY].name == "identity"
     operation, sign = inputs
     magnitude = signed_bin(config.m, random_sign=sign)
     for k in range(config.n):

@@ -78,6 +78,12 @@ class TrainImages(Config):
         return self
 
     @model_validator(mode="after")
+    def _later_copies(self) -> "TrainImages":
+        if self.repeats == 1 and any(getattr(a, "copies", "all") == "later" for a in self.augment):
+            raise ValueError("copies: later leaves out the only copy of every image: give repeats of at least 2")
+        return self
+
+    @model_validator(mode="after")
     def _erasing_last(self) -> "TrainImages":
         stages = [a.after for a in self.augment]
         if stages != sorted(stages):
@@ -86,9 +92,15 @@ class TrainImages(Config):
         return self
 
 
-def draw_choices(augment: Sequence[Augmentation], seed: int, epoch: int, key: Ints, side: int) -> Choices:
-    """Map [n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other."""
+def draw_choices(
+    augment: Sequence[Augmentation], seed: int, epoch: int, key: Ints, side: int, first: NDArray[np.bool_] | None = None
+) -> Choices:
+    """Map [n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other.
+
+    `first` [n] is true where a copy is the first of its sample; None: all are.
+    """
     out: list[NDArray[Any]] = []
+    first = np.ones(len(key), bool) if first is None else first
     for k, a in enumerate(augment):
-        out += a.choices(uniforms(seed, epoch, key, a.columns, _STREAM + k), side)
+        out += a.spared(a.choices(uniforms(seed, epoch, key, a.columns, _STREAM + k), side), first)
     return tuple(np.ascontiguousarray(rows) for rows in out)  # DALI reads no strides

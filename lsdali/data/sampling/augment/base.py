@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -28,6 +29,10 @@ class Augmentation(Config):
     @abstractmethod
     def columns(self) -> int:
         """Random numbers that a sample takes."""
+
+    def spared(self, chosen: Choices, first: NDArray[np.bool_]) -> Choices:
+        """Return the choices of [n] images, of which those where `first` is true are the first of their copies."""
+        return chosen
 
     @abstractmethod
     def choices(self, u: Floats, side: int) -> Choices:

@@ -3,6 +3,7 @@
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lsdali.data.sampling.augment.base import Augmentation, Choices, Level
@@ -12,6 +13,7 @@ Bin = Annotated[int, Field(ge=0, le=30)]
 
 BINS = 31  # magnitudes of RandAugment and TrivialAugment: 0 to 30
 SUITE = 14  # their operations
+IDENTITY = 13  # the last of RandAugment's
 SUB_POLICIES, STAGES = 25, 2  # AutoAugment's
 
 
@@ -25,11 +27,19 @@ class RandAugment(Augmentation):
     """Their magnitude, 0 to 30."""
     fill: Level = 128
     """Gray level of the pixels that shears, shifts and rotations expose."""
+    copies: Literal["all", "later"] = "all"
+    """Which of the copies of an image get it, where a batch has several (`repeats`): all, or all but the first."""
     outputs: ClassVar[int] = 2
 
     @property
     def columns(self) -> int:
         return 2 * self.n
+
+    def spared(self, chosen: Choices, first: NDArray[np.bool_]) -> Choices:
+        """Return the choices of [n] images, of which `first` copies stay as they are where the config says so."""
+        if self.copies == "later":
+            chosen[0][first] = IDENTITY
+        return chosen
 
     def choices(self, u: Floats, side: int) -> Choices:
         """Return operation, 0 to 13, and sign, 0 or 1: [n, self.n] int32 each."""
