@@ -66,6 +66,7 @@ REGISTRIES = {
     "data": "DATASETS",
     "augmentations": "AUGMENTATIONS",
     "optimizers": "OPTIMIZERS",
+    "loggers": "LOGGERS",
 }
 
 

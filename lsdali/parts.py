@@ -1,4 +1,4 @@
-"""Parts of recipes from other packages: methods, networks, data sets, augmentations, optimizers.
+"""Parts of recipes from other packages: methods, networks, data sets, augmentations, optimizers, loggers.
 
 A module has them in dicts of the same names as ours, such as METHODS = {"poly1": Poly1}. A recipe names the module
 under `uses`; what an installed package announces as an entry point of the group `lsdali.parts` is there without that.
@@ -21,7 +21,10 @@ from typing import Any, get_args
 from lsdali.errors import UserError, first_line
 
 GROUP = "lsdali.parts"
-DICTS = ("METHODS", "MODELS", "DATASETS", "AUGMENTATIONS", "EFFECTS", "OPTIMIZERS", "TORCH")
+DICTS = (
+    *("METHODS", "MODELS", "DATASETS", "AUGMENTATIONS", "EFFECTS"),
+    *("OPTIMIZERS", "TORCH", "LOGGERS", "FEATURE_LOSSES"),
+)
 """The dicts that a module may have. Each is opened by the file that has ours, perhaps after the module is in use."""
 FORBIDDEN = "LSDALI_NO_USES"
 """The environment variable that `--no-uses` sets, for this process and those that it starts."""

@@ -98,6 +98,31 @@ def test_a_recipe_trains_with_parts_of_another_package_and_resumes(
     assert equal(dict(first), dict(second))
 
 
+def test_a_logger_of_another_package_writes_what_the_run_reports(recipe: Path, outside: Path) -> None:
+    from lsdali.train import main as train
+
+    loggers = "log.loggers=[csv, {name: diary, file: mine.txt}]"
+    assert train([str(recipe), f"run_dir={outside / 'run'}", loggers]) == 0
+    lines = [f"{line['epoch']} {line['metrics']['top1']}" for line in events(outside / "run", "evaluated")]
+    assert (outside / "run/mine.txt").read_text().splitlines() == lines
+    assert len(lines) == 2
+    (used,) = checkpoint.read(outside / "run/checkpoints/best.pt")["uses"]
+    assert used["name"] == OUTSIDE
+
+
+def test_a_loss_of_features_of_another_package(recipe: Path, outside: Path) -> None:
+    from lsdali.train import main as train
+
+    run = ["model=preact_resnet10", "model.width=16", "epochs=1"]
+    assert train([str(recipe), f"run_dir={outside / 'teacher'}", *run]) == 0
+    teacher = f"teacher: {{source: run, path: {outside / 'teacher'}}}"
+    method = f"method={{name: kd, {teacher}, features: {{stages: [stage2], loss: overlap}}}}"
+    assert train([str(recipe), f"run_dir={outside / 'run'}", *run, method]) == 0
+    assert all(0 < line["terms"]["features"] < 4 for line in events(outside / "run", "trained"))
+    with pytest.raises(UserError, match=r"method\.features\.loss\.name: 'overla'"):
+        load(recipe, [method.replace("overlap", "overla")])
+
+
 def test_evaluate_opens_a_checkpoint_that_uses_a_package(recipe: Path, outside: Path) -> None:
     from lsdali.evaluate.runs import open_run
     from lsdali.train import run
@@ -115,7 +140,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_list_keys_and_schema_show_it(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"methods": "poly1", "models": "outside_net", "data": "outside_folder", "optimizers": "adagrad"}
-    for what, name in {**rows, "augmentations": "invert"}.items():
+    for what, name in {**rows, "augmentations": "invert", "loggers": "diary"}.items():
         (line,) = [row for row in said(capsys, "list", what, "--uses", OUTSIDE).splitlines() if row.startswith(name)]
         assert line.endswith(f"  [{OUTSIDE}]")
     keys = said(capsys, "keys", "method.poly1", "--uses", OUTSIDE)
@@ -128,6 +153,7 @@ def test_list_keys_and_schema_show_it(outside: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
+        ("log.loggers=[diar]", "log.loggers.0.name: 'diar' is not allowed; did you mean 'diary'?"),
         ("method.epsilon=-1", "method.epsilon: must be greater than or equal to 0"),
         ("method.epsilo=1", "method.epsilo: unknown key; did you mean 'epsilon'?"),
         ("method=poly", "method.name: 'poly' is not allowed; did you mean 'poly1'?"),
@@ -155,6 +181,60 @@ def test_no_uses_refuses_by_name(
     assert capsys.readouterr().err == (
         f"error: {recipe}:2: uses: this needs code from {OUTSIDE}, which --no-uses refuses\n"
     )
+    assert OUTSIDE not in sys.modules
+
+
+@pytest.fixture(scope="module")
+def used_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe that names the package, a sweep of it, and a run of it."""
+    from lsdali.train import main as train
+
+    base = tmp_path_factory.mktemp("used")
+    shutil.copytree(PACKAGE, base / "path/lsdali_outside")
+    make_images(base / "images")
+    (base / "outside.yaml").write_text(RECIPE.format(images=base / "images"))
+    (base / "sweep.yaml").write_text(
+        f"title: T\nstages: {{train: {{recipe: {base}/outside.yaml, axes: {{a: {{key: epochs, values: [1, 2]}}}}}}}}\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(base / "path")
+        patch.setenv("LSDALI_CACHE", str(base / "cache"))
+        assert train([str(base / "outside.yaml"), f"run_dir={base / 'run'}", "epochs=1"]) == 0
+        forget()
+    return base
+
+
+@pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # the output is caught
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "{recipe}", "--print"),
+        ("bench", "stream", "{recipe}"),
+        ("bench", "methods", "{recipe}"),
+        ("sweep", "{sweep}"),
+        ("evaluate", "{run}"),
+        ("figure", "ols", "{run}"),
+        ("export", "{run}"),
+        ("predict", "{run}", "{image}"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_every_command_that_reads_recipes_refuses_by_name(
+    command: tuple[str, ...],
+    used_run: Path,
+    outside: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = {
+        "recipe": used_run / "outside.yaml",
+        "sweep": used_run / "sweep.yaml",
+        "run": used_run / "run",
+        "image": used_run / "images/val/class0/0.png",
+    }
+    monkeypatch.setenv(parts.FORBIDDEN, "0")  # restored afterwards
+    assert main([*(word.format(**places) for word in command), "--no-uses"]) == 2
+    assert f"needs code from {OUTSIDE}, which --no-uses refuses" in capsys.readouterr().err
     assert OUTSIDE not in sys.modules
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
+from lsdali import parts
 from lsdali.errors import command
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -62,6 +63,7 @@ def add_stream(commands: Commands) -> None:
     sub.add_argument("overrides", nargs="*", metavar="key=value")
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 3], help="numbers of ranks")
+    parts.add_refusal(sub)
     sub.set_defaults(run_command=on_call("stream", "stream"))
     sub = commands.add_parser("stream-part")
     sub.add_argument("folder")
@@ -82,6 +84,7 @@ def add_methods(commands: Commands) -> None:
     sub.add_argument("--samples", type=int, default=1_281_167, help="of the training set that the state is told for")
     sub.add_argument("--reps", type=int, default=15, help="steps of each method")
     sub.add_argument("--warmup", type=int, default=3, help="steps of each method before")
+    parts.add_refusal(sub)
     sub.set_defaults(run_command=on_call("methods", "methods"))
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsdali import parts
 from lsdali.figure.kinds import FIGURE_KINDS
 from lsdali.terminal import say
 
@@ -43,6 +44,7 @@ def arguments() -> argparse.ArgumentParser:
             metavar="FILE",
             help="a file to write: .svg, .pdf, .png or .json (default: NAME.svg and NAME.json)",
         )
+        parts.add_refusal(own)
         kind.options(own)
     return parser
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from lsdali import dist
+from lsdali import dist, parts
 from lsdali.events import Events
 from lsdali.loggers.base import BestEffort, LoggerConfig
 from lsdali.loggers.services import MlflowConfig, WandbConfig
@@ -24,6 +24,7 @@ LOGGERS: dict[str, type[LoggerConfig]] = {
     "wandb": WandbConfig,
     "mlflow": MlflowConfig,
 }
+parts.opened("LOGGERS", LOGGERS, "logger", parts.tagged(LoggerConfig, lambda kind: kind))
 
 if TYPE_CHECKING:
     Logger = LoggerConfig

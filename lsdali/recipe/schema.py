@@ -92,7 +92,7 @@ class Recipe(Config):
     """One experiment: everything that decides a run's result, and how the run is kept and reported."""
 
     uses: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Modules of other packages whose methods, networks, data sets, augmentations and optimizers this recipe names.
+    """Modules of other packages whose methods, networks, data sets, augmentations, optimizers and loggers it names.
     Their code runs: read a foreign recipe first, or refuse it with `--no-uses`."""
     seed: int = Field(0, ge=0, lt=2**64)
     """Initial weights, data order, augmentation and dropout are functions of it."""
@@ -169,7 +169,10 @@ class Recipe(Config):
     @property
     def names(self) -> set[str]:
         """The names of its parts, and the modules that it uses."""
-        kinds: list[Any] = [self.data, self.model, self.method, self.optimizer, *self.data.train.augment]
+        kinds: list[Any] = [self.data, self.model, self.method, self.optimizer]
+        kinds += [*self.data.train.augment, *self.log.loggers]
+        features = getattr(self.method, "features", None)
+        kinds += [] if features is None else [features.loss]
         return {*self.uses, *(kind.name for kind in kinds)}
 
     @model_validator(mode="after")
@@ -185,6 +188,11 @@ class Recipe(Config):
             raise ValueError(
                 f"micro_batch and compile: {self.compile} do not go together: its CUDA graphs reuse the memory that "
                 "holds the gradients of the part before; use compile: default, or leave out micro_batch"
+            )
+        if self.model.gradient_checkpointing and self.compile is not None:
+            raise ValueError(
+                "model.gradient_checkpointing and compile do not go together: torch.compile decides by itself what it "
+                "keeps; leave out one of them"
             )
         if self.precision == "fp16" and self.optimizer.implementation == "apex":
             raise ValueError(

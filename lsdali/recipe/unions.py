@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field
 from lsdali.data import DATASETS
 from lsdali.data.sampling.augment import AUGMENTATIONS, TrainImages
 from lsdali.data.sets.catalog import DataSet
+from lsdali.loggers import LOGGERS
 from lsdali.methods import METHODS
+from lsdali.methods.shared.features import FEATURE_LOSSES, FeatureConfig
 from lsdali.optim.configs import OPTIMIZERS
 
 
@@ -35,5 +37,11 @@ def rebuild(recipe: type[BaseModel]) -> None:
     fields["data"].annotation = union(DATASETS.values())
     fields["method"].annotation = union(method.Config for method in METHODS.values())
     fields["optimizer"].annotation = union(OPTIMIZERS.values())
-    for kind in (*crops, *descendants(DataSet), recipe):
+    compared: Any = Annotated[union(FEATURE_LOSSES.values()), Field(discriminator="name")]
+    FeatureConfig.model_fields["loss"].annotation = compared
+    taught = [method.Config for method in METHODS.values() if "features" in method.Config.model_fields]
+    log: Any = fields["log"].annotation
+    loggers: Any = Annotated[union(LOGGERS.values()), Field(discriminator="name")]
+    log.model_fields["loggers"].annotation = tuple[loggers, ...]
+    for kind in (*crops, *descendants(DataSet), FeatureConfig, *taught, log, recipe):
         kind.model_rebuild(force=True)

@@ -1,5 +1,6 @@
 """What recipes get with `uses: [lsdali_outside.parts]`."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,11 @@ from lsdali.batch import Batch
 from lsdali.clock import Clock
 from lsdali.data.sampling.augment.base import Augmentation, Choices, Fraction
 from lsdali.data.sets.catalog import Folder
+from lsdali.events import Evaluated, Event
 from lsdali.functional import cross_entropy
+from lsdali.loggers.base import LoggerConfig
 from lsdali.methods.base import Loss, Method
+from lsdali.methods.shared.features import FeatureLoss
 from lsdali.models.blocks import GlobalAvgPool
 from lsdali.models.student import Forward, Network
 from lsdali.optim.configs import Common
@@ -103,10 +107,48 @@ class HalfSGD(torch.optim.Optimizer):
                 p.data.sub_(p.grad, alpha=group["lr"] / 2)
 
 
+class DiaryConfig(LoggerConfig):
+    """A line for each evaluation."""
+
+    name: Literal["diary"] = "diary"
+    file: str = "diary.txt"
+    """The file in the run folder."""
+
+    def open(self, folder: Path) -> "Diary":
+        return Diary(folder, self.file)
+
+
+class Diary:
+    """Writes epoch and top-1."""
+
+    def __init__(self, folder: Path, file: str) -> None:
+        self.place, self.file = folder, file
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Evaluated):
+            with (self.place / self.file).open("a") as file:
+                file.write(f"{event.epoch} {event.metrics['top1']}\n")
+
+    def close(self) -> None:
+        """Keep nothing open."""
+
+
+class Overlap(FeatureLoss):
+    """One less the cosine of two maps of the same shape."""
+
+    name: Literal["overlap"] = "overlap"
+    weight: float = 2.0
+
+    def distance(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return 1 - torch.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
+
+
 METHODS = {"poly1": Poly1}
+FEATURE_LOSSES = {"overlap": Overlap}
 MODELS = {"outside_net": outside_net}
 DATASETS = {"outside_folder": OutsideFolder}
 AUGMENTATIONS = {"invert": Invert}
 EFFECTS = {"invert": invert}
 OPTIMIZERS = {"adagrad": Adagrad, "halving": Halving}
+LOGGERS = {"diary": DiaryConfig}
 TORCH = {"adagrad": torch.optim.Adagrad, "halving": HalfSGD}
