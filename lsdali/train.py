@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
     import torch
     from torch import nn
 
+    from lsdali.data.sets.map_style import MapStyle
     from lsdali.events import Begun, Events
     from lsdali.face.runs import Result
     from lsdali.faults.pulse import Pulse
@@ -51,7 +52,7 @@ def train(
     recipe: "str | Path | Mapping[str, Any] | Recipe",
     *,
     model: "str | Mapping[str, Any] | nn.Module | Callable[[int], nn.Module] | None" = None,
-    data: "str | Mapping[str, Any] | None" = None,
+    data: "str | Mapping[str, Any] | tuple[MapStyle, MapStyle] | None" = None,
     method: "str | Mapping[str, Any] | type[Method] | None" = None,
     **overrides: Any,
 ) -> "Result":
@@ -61,7 +62,8 @@ def train(
         recipe: a YAML file, a mapping of its keys, or a Recipe
         model: a network in place of the recipe's: a name, a mapping, a module, or a function (classes) -> module. A
             module begins with the weights that it has, and is left as it is.
-        data: a data set in its place: a name or a mapping
+        data: a data set in its place: a name, a mapping, or two map-style data sets of torch (train, val), also as the
+            key `datasets` of a mapping with further keys such as `train` and `eval`
         method: a method in its place: a name, a mapping, or a class derived from Method
         **overrides: values of other keys, dotted ones as `**{"optimizer.lr": 0.1}`
 

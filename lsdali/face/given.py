@@ -8,6 +8,7 @@ from torch import nn
 
 from lsdali import parts
 from lsdali.config import Config
+from lsdali.data.sets.map_style import cached_datasets
 from lsdali.errors import UserError
 from lsdali.methods.base import Method
 from lsdali.models import MODELS
@@ -37,6 +38,20 @@ def give_method(method: type[Method]) -> str:
     return name
 
 
+def give_datasets(pair: Any) -> dict[str, str]:
+    """Return a recipe's data for two map-style data sets of torch (train, val).
+
+    Raises UserError if there are not two, or they have no length or samples.
+    """
+    found = [*pair] if isinstance(pair, (tuple, list)) else [pair]
+    if len(found) != 2 or not all(hasattr(data, "__len__") and hasattr(data, "__getitem__") for data in found):
+        raise UserError(
+            "data: expected two map-style data sets of torch (train, val), each with __len__ and __getitem__ "
+            f"-> (image, label), got {', '.join(type(data).__name__ for data in found)}"
+        )
+    return cached_datasets(*found)
+
+
 def part_of_recipe(key: str, value: Any) -> Any:
     """Return what a recipe holds for an argument `model`, `method` or `data` of a Python program.
 
@@ -44,11 +59,19 @@ def part_of_recipe(key: str, value: Any) -> Any:
     """
     if isinstance(value, Config):
         return value.model_dump(mode="json")
+    if key == "data" and isinstance(value, Mapping) and "datasets" in value:
+        return {**give_datasets(value["datasets"]), **{k: v for k, v in value.items() if k != "datasets"}}
     if isinstance(value, (str, Mapping)):
         return value
+    if key == "data" and isinstance(value, (tuple, list)):
+        return give_datasets(value)
     if key == "method" and isinstance(value, type) and issubclass(value, Method):
         return {"name": give_method(value)}
     if key == "model" and callable(value):
         return {"name": give_model(value)}
-    wanted = {"model": ", a module or a function (classes) -> module", "method": " or a class derived from Method"}
+    wanted = {
+        "model": ", a module or a function (classes) -> module",
+        "method": " or a class derived from Method",
+        "data": " or two data sets of torch (train, val)",
+    }
     raise UserError(f"{key}: expected a name, a mapping of keys{wanted.get(key, '')}, got {type(value).__name__}")

@@ -1,6 +1,6 @@
 """lsdali's data in your own training loop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class Batches:
 
 
 def loader(
-    data: str | Mapping[str, Any],
+    data: Any,
     batch: int,
     *,
     seed: int = 0,
@@ -71,7 +71,8 @@ def loader(
     """Return a data set as batches for your own loop; in a process group, those of this rank.
 
     Args:
-        data: the data part of a recipe, such as {"name": "imagenet", "root": "/data"}, or the name of a data set
+        data: the data part of a recipe, such as {"name": "imagenet", "root": "/data"}, the name of a data set, or two
+            map-style data sets of torch (train, val), as lsdali.train takes them
         batch: images of a step, over all processes
         seed: order, crops, flips and augmentations are functions of it
         device: where batches go; None: this process's GPU, or the CPU

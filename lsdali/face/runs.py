@@ -50,6 +50,9 @@ def overridden(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mappi
         tree: dict[str, Any] = read_tree(path)
     else:
         tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)  # type: ignore[arg-type]
+    given = tree.get("data")
+    if isinstance(given, tuple) or (isinstance(given, Mapping) and "datasets" in given):
+        tree["data"] = part_of_recipe("data", given)
     where = path or "the recipe"
     use_parts(tree, where)
     for key, value in overrides.items():

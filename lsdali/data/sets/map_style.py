@@ -1,14 +1,18 @@
 """Data sets of torch (`__len__`, `__getitem__` -> image, label) as shards, which train as all other data do."""
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from lsdali.data.io.cache import alone, cache_dir, new_folder
 from lsdali.data.sets.packing import PackedSplits, write_shards
 from lsdali.errors import UserError
+from lsdali.terminal import say
 
 
 class MapStyle(Protocol):
@@ -49,6 +53,68 @@ def pack_datasets(
     return {"name": "shards", "root": str(out)}
 
 
+def cached_datasets(train: MapStyle, val: MapStyle) -> dict[str, str]:
+    """Return the recipe's `data` for two data sets, packed into the cache folder, where each content lies once.
+
+    Every image is read once to know the content, and once more to pack it where it is new, which is told.
+
+    Raises UserError as `pack_datasets` does.
+    """
+    known = [Known.of(data, split) for data, split in ((train, "train"), (val, "val"))]
+    own_names = getattr(train, "classes", None)
+    names = [*map(str, range(known[0].classes) if own_names is None else own_names)]
+    digest = hashlib.sha256(repr([names, *(one.digests for one in known)]).encode()).hexdigest()[:32]
+    target = cache_dir() / "datasets" / digest
+    with alone(f"datasets-{digest}"):
+        if not target.is_dir():
+            say(f"packing {len(train):,} and {len(val):,} images into {target}, once for this content", flush=True)
+            with new_folder(target) as draft:
+                pack_datasets(known[0], known[1], draft, names)
+    return {"name": "shards", "root": str(target)}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that has been read, whose images must stay what they were."""
+
+    data: MapStyle
+    split: str
+    digests: list[bytes]  # of image and label of each sample
+    classes: int  # the greatest label, and one more
+
+    @classmethod
+    def of(cls, data: MapStyle, split: str) -> "Known":
+        """Read a data set. Raises UserError for what is no image of pixels, and for labels that are no numbers."""
+        digests, classes = [], 0
+        for i in range(len(data)):
+            sample = data[i]
+            label = label_of(sample, i)
+            digests.append(sample_digest(sample[0], label, f"{split} sample {i}"))
+            classes = max(classes, label + 1)
+        return cls(data, split, digests, classes)
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __getitem__(self, i: int) -> Any:
+        sample, what = self.data[i], f"{self.split} sample {i}"
+        if sample_digest(sample[0], label_of(sample, i), what) != self.digests[i]:
+            raise another_image(what)
+        return sample
+
+
+def sample_digest(image: Any, label: int, what: str) -> bytes:
+    """Return 16 bytes that tell a sample from others."""
+    picture = as_picture(image, what)
+    head = f"{label} {picture.mode} {picture.size} ".encode()
+    return hashlib.blake2b(head + picture.tobytes(), digest_size=16).digest()
+
+
+def another_image(what: str) -> UserError:
+    """Return what to say of a sample that is not the same twice."""
+    return UserError(f"{what} is another image when it is read again: leave random transforms to data.train")
+
+
 def encoded(data: MapStyle, split: str, classes: int) -> Iterator[tuple[str, bytes, int]]:
     """Yield the samples of a data set, in order, as PNG."""
     for i in range(len(data)):
@@ -58,9 +124,7 @@ def encoded(data: MapStyle, split: str, classes: int) -> Iterator[tuple[str, byt
             raise UserError(f"{split} sample {i} has the label {label}, and there are {classes} classes")
         content = as_png(sample[0], f"{split} sample {i}")
         if i == 0 and content != as_png(data[0][0], f"{split} sample 0"):
-            raise UserError(
-                f"{split} sample 0 is another image when it is read again: leave random transforms to data.train"
-            )
+            raise another_image(f"{split} sample 0")
         yield "png", content, label
 
 
@@ -76,14 +140,17 @@ def label_of(sample: Any, i: int) -> int:
 
 def as_png(image: Any, what: str) -> bytes:
     """Return an image without loss. Raises UserError if it is none of pixels."""
+    file = io.BytesIO()
+    as_picture(image, what).save(file, "PNG")
+    return file.getvalue()
+
+
+def as_picture(image: Any, what: str) -> Any:
+    """Return an image in grey or RGB, as PIL has it. Raises UserError if it is none of pixels."""
     from PIL import Image
 
     picture = image if isinstance(image, Image.Image) else picture_of(image, what)
-    if picture.mode not in ("L", "RGB"):
-        picture = picture.convert("RGB")
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
 
 
 def picture_of(image: Any, what: str) -> Any:
