@@ -1,7 +1,8 @@
-"""Name what is in images: `lsdali predict RUN IMAGE|FOLDER|LIST ...`.
+"""Name what is in images: `lsdali predict RUN|EXPORT IMAGE|FOLDER|LIST ...`.
 
-RUN is a run folder or a checkpoint file; LIST a text file with one path a line. Probabilities are those of `lsdali
-evaluate` on the same images. The exit status is 1 if some images could not be read; they are named.
+RUN is a run folder or a checkpoint file, EXPORT a file or hub folder that `lsdali export` wrote, LIST a text file with
+one path a line. Probabilities of a RUN are those of `lsdali evaluate` on the same images. The exit status is 1 if some
+images could not be read; they are named.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsdali import parts
@@ -25,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lsdali predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint file")
+    parser.add_argument("run", metavar="RUN|EXPORT", help="a run folder, a checkpoint file, or what export wrote")
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|LIST", help="what to look at")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="name the N most probable classes (default: 5)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divide the logits by T")
@@ -49,12 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--{key} {getattr(options, key):g} must be above 0")
     from lsdali import dist
     from lsdali.face.images import files_in
-    from lsdali.face.prediction import of_files
-    from lsdali.face.trained import load
+    from lsdali.face.prediction import of_files, opened
 
     files = files_in(options.images)
-    device = dist.own_device()
-    trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=device)
+    trained = opened(Path(options.run), options.checkpoint, options.weights, dist.own_device())
     found = of_files(trained, files, options.top, options.temperature, options.batch, options.decoder)
     return print_predictions(in_order(with_progress(found, len(files))), options)
 

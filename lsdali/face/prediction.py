@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from lsdali.errors import UserError
+from lsdali.face.exported import ExportedNetwork, open_export
 from lsdali.face.images import Decoder, decoded, files_in
 from lsdali.face.trained import TrainedNetwork, load
-from lsdali.optim.precision import Precision
 
 Source = str | Path | Image.Image
+Opened = TrainedNetwork | ExportedNetwork
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def predict(
     """Return what a trained network says of images, in their order.
 
     Args:
-        run: a run folder, a checkpoint file, or what `lsdali.load` has returned
+        run: a run folder, a checkpoint file, what `lsdali export` wrote, or what `lsdali.load` has returned
         images: PIL images, image files, folders of images, or text files that list images
         top: how many classes to name
         temperature: divides the logits (Guo et al., 2017), as `lsdali evaluate --temperature` fits it
@@ -51,7 +52,7 @@ def predict(
 
     Raises UserError if there is no such run, image, folder or list. Bad images have a `fault`.
     """
-    trained = run if isinstance(run, TrainedNetwork) else load(run)
+    trained = run if isinstance(run, TrainedNetwork) else opened(Path(run))
     sources = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
     given = [source for source in sources if isinstance(source, Image.Image)]
     if given and len(given) < len(sources):
@@ -62,14 +63,25 @@ def predict(
     return sorted_by_number(of_files(trained, files, top, temperature, batch, decoder))
 
 
+def opened(run: Path, checkpoint: str = "best", weights: str = "model", device: str | torch.device = "cpu") -> Opened:
+    """Return the network of a run folder, a checkpoint file or an exported file; the last stays on the CPU.
+
+    Raises UserError as `load` does, and where an exported file is asked for a checkpoint or for other weights.
+    """
+    exported = open_export(run)
+    if exported is None:
+        return load(run, checkpoint=checkpoint, weights=weights, device=device)
+    if (checkpoint, weights) != ("best", "model"):
+        raise UserError(f"{run} is an exported file, which holds one network: leave out --checkpoint and --weights")
+    return exported
+
+
 def sorted_by_number(found: Iterator[tuple[int, Prediction]]) -> list[Prediction]:
     """Return predictions in the order of their images."""
     return [prediction for _, prediction in sorted(found, key=lambda pair: pair[0])]
 
 
-def of_images(
-    trained: TrainedNetwork, images: Sequence[Image.Image], top: int, temperature: float
-) -> Iterator[Prediction]:
+def of_images(trained: Opened, images: Sequence[Image.Image], top: int, temperature: float) -> Iterator[Prediction]:
     """Yield what the network says of images in memory, one at a time."""
     for number, image in enumerate(images):
         pixels = trained.preprocess(image)[None].to(trained.device)
@@ -77,7 +89,7 @@ def of_images(
 
 
 def of_files(
-    trained: TrainedNetwork,
+    trained: Opened,
     files: Sequence[str],
     top: int,
     temperature: float,
@@ -85,20 +97,17 @@ def of_files(
     decoder: Decoder,
 ) -> Iterator[tuple[int, Prediction]]:
     """Yield number and prediction of each file as soon as its batch is done."""
-    precision = Precision(trained.recipe.precision, trained.device)
-    network = trained.network.to(memory_format=torch.channels_last)
-    for numbers, pixels, faults in decoded(files, trained.recipe.data, batch, trained.device, decoder):
+    for numbers, pixels, faults in decoded(files, trained.data, batch, trained.device, decoder):
         yield from ((number, Prediction(files[number], (), (), why)) for number, why in faults.items())
         if pixels is not None:
-            with torch.no_grad(), precision.autocast():
-                logits = network(pixels.to(trained.device, memory_format=torch.channels_last))
+            logits = trained.evaluated(pixels)
             yield from zip(
                 numbers, best_classes(trained, [files[i] for i in numbers], logits, top, temperature), strict=True
             )
 
 
 def best_classes(
-    trained: TrainedNetwork, images: Sequence[str], logits: Tensor, top: int, temperature: float
+    trained: Opened, images: Sequence[str], logits: Tensor, top: int, temperature: float
 ) -> Iterator[Prediction]:
     """Yield the names and probabilities of the most probable classes: softmax of the logits [n, K], in fp64."""
     shares = (logits.double().cpu() / temperature).softmax(1)

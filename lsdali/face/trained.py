@@ -8,16 +8,44 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from lsdali.models.checkpoint_net import open_network
 from lsdali.models.student import Network
+from lsdali.optim.precision import Precision
 from lsdali.recipe import Recipe, check_recipe
 from lsdali.state.checkpoint import read as read_checkpoint
 from lsdali.state.find import find_checkpoint
 
 if TYPE_CHECKING:
     from lsdali.data.sets.catalog import DataSet
+
+
+def without_antialias(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """Map uint8 [3, H, W] -> [3, height, width] uint8 from the nearest pixels, with DALI's kernels."""
+    kernel = keys_kernel if interpolation == "bicubic" else triangle_kernel
+    rows, columns = (taps(old, new, kernel) for old, new in zip(pixels.shape[1:], (height, width), strict=True))
+    return (rows @ pixels.float() @ columns.mT).round().clamp(0, 255).to(torch.uint8)
+
+
+def taps(old: int, new: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the weights [new, old] of a side of pixels; beyond the edge, the outermost pixel is repeated."""
+    centres = (torch.arange(new) + 0.5) * old / new - 0.5
+    places = centres.floor()[:, None] + torch.arange(-1, 3)
+    weights = kernel((places - centres[:, None]).abs())
+    return torch.zeros(new, old).scatter_add(1, places.long().clamp(0, old - 1), weights)
+
+
+def triangle_kernel(away: Tensor) -> Tensor:
+    """Map distances in pixels -> weights."""
+    return (1 - away).clamp(min=0)
+
+
+def keys_kernel(away: Tensor) -> Tensor:
+    """Map distances in pixels, at most 2 -> weights of Keys 1981 with a = -0.5."""
+    near = (1.5 * away - 2.5) * away.square() + 1
+    return torch.where(away <= 1, near, ((2.5 - 0.5 * away) * away - 4) * away + 2)
 
 
 @dataclass(frozen=True)
@@ -30,20 +58,30 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     upright: bool
+    interpolation: str = "bilinear"
+    antialias: bool = True
 
     @classmethod
     def of(cls, data: "DataSet") -> "Preprocessing":
         """Return that of a run's data."""
         crop = data.eval
-        return cls(crop.resize, crop.size, crop.sides, data.mean, data.std, data.exif_orientation)
+        by = crop.interpolation, crop.antialias
+        return cls(crop.resize, crop.size, crop.sides, data.mean, data.std, data.exif_orientation, *by)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return [3, size, size] float32."""
         if self.upright:
             image = ImageOps.exif_transpose(image)
         size = [self.resize, self.resize] if self.sides == "both" else [self.resize]
-        image = F.center_crop(F.resize(image.convert("RGB"), size, antialias=True), [self.size, self.size])
-        pixels: Tensor = F.normalize(F.to_tensor(image), self.mean, self.std)
+        image = image.convert("RGB")
+        if self.antialias:
+            resized: Any = F.resize(image, size, InterpolationMode(self.interpolation))
+        else:  # Pillow always widens its filters
+            width, height = F.resize(image, size, InterpolationMode.NEAREST).size
+            resized = without_antialias(F.pil_to_tensor(image), height, width, self.interpolation)
+        cropped = F.center_crop(resized, [self.size, self.size])
+        scaled = F.to_tensor(cropped) if self.antialias else cropped.float() / 255
+        pixels: Tensor = F.normalize(scaled, self.mean, self.std)
         return pixels
 
 
@@ -63,6 +101,19 @@ class TrainedNetwork:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
+        return logits
+
+    @property
+    def data(self) -> "DataSet":
+        """How images are read."""
+        return self.recipe.data
+
+    @torch.no_grad()
+    def evaluated(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K] as `lsdali evaluate` computes them, in the recipe's precision."""
+        network = self.network.to(memory_format=torch.channels_last)
+        with Precision(self.recipe.precision, self.device).autocast():
+            logits: Tensor = network(images.to(self.device, memory_format=torch.channels_last))
         return logits
 
     @property

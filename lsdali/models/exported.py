@@ -47,6 +47,7 @@ class Exported:
     path: Path  # of the checkpoint
     content: dict[str, Any]
     weights: Which
+    pixels: bool = False  # whether a program takes pixels and normalises them itself
 
     @property
     def data(self) -> dict[str, Any]:
@@ -67,8 +68,11 @@ class Exported:
     def preprocessing(self) -> dict[str, Any]:
         """Return what an image goes through: shorter side resized, centre cropped, values in 0 .. 1 normalised."""
         window = self.data["eval"]
-        steps = {key: window[key] for key in ("resize", "size") if key in window}
-        return {**steps, "interpolation": "bilinear", **{key: list(self.data[key]) for key in ("mean", "std")}}
+        steps = {key: window[key] for key in ("resize", "size", "sides") if key in window}
+        turned = {"exif_orientation": True} if self.data.get("exif_orientation") else {}
+        turned |= {} if window.get("antialias", True) else {"antialias": False}
+        scale = {key: list(self.data[key]) for key in ("mean", "std")}
+        return {**steps, **turned, "interpolation": window.get("interpolation", "bilinear"), **scale}
 
     def metadata(self) -> dict[str, str]:
         """Return what every exported file carries."""
@@ -77,6 +81,8 @@ class Exported:
             "classes": str(self.network.classes),
             "names": json.dumps(self.names),
             "preprocessing": json.dumps(self.preprocessing()),
+            "input": "pixels" if self.pixels else "images",
+            "uses": json.dumps(list(self.content["recipe"].get("uses", ()))),
             "weights": self.weights,
             "digest": weights_digest(self.network),
             "lsdali": lsdali.__version__,

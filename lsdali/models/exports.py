@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lsdali.errors import UserError
-from lsdali.models import build_network
 from lsdali.models.exported import Exported, FromPixels, card, open_exported, published_state
 from lsdali.models.hub_folder import as_hub_folder
-from lsdali.models.pretrained import Which, renamed
+from lsdali.models.pretrained import Which
+from lsdali.models.reopened import METADATA, Reader, from_onnx, from_safetensors, from_torch_export, from_torchscript
 
-Reader = Callable[[Tensor], Tensor]
-"""Images [B, 3, H, W] -> logits [B, K], by what was written."""
 TensorNames = Literal["publisher", "lsdali"]
 
 EXPORT_TOLERANCE = 1e-4
@@ -28,15 +27,13 @@ def as_safetensors(exported: Exported, path: Path, names: TensorNames) -> Reader
 
     The rest is in the metadata.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     own = {key: value.contiguous() for key, value in exported.network.state_dict().items()}
     state = (published_state(exported.network) if names == "publisher" else None) or own
     meta = {"format": "pt", **exported.metadata()}
     path.write_bytes(save(state, metadata=meta))  # save_file lets nobody else read the file
-    twin = build_network(exported.config, exported.network.classes).eval()
-    twin.load_state_dict(renamed(twin, load_file(path)))
-    return twin
+    return from_safetensors(path).logits
 
 
 def as_torchscript(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
@@ -46,18 +43,16 @@ def as_torchscript(module: nn.Module, exported: Exported, images: Tensor, path: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; the tracer warns of every shape it reads
         traced = torch.jit.trace(module, images)  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, path, _extra_files={"metadata.json": json.dumps(exported.metadata())})
-        back: Reader = torch.jit.load(path)  # type: ignore[no-untyped-call]
-    return back
+        torch.jit.save(traced, path, _extra_files={METADATA: json.dumps(exported.metadata())})
+    return from_torchscript(path).logits
 
 
 def as_torch_export(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
     """Return a program of torch.export with a free batch size, which runs without lsdali."""
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (images,), dynamic_shapes=shapes)
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(exported.metadata())})
-    back: Reader = torch.export.load(path).module()
-    return back
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(exported.metadata())})
+    return from_torch_export(path).logits
 
 
 def as_onnx(module: nn.Module, exported: Exported, images: Tensor, path: Path) -> Reader:
@@ -90,7 +85,7 @@ def as_onnx(module: nn.Module, exported: Exported, images: Tensor, path: Path) -
     if isinstance(session.get_inputs()[0].shape[0], int):  # an `int()` or `len()` in the network's code does that
         name = exported.config.name
         raise UserError(f"'{name}' cannot be exported to onnx: its batch size would be fixed to {len(images)}")
-    return lambda x: torch.from_numpy(session.run(["logits"], {given: x.numpy()})[0])
+    return from_onnx(path).logits
 
 
 PROGRAMS: dict[str, tuple[Callable[[nn.Module, Exported, Tensor, Path], Reader], str, str]] = {
@@ -129,6 +124,7 @@ def export(
     images = torch.randn(3, 3, exported.size, exported.size, generator=generator)
     module: nn.Module = exported.network
     if pixels:
+        exported = replace(exported, pixels=True)
         module = FromPixels(module, tuple(exported.data["mean"]), tuple(exported.data["std"])).eval()
         images = torch.randint(256, images.shape, generator=generator, dtype=torch.uint8)
     back = write_format(kind, module, exported, images[:2], out, names)

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from PIL import Image
 
 import lsdali
 from lsdali.cli import main
+from lsdali.data.sets.catalog import CenterCrop, Folder, RandomResizedCrop
 from lsdali.errors import UserError
 from lsdali.evaluate.runs import open_run, open_samples
 from lsdali.evaluate.runs import predict as evaluated
+from lsdali.face.images import decoded, files_in
 from lsdali.testing.small import tiny
 
 
@@ -147,3 +150,106 @@ def test_bad_input_is_one_sentence(
 def test_paths_and_images_do_not_mix(run: Path, mixed: Path) -> None:
     with pytest.raises(UserError, match="either PIL images or paths"):
         lsdali.predict(run, [mixed / "0.jpg", Image.new("RGB", (20, 20))])
+
+
+# ---- exported files
+
+
+def missing(kind: str) -> bool:
+    """Whether the packages of a format are not here."""
+    return kind == "onnx" and any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("safetensors", []),
+        ("onnx", []),
+        ("onnx", ["--pixels"]),
+        ("torch-export", []),
+        ("torch-export", ["--pixels"]),
+        ("torchscript", []),
+    ],
+)
+@pytest.mark.parametrize("decoder", ["dali", "pillow"])
+def test_an_export_says_what_its_run_says(
+    run: Path, mixed: Path, kind: str, flags: list[str], decoder: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if missing(kind):
+        pytest.skip(f"the packages of {kind} are not installed")
+    folder = run.parent / "exports"
+    folder.mkdir(exist_ok=True)
+    ending = {"onnx": "onnx", "safetensors": "safetensors"}.get(kind, "bin")
+    out = folder / f"{kind}{''.join(flags)}.{ending}"
+    if not out.exists():
+        assert main(["export", str(run), "--format", kind, "--out", str(out), *flags]) == 0
+    expected = lsdali.predict(run, mixed, top=3, decoder=decoder)
+    found = lsdali.predict(out, mixed, top=3, decoder=decoder)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.image, one.classes) == (other.image, other.classes)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert (one.fault is None) == (other.fault is None)
+
+
+def test_an_export_carries_how_images_are_read(run: Path, mixed: Path, tmp_path: Path) -> None:
+    """A run that squeezes both sides and turns images exports that as well."""
+    base = run.parent
+    data = {
+        "name": "folder",
+        "root": str(base / "images"),
+        "train": {"crop": "squared", "resize": 20, "size": 16},
+        "eval": {"resize": 18, "size": 16, "sides": "both"},
+        "mean": [0.3, 0.4, 0.5],
+        "std": [0.2, 0.3, 0.4],
+        "exif_orientation": True,
+        "threads": 1,
+    }
+    lsdali.train(tiny({"name": "ce"}, base, tmp_path / "other", data=data, epochs=1))
+    assert main(["export", str(tmp_path / "other")]) == 0
+    expected = lsdali.predict(tmp_path / "other", mixed / "1.jpg", top=3)
+    found = lsdali.predict(tmp_path / "other/checkpoints/best.safetensors", mixed / "1.jpg", top=3)
+    assert found[0].classes == expected[0].classes
+    assert found[0].probabilities == pytest.approx(expected[0].probabilities, abs=1e-7)
+
+
+def test_files_that_are_no_exports(run: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "theirs.safetensors")
+    (tmp_path / "cut.onnx").write_bytes(b"cut")
+    assert main(["export", str(run)]) == 0
+    own = run / "checkpoints/best.safetensors"
+    for arguments, sentence in (
+        ([str(tmp_path / "theirs.safetensors")], "was not written by `lsdali export`"),
+        ([str(own), "--weights", "ema"], "leave out --checkpoint and --weights"),
+        *([] if missing("onnx") else [([str(tmp_path / "cut.onnx")], "cannot be read as onnx")]),
+    ):
+        capsys.readouterr()
+        assert main(["predict", *arguments[:1], str(mixed / "1.jpg"), *arguments[1:]]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: ")
+        assert sentence in told
+
+
+def test_a_hub_folder_says_what_its_run_says(run: Path, mixed: Path, tmp_path: Path) -> None:
+    base = run.parent
+    lsdali.train(tiny({"name": "ce"}, base / "images", tmp_path / "theirs", model={"name": "resnet18"}, epochs=1))
+    assert main(["export", str(tmp_path / "theirs"), "--to", "hub-folder", "--out", str(tmp_path / "hub")]) == 0
+    pairs = zip(*(lsdali.predict(tmp_path / name, mixed, top=3) for name in ("hub", "theirs")), strict=True)
+    for found, expected in pairs:
+        assert (found.image, found.classes) == (expected.image, expected.classes)
+        assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize(("interpolation", "antialias"), [("bicubic", True), ("bicubic", False), ("bilinear", False)])
+def test_pillow_s_pixels_of_other_filters_are_nearly_dali_s(run: Path, interpolation: str, antialias: bool) -> None:
+    how = {"interpolation": interpolation, "antialias": antialias}
+    crop = CenterCrop.model_validate({"resize": 14, "size": 12, **how})
+    data = Folder(root="/", train=RandomResizedCrop(size=12), eval=crop, mean=(0, 0, 0), std=(1, 1, 1))
+    files = files_in([run.parent / "images/val"])
+    ours, theirs = (next(decoded(files, data, 64, torch.device("cpu"), by)) for by in ("dali", "pillow"))
+    assert ours[0] == theirs[0]
+    assert ours[1] is not None
+    assert theirs[1] is not None
+    assert (255 * (ours[1] - theirs[1]).abs())[:, :, 1:-1, 1:-1].max() < 3
