@@ -3,14 +3,26 @@
 import sys
 from collections.abc import Sequence
 
-from benchmarks import guards, models, networks, pskd, readme, resident, saves, zls
+from benchmarks import (
+    foreign,
+    guards,
+    models,
+    networks,
+    optimizers,
+    pskd,
+    readme,
+    resident,
+    round_trips,
+    saves,
+    zls,
+)
 from lsdali.bench.__main__ import run_commands
 from lsdali.errors import command
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    scripts = (resident, zls, pskd, models, networks, saves, guards, readme)
+    scripts = (resident, zls, pskd, models, networks, saves, guards, readme, foreign, optimizers, round_trips)
     names = "|".join(script.__name__.rpartition(".")[2] for script in scripts)
     return run_commands("python -m benchmarks", names, [script.add_arguments for script in scripts], arguments)
 
