@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--{key} {getattr(options, key):g} must be above 0")
     from lsdali import dist
     from lsdali.face.images import files_in
-    from lsdali.face.prediction import of_files, opened
+    from lsdali.face.prediction import of_files, open_predictor
 
     files = files_in(options.images)
-    trained = opened(Path(options.run), options.checkpoint, options.weights, dist.own_device())
+    trained = open_predictor(Path(options.run), options.checkpoint, options.weights, dist.own_device())
     found = of_files(trained, files, options.top, options.temperature, options.batch, options.decoder)
     return print_predictions(in_order(with_progress(found, len(files))), options)
 

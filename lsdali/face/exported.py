@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lsdali.data.sets.catalog import CenterCrop, DataSet, Folder, RandomResizedCrop
 from lsdali.face.trained import Preprocessing
-from lsdali.models.reopened import Reopened, described, kind_of, reopen
+from lsdali.models.reopened import Reopened, kind_of, metadata_entry, reopen
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def open_export(path: Path) -> ExportedNetwork | None:
     if kind is None:
         return None
     opened = reopen(path, kind)
-    steps = described(opened.metadata, "preprocessing")
+    steps = metadata_entry(opened.metadata, "preprocessing")
     size = steps["size"]
     data = Folder(
         root="/",
@@ -64,5 +64,5 @@ def open_export(path: Path) -> ExportedNetwork | None:
         std=tuple(steps["std"]),
         exif_orientation=steps.get("exif_orientation", False),
     )
-    names = described(opened.metadata, "names") or map(str, range(int(opened.metadata["classes"])))
+    names = metadata_entry(opened.metadata, "names") or map(str, range(int(opened.metadata["classes"])))
     return ExportedNetwork(opened, tuple(names), data, path)

@@ -52,7 +52,7 @@ def predict(
 
     Raises UserError if there is no such run, image, folder or list. Bad images have a `fault`.
     """
-    trained = run if isinstance(run, TrainedNetwork) else opened(Path(run))
+    trained = run if isinstance(run, TrainedNetwork) else open_predictor(Path(run))
     sources = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
     given = [source for source in sources if isinstance(source, Image.Image)]
     if given and len(given) < len(sources):
@@ -63,7 +63,7 @@ def predict(
     return sorted_by_number(of_files(trained, files, top, temperature, batch, decoder))
 
 
-def opened(run: Path, checkpoint: str = "best", weights: str = "model", device: str | torch.device = "cpu") -> Opened:
+def open_predictor(run: Path, checkpoint: str = "best", weights: str = "model", device: str | torch.device = "cpu") -> Opened:
     """Return the network of a run folder, a checkpoint file or an exported file; the last stays on the CPU.
 
     Raises UserError as `load` does, and where an exported file is asked for a checkpoint or for other weights.

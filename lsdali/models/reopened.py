@@ -133,6 +133,6 @@ def no_export(path: Path) -> UserError:
     return UserError(f"{path} does not tell its classes and preprocessing: it was not written by `lsdali export`")
 
 
-def described(metadata: dict[str, str], key: str) -> Any:
+def metadata_entry(metadata: dict[str, str], key: str) -> Any:
     """Return one entry of the metadata that is written as JSON."""
     return cast(Any, json.loads(metadata[key]))

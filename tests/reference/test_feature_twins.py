@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lsdali import functional as fast
-from lsdali.methods.shared.features import Attention, FeatureConfig, FeatureMatch, Hint, Relational
+from lsdali.methods.shared.features import AttentionTransfer, FeatureConfig, FeatureMatch, Hint, Relational
 from lsdali.models.student import Outputs
 
 SHAPES = [((4, 3, 4, 4), (4, 5, 4, 4)), ((4, 3, 4, 6), (4, 5, 2, 3)), ((3, 2, 2, 2), (3, 2, 4, 4))]
@@ -54,7 +54,7 @@ def test_relations_of_samples_that_are_one_have_finite_gradients():
     assert torch.isfinite(student.grad).all()
 
 
-@pytest.mark.parametrize("kind", [Hint(), Attention(), Relational()], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Hint(), AttentionTransfer(), Relational()], ids=lambda kind: kind.name)
 def test_a_match_is_the_weighted_sum_over_its_pairs(kind):
     """Two stages of one student and two of another teacher; the gradient is that of finite differences."""
     own, theirs = {"a": 3, "b": 4}, {"x": 5, "y": 2}

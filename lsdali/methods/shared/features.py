@@ -75,7 +75,7 @@ class Hint(FeatureLoss):
         return hint_distance(student, teacher)
 
 
-class Attention(FeatureLoss):
+class AttentionTransfer(FeatureLoss):
     """Attention transfer (Zagoruyko and Komodakis 2017): where a map is large, not what it says there."""
 
     name: Literal["attention"] = "attention"
@@ -103,7 +103,7 @@ class Relational(FeatureLoss):
         return self.distances * lengths + self.angles * angles
 
 
-FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {"fitnet": Hint, "attention": Attention, "relational": Relational}
+FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {"fitnet": Hint, "attention": AttentionTransferTransfer, "relational": Relational}
 parts.opened("FEATURE_LOSSES", FEATURE_LOSSES, "feature loss", parts.tagged(FeatureLoss, lambda kind: kind))
 
 if TYPE_CHECKING:
