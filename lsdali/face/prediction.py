@@ -63,7 +63,9 @@ def predict(
     return sorted_by_number(of_files(trained, files, top, temperature, batch, decoder))
 
 
-def open_predictor(run: Path, checkpoint: str = "best", weights: str = "model", device: str | torch.device = "cpu") -> Opened:
+def open_predictor(
+    run: Path, checkpoint: str = "best", weights: str = "model", device: str | torch.device = "cpu"
+) -> Opened:
     """Return the network of a run folder, a checkpoint file or an exported file; the last stays on the CPU.
 
     Raises UserError as `load` does, and where an exported file is asked for a checkpoint or for other weights.

@@ -103,7 +103,11 @@ class Relational(FeatureLoss):
         return self.distances * lengths + self.angles * angles
 
 
-FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {"fitnet": Hint, "attention": AttentionTransferTransfer, "relational": Relational}
+FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
+    "fitnet": Hint,
+    "attention": AttentionTransfer,
+    "relational": Relational,
+}
 parts.opened("FEATURE_LOSSES", FEATURE_LOSSES, "feature loss", parts.tagged(FeatureLoss, lambda kind: kind))
 
 if TYPE_CHECKING:
