@@ -103,7 +103,7 @@ def from_onnx(path: Path) -> Reopened:
     return Reopened(logits, dict(session.get_modelmeta().custom_metadata_map))
 
 
-READERS: dict[str, Callable[[Path], Reopened]] = {
+FORMAT_READERS: dict[str, Callable[[Path], Reopened]] = {
     "safetensors": from_safetensors,
     "hub-folder": from_hub_folder,
     "torchscript": from_torchscript,
@@ -118,7 +118,7 @@ def reopen(path: Path, kind: str) -> Reopened:
     Raises UserError if it is damaged, was not written by `lsdali export`, or needs what is not here.
     """
     try:
-        found = READERS[kind](path)
+        found = FORMAT_READERS[kind](path)
     except UserError:
         raise
     except Exception as error:  # what the readers of five formats raise
