@@ -14,6 +14,7 @@ from torch import nn
 
 import lsdali
 from lsdali import parts
+from lsdali.cli import main
 from lsdali.errors import UserError
 from lsdali.functional import cross_entropy
 from lsdali.methods.base import Loss, Method
@@ -76,6 +77,12 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert names["logits"].shape == (1, 10)
     found = lsdali.load("runs/mine", model=names["small"])
     assert weights_digest(found.network) == weights_digest(names["mine"].network)
+    assert lsdali.load("runs/own_data").names == ("dark", "light")
+    Path("photos").mkdir()
+    for photo in ("photo.jpg", "photos/photo.jpg"):
+        names["image"].save(photo)
+    for command in re.findall(r"^lsdali (.+)$", (ROOT / "docs/python.md").read_text(), re.MULTILINE):
+        assert main(command.split()) == 0, command
 
 
 def test_train_is_lsdali_train(recipe: dict[str, Any], tmp_path: Path) -> None:
