@@ -99,7 +99,8 @@ def with_caches(configs: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for label, config in configs.items():
         found[label] = config
-        if getattr(config, "teacher", None) is not None and getattr(config, "memory", None) is None:
+        needs_network = getattr(config, "features", None) is not None or getattr(config, "memory", None) is not None
+        if getattr(config, "teacher", None) is not None and not needs_network:
             teacher = config.teacher.model_copy(update={"cache": "made up"})
             found[f"{label[: 42 - len(CACHED)]}{CACHED}"] = config.model_copy(update={"teacher": teacher})
     return found

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,10 +41,13 @@ class Teacher:
     the same way as the images that it is given.
     """
 
+    channels: Mapping[str, int] = MappingProxyType({})
+    """Of each of its stages, in order; empty where it hands out no maps."""
+
     def __init__(self, network: Network, temperature: float = 1.0, normal: Normal | None = None) -> None:
         self._network = network.eval().requires_grad_(requires_grad=False)
         self.classes, self.image_size = network.classes, network.image_size
-        self.channels: Mapping[str, int] = network.channels
+        self.channels = network.channels
         self.digest = weights_digest(network)
         self._temperature, self._normal = temperature, normal
         self._change: tuple[Tensor, Tensor] | None = None  # factor and summand [3, 1, 1]
@@ -91,7 +95,6 @@ class TeacherEnsemble(Teacher):
     def __init__(self, teachers: Sequence[Teacher], temperature: float = 1.0) -> None:
         self._teachers, self._temperature = teachers, temperature
         self.classes, self.image_size = teachers[0].classes, None
-        self.channels = {}  # their maps have nothing in common
         self.digest = hashlib.sha256(" ".join(teacher.digest for teacher in teachers).encode()).hexdigest()
 
     def fault_at(self, size: int) -> str | None:
