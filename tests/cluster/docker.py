@@ -1,8 +1,13 @@
 """The image of the Dockerfile, built on a base of Debian's packages; skips where there is no Docker engine."""
 
+import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +50,32 @@ cp {CERTIFICATES} "$folder{CERTIFICATES}"
 tar -C "$folder" -c . | docker import -c 'ENV PIP_CERT={CERTIFICATES}' - {BASE}"""
     subprocess.run(["bash", "-c", script], check=True, timeout=1200)
     return BASE
+
+
+@contextmanager
+def running(name: str, *arguments: str) -> Iterator[str]:
+    """A container in the background, removed in the end."""
+    docker("run", "--detach", "--name", name, *arguments)
+    try:
+        yield name
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+def state(name: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads(docker("inspect", "--format", "{{json .State}}", name).stdout)
+    return content
+
+
+def ended(name: str, seconds: float = 900) -> int:
+    """Wait until a container has ended; its exit status."""
+    return int(docker("wait", name, seconds=seconds).stdout)
+
+
+def wait_for_step(name: str, folder: Path, step: int, seconds: float = 600) -> None:
+    """Wait until the run in a container has reported a step."""
+    deadline = time.monotonic() + seconds
+    while f'"step": {step},' not in (text := (folder / "events.jsonl").read_text() if folder.exists() else ""):
+        assert time.monotonic() < deadline, text
+        assert state(name)["Running"], docker("logs", name).stdout
+        time.sleep(0.05)
