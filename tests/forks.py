@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +40,7 @@ class Forked:
     def __init__(self, output: Path, ranks: int, main: Callable[..., Any], *arguments: Any) -> None:
         port = free_port()
         self.output = output
-        self.processes: list[ForkServerProcess] = []
+        self.processes: list[ForkServerProcess | SpawnProcess] = []
         for rank in range(max(ranks, 1)):
             variables = {**environment(ranks), **(rank_environment(rank, ranks, port) if ranks else {})}
             process = forks().Process(target=work, args=(variables, output, main, arguments))

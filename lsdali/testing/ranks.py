@@ -10,7 +10,7 @@ import socket
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from typing import Any, cast
 
 import torch
@@ -23,8 +23,13 @@ OnRanks = Callable[..., None]
 """on_ranks(world, check, *arguments): see `Ranks.run`."""
 
 
-def forks() -> ForkServerContext:
-    """Return what starts processes in which all that trains is imported; they share no state with this one."""
+def forks() -> ForkServerContext | SpawnContext:
+    """Return what starts processes in which all that trains is imported; they share no state with this one.
+
+    On a machine with GPUs each imports it anew: CUDA does not outlive a fork, and an import may look for devices.
+    """
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -34,7 +39,7 @@ class Ranks:
     """At most one group of processes, of the size last asked for."""
 
     def __init__(self) -> None:
-        self.processes: list[ForkServerProcess] = []
+        self.processes: list[ForkServerProcess | SpawnProcess] = []
         self.links: list[Connection] = []
 
     def run(self, world: int, check: Callable[..., None], *arguments: Any) -> None:
