@@ -16,7 +16,10 @@ from tests.ranks import OnRanks
 
 EACH_STATE = list({config["name"]: config for config in STATEFUL}.values())
 SHARED = {"name": "preact_resnet10", "width": 16, "sync_batchnorm": True}
-CHANGES = {"model": SHARED, "batch": 24, "epochs": 4, "save": {"every_steps": 1}, "ema": {"decay": 0.5}}
+CHANGES: dict[str, Any] = {
+    **{"model": SHARED, "batch": 24, "epochs": 4, "evaluate": {"every_epochs": 4}},
+    **{"save": {"every_steps": 1}, "ema": {"decay": 0.5}},
+}
 """24 are 6, 24 and 8 images for each of 4, 1 and 3 ranks; 48 images make 2 steps an epoch."""
 
 
