@@ -130,6 +130,8 @@ def no_weights(path: Path) -> str:
     """Return what a file is that holds no tensors, and what to do; empty if it may hold some."""
     if path.is_dir():
         return "it is a folder: name the file in it"
+    if not path.is_file():
+        return "it is no file, but a FIFO, socket or device"
     with path.open("rb") as file:
         begin = file.read(64)
         file.seek(0, 2)

@@ -1,6 +1,7 @@
 """Data sets with lists of their own: small trees in the official formats, and what is said where they do not fit."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -353,6 +354,9 @@ def test_what_is_wrong_in_a_list_is_said(tmp_path, text):
     (tmp_path / "train.txt").write_bytes("pics/c.png 0\n".encode("utf-16"))
     with pytest.raises(UserError, match="is in UTF-16: save it as UTF-8"):
         read_rows(tmp_path / "train.txt", tmp_path)
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"pipe\.txt is no file; expected text"):
+        read_rows(tmp_path / "pipe.txt", tmp_path)
 
 
 def test_complete_sets_of_class_folders_are_counted(tree, monkeypatch):

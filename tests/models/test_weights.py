@@ -352,6 +352,8 @@ def test_what_people_take_for_weights_is_named(tmp_path, content):
 
 def test_folders_loops_and_weights_that_diverged(tmp_path):
     assert sentence(tmp_path).endswith(f"the file '{tmp_path}' cannot be read: it is a folder: name the file in it")
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert sentence(tmp_path / "pipe.pt").endswith("cannot be read: it is no file, but a FIFO, socket or device")
     own = network().state_dict()
     loop = {"model": own}
     torch.save({**loop, "again": {"again": loop}}, tmp_path / "deep.pt")

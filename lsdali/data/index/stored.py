@@ -6,8 +6,8 @@ that began with one of them can go on after a file is gone.
 
 import hashlib
 import os
+import resource
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,7 +30,7 @@ from lsdali.errors import UserError
 
 INDEX_FORMAT = "4"  # of the cached files; raise it when they, or what read_header() returns, change
 SCAN_THREADS, SCAN_CHUNK = 16, 512
-MOSTLY = 0.6  # share of its time for which a thread computes that has nothing to wait for
+FEW_WAITS = SCAN_CHUNK // 16  # for disks or networks, in a chunk of files that the system has at hand
 EARLIER = 2  # indexes that are kept beside the newest, those that runs went on with last
 LAST_USE = "used"  # a file of an index whose time says when
 Log = Callable[[str], None]
@@ -218,16 +218,21 @@ def _in_chunks(count: int, work: Callable[[int], Ints]) -> Ints:
     """Return what `work(first)` answers for each chunk, one below the other.
 
     Threads hide the latency of disks and networks. Where there is none to hide, because the system has the files at
-    hand, they would only contend for the interpreter: one does the work until it first waits.
+    hand, they would only contend for the interpreter: one does the work until it has to wait.
     """
     starts, out = list(range(0, count, SCAN_CHUNK)), list[Ints]()
     while len(out) < len(starts):
-        wall, busy = time.perf_counter(), time.thread_time()
+        before = _waits()
         out.append(work(starts[len(out)]))
-        if time.thread_time() - busy < MOSTLY * (time.perf_counter() - wall):
+        if _waits() - before > FEW_WAITS:
             break
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         return np.concatenate([*out, *pool.map(work, starts[len(out) :])])
+
+
+def _waits() -> int:
+    """Return how often this thread has given up its core, as it does to wait for a disk or network."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _measured(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -2,7 +2,6 @@
 
 import os
 import struct
-from collections.abc import Iterator
 
 from lsdali.data.io.byte_range import READ, Memory, OpenRange, Readable
 from lsdali.data.io.header import GOOD, HEAD, Header, Stamped, pnm_header, read_stamped, tiff_tags
@@ -10,6 +9,7 @@ from lsdali.data.io.image_formats import IMAGE_FORMATS
 
 UPRIGHT = 1
 _ADOBE, _EXIF = 0xEE, 0xE1
+_NO_FRAME = (0xC4, 0xC8, 0xCC)
 _LONGEST_EXIF = 1 << 16  # bytes of EXIF data that are read
 # The position in this table is what traits() returns.
 ODDITIES = (
@@ -77,39 +77,32 @@ def _turn(exif: bytes) -> int:
 
 
 def _jpeg_traits(file: Readable, head: bytes) -> Traits:
-    sof = max(head.find(b"\xff\xc0"), head.find(b"\xff\xc2"))
-    if 0 <= sof < len(head) - 9 and head[sof + 9] < 4 and len(head) < HEAD and b"Exif" not in head:
-        return UPRIGHT, READ_ALIKE  # most small files: no walk is needed
-    turn, components, adobe = UPRIGHT, 0, False
-    for marker, at, size in _segments(file, head):
-        if marker == _EXIF and turn == UPRIGHT:
-            data = head[at : at + size] if at + size <= len(head) else file.read(size, at)
-            turn = _turn(data) if data.startswith(b"Exif\0\0") else UPRIGHT
-        elif marker == _ADOBE:
-            adobe = adobe or file.read(5, at) == b"Adobe"
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            components = file.read(6, at)[5]
-    return turn, CMYK if components == 4 and not adobe else READ_ALIKE
-
-
-def _segments(file: Readable, head: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, first byte and length of the content of each segment before the scan."""
+    """Walk the segments before the scan."""
     base, at = 0, 2
+    turn, components, adobe = UPRIGHT, 0, False
     while True:
-        if at - base + 4 > len(head):
-            base, head = at, file.read(HEAD, at)
         here = at - base
-        if here + 4 > len(head):
-            return
+        if here + 10 > len(head):
+            base, head, here = at, file.read(HEAD, at), 0
+            if len(head) < 10:
+                break
         marker = head[here + 1]
         if head[here] != 0xFF or marker == 0xDA:
-            return
-        if marker == 0xFF:
+            break
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        (size,) = struct.unpack_from(">H", head, here + 2)
-        yield marker, at + 4, size - 2
+        size = head[here + 2] << 8 | head[here + 3]
+        if marker == _EXIF and turn == UPRIGHT:
+            inside = here + 2 + size <= len(head)
+            data = head[here + 4 : here + 2 + size] if inside else file.read(size - 2, at + 4)
+            turn = _turn(data) if data.startswith(b"Exif\0\0") else UPRIGHT
+        elif marker == _ADOBE:
+            adobe = adobe or head.startswith(b"Adobe", here + 4)
+        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            components = head[here + 9]
         at += 2 + size
+    return turn, CMYK if components == 4 and not adobe else READ_ALIKE
 
 
 def _png_traits(file: Readable, head: bytes) -> Traits:

@@ -18,6 +18,8 @@ _NUMBER = re.compile(r"[+-]?\d+")
 def lines(file: Path) -> list[str]:
     """Return the lines of a text file that are not blank. Raises UserError for one that cannot be read as UTF-8."""
     try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is no file; expected text, one line for each image")
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
