@@ -20,7 +20,8 @@ from tests.methods.trainers import CONFIGS, named, trainer_for, with_teacher
 from tests.ranks import OnRanks
 
 BATCH = 12  # 40 images: the last batch of all samples is not full
-TAUGHT = [c for c in CONFIGS if "teacher" in c and c.get("means") != "validation" and c.get("memory") is None]
+READ_MORE = [c for c in CONFIGS if c.get("means") == "validation" or "memory" in c or "features" in c]
+TAUGHT = [c for c in CONFIGS if "teacher" in c and c not in READ_MORE]
 
 
 def recipe_file(base: Path, method: Any, place: Path, **others: Any) -> Path:
@@ -221,6 +222,7 @@ def test_answers_to_something_else_are_refused_by_name(folder: Path, place: Path
     [
         ({"name": "ibls", "memory": "dense32"}, "both keep the teacher's answers"),
         ({"name": "ibls_cls", "means": "validation"}, "holds answers to training images"),
+        ({"features": {"stages": ["stage1"], "loss": "attention"}}, "holds logits and no maps"),
     ],
 )
 def test_methods_that_ask_otherwise_refuse_a_cache(more: Any, sentence: str, folder: Path, place: Path) -> None:
