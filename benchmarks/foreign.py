@@ -34,7 +34,8 @@ def outcome(config: Any, place: Path, model: Mapping[str, Any]) -> str:
 def foreign(options: argparse.Namespace) -> None:
     """Every method with three foreign modules: whether it runs, and a run stopped in mid-epoch ends with equal bits.
 
-    Prints a table in Markdown, the refusals below it, and how far the exports of each module are from it.
+    Each method has the settings of one of its recipes. Prints a table in Markdown, the refusals below it, and how far
+    the exports of each module are from it.
     """
     torch.set_num_threads(1)
     for name in NAMES:
@@ -45,7 +46,7 @@ def foreign(options: argparse.Namespace) -> None:
         make_images(base / "images")
         trainer_for({"name": "ce"}, base / "teacher", epochs=1).run()
         print(f"| method | {' | '.join(NAMES)} |\n|---|{'---|' * len(NAMES)}")
-        for number, config in enumerate(CONFIGS):
+        for number, config in enumerate({config["name"]: config for config in CONFIGS}.values()):
             cells = []
             for name in NAMES:
                 told = outcome(with_teacher(config, base), base / f"{number}-{name}", {"name": name})

@@ -9,6 +9,7 @@ from lsdali.errors import UserError
 from lsdali.models import MODELS, ModelConfig, build_network
 from lsdali.models.digest import weights_digest
 from lsdali.models.families.sized import sized
+from lsdali.models.families.torchvision import RESNETS
 from lsdali.models.families.torchvision_weights import from_torchvision
 from lsdali.models.student import Network
 
@@ -137,8 +138,12 @@ def test_depths_that_there_are_not(name: str, sentence: str) -> None:
         (
             {"name": "resnet20", "drop_path": 0.1},
             "'resnet20' has no drop_path; `drop_path` is for "
-            + ", ".join(sorted(n for n in MODELS if n.startswith(("convnext", "efficientnet"))))
-            + ", pyramidnet200_shakedrop, resnet110_sd, resnet152_sd",
+            + ", ".join(
+                sorted(
+                    {n for n in MODELS if n.startswith(("convnext", "efficientnet"))}
+                    | {*RESNETS, "pyramidnet200_shakedrop", "resnet110_sd", "resnet152_sd"}
+                )
+            ),
         ),
     ],
 )

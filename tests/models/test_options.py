@@ -88,6 +88,31 @@ def test_drop_path_by_recipe():
         assert 0.25 < max(parts) <= 0.3
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_branches_of_resnets_are_dropped_as_timm_drops_them(name):
+    """The same rates; whole samples; nothing in evaluation mode or in a frozen block."""
+    timm = pytest.importorskip("timm")
+    network, twin = build(name, drop_path=0.5), timm.create_model(name, drop_path_rate=0.5)
+    theirs = [getattr(m.drop_path, "drop_prob", 0.0) for m in twin.modules() if hasattr(m, "drop_path")]
+    norms = [m for m in network.modules() if m._forward_hooks]
+    assert [next(iter(m._forward_hooks.values())).rate for m in norms] == pytest.approx(theirs)
+    images, last = torch.randn(64, 3, 32, 32), norms[-1]
+    assert torch.equal(network.eval()(images[:2]), build(name).eval()(images[:2]))
+    seen = []
+    last.register_forward_hook(lambda m, given, out: seen.append(out))
+    given = torch.randn(64, last.num_features, 2, 2)
+    whole = last(given)
+    assert torch.equal(whole, seen.pop()), "in evaluation mode nothing is dropped"
+    torch.manual_seed(0)
+    last.train()
+    out = last(given)
+    kept = (out != 0).flatten(1).any(1)
+    assert 16 < kept.sum() < 48
+    full = torch.nn.functional.batch_norm(given, None, None, last.weight, last.bias, training=True, eps=last.eps)
+    torch.testing.assert_close(out[kept], full[kept] / 0.5)
+    assert not out[~kept].any()
+
+
 @pytest.mark.parametrize("options", [{"dropout": 1.0}, {"drop_path": -0.1}, {"width": 8}, {"init": "xavier"}])
 def test_out_of_range(options):
     with pytest.raises(ValidationError):

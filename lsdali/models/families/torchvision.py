@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lsdali.models.blocks import GlobalAvgPool, as_linear
 from lsdali.models.families.dense import with_raw_transitions
+from lsdali.models.options import drop_branches
 from lsdali.models.student import Network
 
 THEIRS = "torchvision/"
@@ -183,9 +184,15 @@ def untrained(name: str, classes: int, **options: Any) -> Network:
 # A builder's own parameters say which keys of a recipe it can honour.
 
 
-def residual(name: str, classes: int) -> Network:
-    """ResNet (He et al. 2016), ResNeXt (Xie et al. 2017), Wide ResNet (Zagoruyko and Komodakis 2016)."""
-    return untrained(name, classes)
+def residual(name: str, classes: int, drop_path: float | None = None) -> Network:
+    """ResNet (He et al. 2016), ResNeXt (Xie et al. 2017), Wide ResNet (Zagoruyko and Komodakis 2016).
+
+    With `drop_path`, residual branches are dropped at a rate of 0 in the first block to this in the last.
+    """
+    network = untrained(name, classes)
+    if drop_path:
+        drop_branches(network, drop_path)
+    return network
 
 
 def dense(name: str, classes: int, dropout: float | None = None) -> Network:
