@@ -39,7 +39,7 @@ def begun(seed: int, *overrides: str, step: int = 0) -> Begun:
         epochs=3,
         parameters=1000,
         optimizer="sgd",
-        data={"train": 900, "val": 100},
+        data={"train": 900, "val": 100, "validation": "a fifth of the training data"},
     )
 
 
@@ -85,6 +85,7 @@ def test_groups_are_runs_that_differ_by_their_seed_alone(runs: Path, capsys: pyt
     assert (last["figures of"], last["of epoch"], last["seeds"]) == ("last", "3", "0, 1")
     assert (last["top-1 (%)"], last["top-1 error (%)"]) == ("62.00 ± 2.83", "38.00 ± 2.83")
     assert (best["figures of"], best["of epoch"], best["top-1 (%)"]) == ("best (by top1)", "2, 3", "63.00 ± 1.41")
+    assert {row["validated on"] for row in rows} == {"a fifth of the training data"}
     assert (rows[3]["method"], rows[3]["top-1 (%)"], rows[3]["hours"]) == ("ls", "70.00", "0.10")
     assert (rows[4]["epochs"], rows[4]["top-1 (%)"], rows[4]["images/s"]) == ("2/3, unfinished", "41.00", "-")
 

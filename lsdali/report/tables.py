@@ -38,7 +38,7 @@ def comparison(groups: Sequence[RunGroup]) -> ReportTable:
     """
     titles = [METRICS[name].title for name in METRIC_COLUMNS]
     left = ["runs", "method", "epochs", "figures of", "of epoch"]
-    out = ReportTable([*left, *titles, "images/s", "hours", "network", "seeds"])
+    out = ReportTable([*left, *titles, "validated on", "images/s", "hours", "network", "seeds"])
     for group in groups:
         entries = [run.entries() for run in group.runs]
         for kind in CHECKPOINTS:
@@ -90,7 +90,14 @@ def last_cells(group: RunGroup) -> list[ReportCell]:
     rates = [s["images_per_second"] for s in summaries if "images_per_second" in s]
     hours = [s["wall_seconds"] / 3600 for s in summaries if "wall_seconds" in s]
     speed = [mean_cell(rates, 0, complete=len(rates)), mean_cell(hours, 2, complete=len(hours))]
-    return [*speed, ReportCell(str(group.settings.get("model.name", "-"))), ReportCell(group.seeds)]
+    network = ReportCell(str(group.settings.get("model.name", "-")))
+    return [validated_on(group), *speed, network, ReportCell(group.seeds)]
+
+
+def validated_on(group: RunGroup) -> ReportCell:
+    """Return the samples that chose a run's best epoch: a held-out part of the training data, or the official ones."""
+    texts = dict.fromkeys(run.begun.get("data", {}).get("validation", "-") for run in group.runs)
+    return ReportCell("; ".join(map(str, texts)))
 
 
 def mean_cell(values: Sequence[float], digits: int, *, complete: int) -> ReportCell:
