@@ -60,24 +60,23 @@ class Runner:
     def _start(self, looked: float) -> float:
         """Begin cells while there are free slots; what is finished or cannot be done leaves the queue.
 
-        All cells are looked at if the last time was `looked`, LOOK seconds ago. Return when that was done last.
+        The disk is asked about every cell if that was done last at `looked`, LOOK seconds ago or more; else only about
+        those that there is a slot for. Return when it was done last.
         """
         now = time.monotonic()
         whole = now - looked >= LOOK
         for cell in self._left():
-            if not whole and len(self._running) >= self.jobs:
-                return looked
             try:
-                self._consider(cell)
+                self._consider(cell, whole=whole)
             except UserError as error:
                 self._fail(cell, str(error))
-        return now
+        return now if whole else looked
 
-    def _consider(self, cell: Cell) -> None:
+    def _consider(self, cell: Cell, *, whole: bool) -> None:
         needs = [need for group in cell.needs.values() for need in group]
         if lost := [need for need in needs if need in self.failed]:
             return self._fail(cell, f"needs {lost[0].name}, which failed")
-        if not all(need in self.done for need in needs):
+        if not all(need in self.done for need in needs) or not (whole or len(self._running) < self.jobs):
             return
         if different := other_recipe(cell, lookup_of(cell)):
             return self._fail(cell, f"{cell.folder} holds a run of another recipe ({'; '.join(different)})")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lsdali.selection import Select
 from lsdali.sweep.forker import Forked, Forker
 from lsdali.sweep.work import spawn
 from tests.harness import ROOT, environment, summary
@@ -46,7 +47,7 @@ def test_the_status_and_the_log_are_those_of_the_command(forker: Forker, tmp_pat
     assert ended(forker.begin(python("lsdali.keys", "--no-such-option"), log)) == 2
     assert ended(forker.begin(python("lsdali.no_such_module"), log)) == 1
     text = log.read_text()
-    assert text.startswith("$ first\nWhat `best` means")
+    assert text.startswith(f"$ first\n{str(Select.__doc__).splitlines()[0]}\n")
     assert "error: which recipe? Give a YAML file" in text
     assert "No module named 'lsdali.no_such_module'" in text
 
