@@ -286,6 +286,11 @@ def test_what_cannot_be_opened_is_said(base, tmp_path, capsys):
     assert "as class 0, which is 'class4' in the data" in said(
         capsys, base / "a", "data.classes=[class4,class3,class2,class1,class0]"
     )
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "theirs.pth")
+    assert said(capsys, tmp_path / "theirs.pth") == (
+        f"error: the checkpoint {tmp_path}/theirs.pth is not a checkpoint of lsdali; a recipe reads others' weights: "
+        f"model.weights={{source: file, path: {tmp_path}/theirs.pth}}\n"
+    )
     assert "data.rot: unknown key; did you mean 'root'?" in said(capsys, base / "a", "data.rot=x")
     assert "only data.*, evaluate.batch and precision can be changed" in said(capsys, base / "a", "model.name=lenet")
 

@@ -27,12 +27,13 @@ def check_aux_heads(network: Network, model: str, aux_heads: Mapping[str, AuxHea
 def check_image_size(network: Network | Teacher, model: str, sizes: Iterable[int]) -> None:
     """Raise UserError if the network does not take images of one of `sizes`, in pixels."""
     sizes = set(sizes)
-    wrong = sizes - {network.image_size}
-    if network.image_size is not None and wrong:
-        raise UserError(
-            f"'{model}' takes images of {network.image_size} px only, and the data has {max(wrong)}: "
-            "set data.train.size and data.eval.size"
-        )
+    if network.image_size is not None:
+        if wrong := sizes - {network.image_size}:
+            raise UserError(
+                f"'{model}' takes images of {network.image_size} px only, and the data has {max(wrong)}: "
+                "set data.train.size and data.eval.size"
+            )
+        return
     for size in sorted(sizes):
         fault = network.fault_at(size)
         if fault is not None:

@@ -1,13 +1,17 @@
 """Student: a network and a method's auxiliary heads, in one forward, so that DDP sees it all."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
+from torch.func import functional_call
 from typing_extensions import Self
 
+from lsdali.errors import first_line
 from lsdali.functional import as_float32
 
 
@@ -45,6 +49,7 @@ class Network(nn.Module):
     """The only side of images in pixels that the network takes; None: any that is large enough."""
     convolves: bool = False
     """Whether the classifier is a 1x1 convolution in the package that the network comes from."""
+    _fitting: int | None = None  # the side of images that are known to fit
     notes: tuple[str, ...] = ()
     """Sentences that a run logs about how the network was made."""
 
@@ -112,8 +117,26 @@ class Network(nn.Module):
     def fault_at(self, size: int) -> str | None:
         """Return why images of this side in pixels cannot be read.
 
-        None if they can, or if only a step would tell.
+        None if they can, or if only a step would tell. Shapes alone are computed, and pixels where these do not fit;
+        larger images than some that fit are taken to fit.
         """
+        if self._fitting is not None and size >= self._fitting:
+            return None
+        tensors = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+        images = torch.empty(1, 3, size, size, device="meta")
+        before = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), suppress(Exception):
+                functional_call(self, tensors, (images,))
+                self._fitting = size
+                return None
+            with torch.no_grad():
+                self(torch.zeros_like(images, device=next(self.parameters()).device))
+        except (RuntimeError, ValueError, IndexError) as error:
+            return first_line(error)
+        finally:
+            self.train(before)
         return None
 
 

@@ -209,5 +209,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     wrong = checkpoint.fault(path)
     if wrong is not None:
-        raise UserError(f"the teacher '{path}' is {wrong}")
+        way = "; others' weights are a teacher of source: file, with its model"
+        raise UserError(f"the teacher '{path}' is {wrong}{way if wrong == checkpoint.FOREIGN else ''}")
     return checkpoint.read(path)

@@ -22,7 +22,7 @@ from lsdali.disk import in_words, refuse_other, refused
 from lsdali.errors import SharedError, UserError, first_line
 from lsdali.state.archive import link, size_of, sync_folder, write_synced
 from lsdali.state.background import Background, snapshot
-from lsdali.state.foreign import read_torch, refusal
+from lsdali.state.foreign import read_torch, refusal, starts_as_old_torch
 from lsdali.state.memory import SampleMemory
 from lsdali.state.upgrade import upgraded
 
@@ -40,6 +40,9 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
+FOREIGN = "not a checkpoint of lsdali"
+
+
 def fault(path: Path) -> str | None:
     """Return what is wrong with a checkpoint file, in a few words; None if it is whole."""
     try:
@@ -51,11 +54,11 @@ def fault(path: Path) -> str | None:
             return f"damaged at {bad}"
         content = read_torch(path, mmap=True)
     except (zipfile.BadZipFile, zlib.error, EOFError):
-        return "not whole: cut off or overwritten"
+        return FOREIGN if starts_as_old_torch(path) else "not whole: cut off or overwritten"
     except Exception as error:
         return f"unreadable: {refusal(error)}"
     if not isinstance(content, dict) or not content.keys() >= CHECKPOINT_KEYS:
-        return "not a checkpoint of lsdali"
+        return FOREIGN
     if content["format"] != CHECKPOINT_FORMAT:
         return f"of format {content['format']}, and this version reads {CHECKPOINT_FORMAT}"
     return None

@@ -24,5 +24,6 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
         raise UserError(f"there is no checkpoint {path}: name a run folder or a checkpoint file")
     wrong = checkpoint.fault(path)
     if wrong is not None:
-        raise UserError(f"the checkpoint {path} is {wrong}")
+        way = f"; a recipe reads others' weights: model.weights={{source: file, path: {path}}}"
+        raise UserError(f"the checkpoint {path} is {wrong}{way if wrong == checkpoint.FOREIGN else ''}")
     return path

@@ -114,6 +114,16 @@ def refusal(fault: Exception) -> str:
     return first_line(fault)
 
 
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
+"""How files begin that torch wrote before it wrote archives, in 1.6."""
+
+
+def starts_as_old_torch(path: Path) -> bool:
+    """Return whether a file begins as torch's did before 1.6."""
+    with path.open("rb") as file:
+        return file.read(len(OLD_TORCH)) == OLD_TORCH
+
+
 FILE_KINDS = (
     (b"version https://git-lfs", "it is a pointer of Git LFS, not the file: run git lfs pull where it was cloned"),
     (b"\x89HDF\r\n", "it is an HDF5 file, as Keras writes: save the tensors from there with torch.save or safetensors"),

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from lsdali.errors import UserError
 from lsdali.models import CIFAR, MODELS, ModelConfig, build_network
 from lsdali.models.aux_heads import DenseVotes, StageHead
 from lsdali.models.blocks import PadShortcut, PoolPadShortcut
+from lsdali.models.checks import check_image_size
+from lsdali.models.digest import weights_digest
 from lsdali.models.families.pyramid import ShakeDrop
 from lsdali.models.families.wide import BiasedBlock
 from lsdali.models.student import Student
@@ -226,3 +229,21 @@ def test_the_textbook_block_adds_x_itself():
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "fitting", "reason"),
+    [
+        ("san15_pairwise", 64, 128, "Padding size"),
+        ("cifar_densenet121", 4, 8, "Output size is too small"),
+        ("cifar_vgg16", 4, 8, "Output size is too small"),
+    ],
+)
+def test_images_that_are_too_small_are_refused_before_the_first_step(name, small, fitting, reason):
+    network = build_network(ModelConfig(name=name), 5)
+    before = weights_digest(network)
+    check_image_size(network, name, [2 * fitting, fitting])
+    with pytest.raises(UserError, match=f"'{name}' does not take images of {small} px .*{reason}.*data.train.size"):
+        check_image_size(network, name, [fitting, small])
+    assert network.training
+    assert weights_digest(network) == before

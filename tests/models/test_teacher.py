@@ -193,7 +193,12 @@ def test_foreign_files(tmp_path):
         assert sentence(path) == f"the teacher '{path}' is not whole: cut off or overwritten"
     for thing in (torch.zeros(3), network().state_dict(), {"format": 1}):
         torch.save(thing, path)
-        assert sentence(path) == f"the teacher '{path}' is not a checkpoint of lsdali"
+        assert sentence(path) == (
+            f"the teacher '{path}' is not a checkpoint of lsdali; others' weights are a teacher of source: file, with "
+            "its model"
+        )
+    torch.save(network().state_dict(), path, _use_new_zipfile_serialization=False)
+    assert "is not a checkpoint of lsdali; others' weights" in sentence(path)
     torch.save(network(), path)
     assert sentence(path).startswith(f"the teacher '{path}' is unreadable: it holds an object of lsdali.models.student")
     write_checkpoint(path)
