@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from lsdali.data import DATASETS
 from lsdali.data.index.index import open_index
 from lsdali.data.sets.catalog import IMAGENET_COUNTS, TINY_COUNTS, Digits, ImageNet, PadCrop, TinyImageNet
+from lsdali.data.sets.digits import bundled_digits
 from lsdali.errors import UserError
 from tests.harness import ROOT
 
@@ -176,3 +177,10 @@ def test_the_table_of_data_sets_has_the_counts_that_are_checked():
     for name, samples in ((n, s) for n, s in counts.items() if n in rows):
         found = {int(n.replace(",", "")) for n in re.findall(r"[0-9][0-9,]+", f"{rows[name][3]} {rows[name][4]}")}
         assert found == set(samples.values()), name
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    pixels, labels = bundled_digits()
+    expected, classes = load_digits(return_X_y=True)
+    assert np.array_equal(pixels.reshape(-1, 64), expected)
+    assert np.array_equal(labels, classes)
