@@ -14,6 +14,7 @@ from benchmarks import (
     resident,
     round_trips,
     saves,
+    scale,
     zls,
 )
 from lsdali.bench.__main__ import run_commands
@@ -22,7 +23,7 @@ from lsdali.errors import command
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    scripts = (resident, zls, pskd, models, networks, saves, guards, readme, foreign, optimizers, round_trips)
+    scripts = (resident, zls, pskd, models, networks, saves, guards, readme, foreign, optimizers, round_trips, scale)
     names = "|".join(script.__name__.rpartition(".")[2] for script in scripts)
     return run_commands("python -m benchmarks", names, [script.add_arguments for script in scripts], arguments)
 

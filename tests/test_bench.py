@@ -215,3 +215,12 @@ def test_what_a_run_does_beside_its_steps_is_measured(tmp_path: Path, recipe: st
 def test_what_fails_in_another_process_is_told(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", recipe, "--batches", "4000"]) == 2
     assert "failed: error: batch 4000 is larger than the data" in capsys.readouterr().err
+
+
+def test_what_grows_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert record(["scale", "--samples", "100", "--classes", "10", "--ranks", "4"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    by_first = {row[0]: row for row in rows}
+    assert by_first["100"][-2:] == ["6", "KB"]  # rows of 16 shares and 16 classes, 2 bytes each
+    assert by_first["10"][-4:] == ["26", "MB", "24", "bytes"]  # 10 x 2 x 1,281,167; 4 + 10 x 2
+    assert len(by_first["4"]) == 7

@@ -51,9 +51,15 @@ class ProcessTable:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def hear(self, beat: Beat) -> Verdict:
+        """Take in a beat; return what every process is to do.
+
+        A verdict is looked for where the beat may change it, and at each tick: to look through all ranks at each beat
+        of each of 1,024 would take rank 0 most of a second, every second.
+        """
         with self.lock:
             self.beats[beat.rank], self.silent[beat.rank] = beat, 0
-            self._judge()
+            if beat.left is not None or beat.stop or beat.bound is not None or beat.still > self.limit:
+                self._judge()
             return self.verdict
 
     def lose(self, rank: int) -> None:

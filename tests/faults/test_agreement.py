@@ -234,3 +234,18 @@ def test_workers_that_torchrun_starts_again_after_a_stop_end_and_those_of_a_new_
         assert not marker.stopped_before(run)
     assert main([str(recipe)]) == 0
     assert not (run / "stopped.json").exists()
+
+
+def test_a_thousand_ordinary_beats_ask_for_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for at each tick, and where a beat may change it."""
+    asked = []
+    monkeypatch.setattr(ProcessTable, "_judge", lambda table: asked.append(len(table.beats)))
+    table = ProcessTable(1024, 300)
+    for rank in range(1024):
+        table.hear(Beat(rank, "host", step=5, count=9, still=300))
+    assert asked == []
+    table.tick()
+    assert asked == [1024]
+    for news in ({"left": 0}, {"stop": "SIGTERM"}, {"bound": 0}, {"still": 301}):
+        table.hear(Beat(3, "host", **news))
+    assert len(asked) == 5
