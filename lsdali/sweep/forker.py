@@ -120,9 +120,9 @@ def fork_on_request(requests: IO[str], answers: IO[str]) -> None:
         pid = os.fork()
         if pid == 0:
             exit_fork(carry_out(json.loads(line), (requests, answers)))
-        print(json.dumps({"pid": pid}), file=answers, flush=True)
+        answer(answers, pid=pid)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(json.dumps({"status": status}), file=answers, flush=True)
+        answer(answers, status=status)
 
 
 def carry_out(request: Mapping[str, Any], inherited: Sequence[IO[str]]) -> int:
@@ -147,6 +147,12 @@ def carry_out(request: Mapping[str, Any], inherited: Sequence[IO[str]]) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
+
+
+def answer(answers: IO[str], **values: int) -> None:
+    """Write one line of JSON."""
+    answers.write(json.dumps(values) + "\n")
+    answers.flush()
 
 
 def exit_fork(status: int) -> NoReturn:
