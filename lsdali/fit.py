@@ -1,4 +1,4 @@
-"""What of a recipe and its method do not go together, before the first step."""
+"""Check before the first step that a recipe and its method fit together."""
 
 from typing import Any, cast
 

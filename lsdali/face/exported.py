@@ -1,4 +1,4 @@
-"""An exported file with what it takes to use it, all from the file itself."""
+"""Use an exported file with nothing but what the file itself holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from lsdali.models.reopened import Reopened, kind_of, metadata_entry, reopen
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """A network out of a file that `lsdali export` wrote, on the CPU; used as a TrainedNetwork is."""
+    """A network from a file that `lsdali export` wrote, on the CPU; used like a TrainedNetwork."""
 
     opened: Reopened
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""How far a student's maps are from a teacher's, for feature distillation.
+"""Distances between a student's maps and a teacher's, for feature distillation.
 
 B batch, C and D channels, H x W positions.
 """

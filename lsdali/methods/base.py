@@ -67,7 +67,7 @@ class Method(ABC):
     """The minimum number of samples, over all ranks, that the loss must see at once to have an effect."""
 
     views: int = 1
-    """How many copies of each sample (`data.train.repeats`) a batch must hold; the first of all come first in it."""
+    """Number of copies of each sample (`data.train.repeats`) that a batch must hold; first copies come first."""
 
     each_once: bool = False
     """Whether a sample may come only once in an epoch; methods with a row for each sample need that."""

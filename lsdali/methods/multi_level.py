@@ -40,7 +40,7 @@ class MultiLevelDistillation(TaughtMethod):
         hard: float = Field(0.1, ge=0, le=1e9)
         """Weight of the cross-entropy with the label."""
         views: Literal[1, 2] = 1
-        """How many views of each image a batch holds; published: 2."""
+        """Number of views of each image in a batch; published: 2."""
         variant: Variant = "paper"
         """With two views. paper: samples of the second are matched at all temperatures; code: at the first three, and
         those of the first view once more at the others, as the published code does."""

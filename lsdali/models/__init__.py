@@ -120,11 +120,11 @@ class ModelConfig(Config):
     """Whether BatchNorm's statistics in training are those of all processes' images, not of each process's own. Several
     processes then train as one does, for two more exchanges in the forward and the backward pass of each BatchNorm."""
     gradient_checkpointing: bool = False
-    """Whether blocks keep their inputs alone and compute the rest again in the backward pass (Chen et al. 2016): less
+    """Whether blocks keep only their inputs and compute the rest again in the backward pass (Chen et al. 2016): less
     memory for about a third more time, and the same weights."""
     freeze: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Parts that stay as they begin, norms with their statistics: stages, or how the names of their tensors begin, such
-    as [conv1, bn1, layer1]."""
+    """Parts that are not trained, norms with their statistics: stages, or prefixes of tensor names, such as [conv1,
+    bn1, layer1]."""
     weights: WeightsConfig | None = None
     """Pretrained weights; null: trained from scratch."""
 

@@ -1,4 +1,4 @@
-"""Parts of a network that stay as they begin."""
+"""Frozen parts of a network."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How deep each parameter of a network lies, for learning rates that fall with the depth."""
+"""Layer numbers of parameters, for learning rates that fall with the depth."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace

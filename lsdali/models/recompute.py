@@ -17,7 +17,7 @@ from lsdali.errors import UserError
 
 
 class Recomputed:
-    """What a block's class gets in front of itself."""
+    """Mixin in front of a block's class that recomputes its activations."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the block; where a gradient is wanted, keep its inputs alone."""

@@ -1,4 +1,4 @@
-"""What `lsdali export` has written, read back: the logits that a file gives, and what it carries about itself."""
+"""Read exported files back: their logits, and the metadata that they carry."""
 
 import json
 import zipfile
@@ -17,7 +17,7 @@ from lsdali.models import ModelConfig, build_network
 from lsdali.models.pretrained import renamed
 
 Reader = Callable[[Tensor], Tensor]
-"""What the file takes [B, 3, H, W] -> logits [B, K]."""
+"""The file's input [B, 3, H, W] -> logits [B, K]."""
 METADATA = "metadata.json"
 """The file with the metadata inside the archives of torch."""
 

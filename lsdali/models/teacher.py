@@ -42,7 +42,7 @@ class Teacher:
     """
 
     channels: Mapping[str, int] = MappingProxyType({})
-    """Of each of its stages, in order; empty where it hands out no maps."""
+    """Channels of each of its stages, in order; empty if it gives no maps."""
 
     def __init__(self, network: Network, temperature: float = 1.0, normal: Normal | None = None) -> None:
         self._network = network.eval().requires_grad_(requires_grad=False)

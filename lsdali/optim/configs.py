@@ -33,7 +33,7 @@ class Common(Config):
     """Factor on the learning rate of everything but the classifier and the method's own heads, for fine-tuning."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor on the learning rate from each layer to the one below it (Clark et al. 2020; timm's rule): the classifier
-    has the full rate, the stem the least. 1: all the same."""
+    has the full rate, the stem the smallest. 1: equal rates."""
 
     @model_validator(mode="after")
     def _one_scale(self) -> Self:

@@ -18,7 +18,7 @@ import torch
 from lsdali import dist
 
 PRELOADED = ["lsdali.testing.contract", "lsdali.train", "torch._dynamo"]
-"""What a training process imports; the last when it makes its optimizer, which takes as long as torch itself."""
+"""Modules that a training process imports; the last one with its optimizer takes as long as torch itself."""
 OnRanks = Callable[..., None]
 """on_ranks(world, check, *arguments): see `Ranks.run`."""
 

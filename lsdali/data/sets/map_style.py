@@ -75,7 +75,7 @@ def cached_datasets(train: MapStyle, val: MapStyle) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that has been read, whose images must stay what they were."""
+    """A data set that has been read, whose images must not change."""
 
     data: MapStyle
     split: str

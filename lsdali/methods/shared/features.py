@@ -18,7 +18,7 @@ from lsdali.models.student import AuxHead, Outputs
 
 
 class StageMap(AuxHead):
-    """Hands out the map of a stage as it is."""
+    """A head that returns the map of its stage unchanged."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Regressor(StageMap):
 
 
 class FeatureLoss(Config):
-    """How a map of the student is compared with one of the teacher."""
+    """Base of losses between a map of the student and one of the teacher."""
 
     name: str
     weight: float = Field(ge=0, le=1e9)
@@ -119,14 +119,14 @@ Stages = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
 class FeatureConfig(Config):
-    """Which maps are compared, and how."""
+    """The maps to compare, and the loss."""
 
     stages: Stages
-    """Stages of the student, such as [layer2, layer3]; a wrong name is told with all there are."""
+    """Stages of the student, such as [layer2, layer3]; the error for a wrong name lists all stages."""
     teacher_stages: Stages | None = None
-    """The teacher's, one for each of `stages`; null: those of the same names."""
+    """The teacher's stages, one for each of `stages`; null: those of the same names."""
     loss: Compared
-    """How two maps are compared. Maps of two sizes are compared at the smaller one, by means over positions."""
+    """The loss between two maps. Maps of different sizes are compared at the smaller size, by means over positions."""
 
     @model_validator(mode="after")
     def in_pairs(self) -> Self:

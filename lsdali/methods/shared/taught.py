@@ -1,4 +1,4 @@
-"""What methods with a teacher have in common: its logits and, where the recipe compares features, its maps."""
+"""The base of methods with a teacher: its logits and, if the recipe compares features, its maps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +19,12 @@ class TaughtMethod(Method):
     """A method that compares the student with a teacher."""
 
     class Config(Method.Config):
-        """A teacher, and what of its features."""
+        """The teacher, and the comparison of features."""
 
         teacher: TeacherConfig
         """The network whose prediction is the target."""
         features: FeatureConfig | None = None
-        """Also compare maps of the two networks (FitNets, attention transfer, RKD ...); null: the logits alone."""
+        """Also compare maps of the two networks (FitNets, attention transfer, RKD ...); null: only the logits."""
 
         @model_validator(mode="after")
         def cache_has_no_maps(self) -> Self:

@@ -28,7 +28,7 @@ class RandAugment(Augmentation):
     fill: Level = 128
     """Gray level of the pixels that shears, shifts and rotations expose."""
     copies: Literal["all", "later"] = "all"
-    """Which of the copies of an image get it, where a batch has several (`repeats`): all, or all but the first."""
+    """Which copies of an image get it, if a batch has several (`repeats`): all, or all except the first."""
     outputs: ClassVar[int] = 2
 
     @property
