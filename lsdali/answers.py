@@ -223,7 +223,7 @@ class Making:
 def chosen_form(
     path: Path, there: dict[str, Any] | None, classes: int, top: str | None, values: Values | None
 ) -> RowFormat:
-    """Return how rows are kept: as in the folder where it has some, else as asked for.
+    """Return how rows are kept: as in the folder if it has some, else as asked for.
 
     Raises SharedError if the folder keeps them otherwise than asked for.
     """

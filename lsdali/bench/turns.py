@@ -101,7 +101,7 @@ def in_new_process(*arguments: str, ranks: int = 0) -> Figures:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long some work takes: CPU time of this process where the CPU does it, else the clock's."""
+    """Return how long some work takes: CPU time of this process if the CPU does it, else the clock's."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     wait_for(device)
     began = clock()

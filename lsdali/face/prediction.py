@@ -68,7 +68,7 @@ def open_predictor(
 ) -> Opened:
     """Return the network of a run folder, a checkpoint file or an exported file; the last stays on the CPU.
 
-    Raises UserError as `load` does, and where an exported file is asked for a checkpoint or for other weights.
+    Raises UserError as `load` does, and if an exported file is asked for a checkpoint or for other weights.
     """
     exported = open_export(run)
     if exported is None:

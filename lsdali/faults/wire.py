@@ -17,7 +17,7 @@ class Server:
     """Keeps the table up to date with what other ranks send, until it is closed.
 
     `host` is the address under which other nodes reach this one; None if there are no others. It listens there alone
-    where the address is this node's own.
+    if the address is this node's own.
     """
 
     def __init__(self, table: ProcessTable, host: str | None) -> None:

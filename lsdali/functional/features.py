@@ -43,7 +43,7 @@ def relative_distances(x: Tensor) -> Tensor:
 
 
 def cosines_between(x: Tensor) -> Tensor:
-    """Map [B, C] -> [B, B, B]: at sample j, the cosine of the angle from i to k; 0 where two of them are one."""
+    """Map [B, C] -> [B, B, B]: at sample j, the cosine of the angle from i to k; 0 if two of them are one."""
     ways = F.normalize(x - x[:, None], dim=2)  # [j, i, C], from j to i
     return ways @ ways.mT
 

@@ -20,7 +20,7 @@ class Recomputed:
     """Mixin in front of a block's class that recomputes its activations."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the block; where a gradient is wanted, keep its inputs alone."""
+        """Run the block; if a gradient is wanted, keep its inputs alone."""
         run = super().forward  # type: ignore[misc]
         if not (self.training and torch.is_grad_enabled()):
             return run(*args, **kwargs)

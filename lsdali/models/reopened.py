@@ -31,7 +31,7 @@ class Reopened:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the format of an exported file or folder, by its content; None where it is none."""
+    """Return the format of an exported file or folder, by its content; None if it is none."""
     if path.is_dir():
         return "hub-folder" if (path / "model.safetensors").is_file() else None
     if path.suffix == ".onnx":

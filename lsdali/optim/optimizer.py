@@ -172,7 +172,7 @@ def build_optimizer(
     """Return the recipe's optimizer over the model's trainable parameters, which are on `device` already.
 
     `head` are those to which `backbone_lr_scale` does not apply; `layers` has the number of each parameter's layer by
-    its id, where `layer_decay` asks for it.
+    its id, if `layer_decay` asks for it.
 
     Raises UserError if apex is asked for and is not usable, and if nothing is trainable.
     """

@@ -86,7 +86,7 @@ class Stopwatch:
 
 
 def dry_run(cells: Sequence[Cell], watch: Stopwatch | None, jobs: int) -> tuple[Table, list[str]]:
-    """Return epochs, steps and images of each cell, and its hours where there is a watch; then why some are unknown.
+    """Return epochs, steps and images of each cell, and its hours if there is a watch; then why some are unknown.
 
     The last row adds up what is not finished.
     """

@@ -217,7 +217,7 @@ def each_file(index: Index, look: Callable[..., tuple[int, ...]]) -> Ints:
 def _in_chunks(count: int, work: Callable[[int], Ints]) -> Ints:
     """Return what `work(first)` answers for each chunk, one below the other.
 
-    Threads hide the latency of disks and networks. Where there is none to hide, because the system has the files at
+    Threads hide the latency of disks and networks. If there is none to hide, because the system has the files at
     hand, they would only contend for the interpreter: one does the work until it has to wait.
     """
     starts, out = list(range(0, count, SCAN_CHUNK)), list[Ints]()

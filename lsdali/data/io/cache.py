@@ -134,7 +134,7 @@ def alone(name: str, log: Callable[[str], None] = print) -> Iterator[None]:
 
 
 def _lock_file(name: str) -> int:
-    """Return an open file to lock; -1 where there can be none."""
+    """Return an open file to lock; -1 if there can be none."""
     folder = cache_dir() / "locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@
     ]}
 
 A row is: member, class, first byte, bytes, width and height in pixels, what read_header() returns, EXIF orientation.
-Format 1 of older versions ends before the orientation; it is read where images are not to be turned. One file per
+Format 1 of older versions ends before the orientation; it is read if images are not to be turned. One file per
 shard: shards are copied, replaced and chosen one at a time, and an index that travels with its shard cannot speak of
 others.
 """

@@ -89,7 +89,7 @@ class ResizedWindow:
 
 Filter = Literal["bilinear", "bicubic"]
 FILTER_REACH = {"bilinear": 1, "bicubic": 2}
-"""How many output pixels, or input pixels where an image grows, a filter reads beyond the window."""
+"""How many output pixels, or input pixels if an image grows, a filter reads beyond the window."""
 
 
 def center_crop(

@@ -25,7 +25,7 @@ class PackedSplits:
 
 
 def pack(root: str, out: Path, shard_bytes: float, shrinking: Shrinking | None = None) -> None:
-    """Pack class folders, or files of Parquet as Hugging Face has them; large images smaller where that is asked for.
+    """Pack class folders, or files of Parquet as Hugging Face has them; large images smaller if that is asked for.
 
     Raises UserError for a wrong layout, a folder `out` that is not empty, and what cannot be read or written.
     """

@@ -148,7 +148,7 @@ def classes_of(base: Path | Store) -> tuple[str, ...] | None:
 
 
 def walk_all(base: Path | Store, files: Sequence[str], upright: bool = False) -> list[Shard]:
-    """Return what the tar files hold; of those in a store, with EXIF orientations where images are to be `upright`."""
+    """Return what the tar files hold; of those in a store, with EXIF orientations if images are to be `upright`."""
     with ThreadPoolExecutor(WALK_THREADS) as pool:
         if isinstance(base, Store):
             return _from_store(base, files, pool, upright)

@@ -46,7 +46,7 @@ class Shrinking:
                     yield ending, image, label
 
     def shrink(self, sample: Sample) -> Sample:
-        """Return the sample, smaller where it is too large."""
+        """Return the sample, smaller if it is too large."""
         _, content, label = sample
         try:
             with Image.open(io.BytesIO(content)) as image:

@@ -97,7 +97,7 @@ def draw_choices(
 ) -> Choices:
     """Map [n] keys (samples, and which copy of each) -> the arrays of every augmentation, one after the other.
 
-    `first` [n] is true where a copy is the first of its sample; None: all are.
+    `first` [n] is true if a copy is the first of its sample; None: all are.
     """
     out: list[NDArray[Any]] = []
     first = np.ones(len(key), bool) if first is None else first

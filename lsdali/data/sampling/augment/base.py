@@ -31,7 +31,7 @@ class Augmentation(Config):
         """Random numbers that a sample takes."""
 
     def spared(self, chosen: Choices, first: NDArray[np.bool_]) -> Choices:
-        """Return the choices of [n] images, of which those where `first` is true are the first of their copies."""
+        """Return the choices of [n] images, of which those with `first` True are the first of their copies."""
         return chosen
 
     @abstractmethod

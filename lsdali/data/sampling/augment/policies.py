@@ -36,7 +36,7 @@ class RandAugment(Augmentation):
         return 2 * self.n
 
     def spared(self, chosen: Choices, first: NDArray[np.bool_]) -> Choices:
-        """Return the choices of [n] images, of which `first` copies stay as they are where the config says so."""
+        """Return the choices of [n] images, of which `first` copies stay as they are if the config says so."""
         if self.copies == "later":
             chosen[0][first] = IDENTITY
         return chosen
