@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def in_order(found: Iterable[tuple[int, "Prediction"]]) -> Iterator["Prediction"]:
     """Yield predictions in the order of their images, each as soon as all before it are there."""
     early: dict[int, Prediction] = {}
-    number = 0
+    following = 0
     for number, prediction in found:
         early[number] = prediction
-        while number in early:
-            yield early.pop(number)
-            number += 1
+        while following in early:
+            yield early.pop(following)
+            following += 1
 
 
 def with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
