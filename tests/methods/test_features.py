@@ -25,7 +25,7 @@ def config(folder: Path, name: str = "kd", **features: Any) -> Any:
 
 def test_which_methods_take_it() -> None:
     assert {"kd", "dkd", "dist", "multi_level", "nkd"} == TAUGHT
-    used = {c["features"]["loss"] for c in CONFIGS if "features" in c}
+    used = {c["features"]["loss"]["name"] for c in CONFIGS if "features" in c}
     assert used == set(FEATURE_LOSSES), "each loss has a recipe, and so the contract's tests"
 
 
