@@ -184,8 +184,11 @@ def memory() -> Iterator[Finding]:
 
 
 def handles() -> Iterator[Finding]:
+    from lsdali.limits import FEWEST_FILES
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    verdict = "wrong" if soft < 64 else "warning" if soft < 1024 else "ok"
+    enough = soft == resource.RLIM_INFINITY or soft >= 1024
+    verdict = "ok" if enough else "wrong" if soft < FEWEST_FILES else "warning"
     yield Finding("open files", f"{soft}, at most {hard}", verdict, "" if verdict == "ok" else "ulimit -n 4096")
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if Path("/sys/class/infiniband").is_dir() and locked != resource.RLIM_INFINITY:

@@ -1,11 +1,24 @@
 """Limits that the kernel sets for this process: CPU affinity, and its control groups."""
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from lsdali.errors import SharedError
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+FEWEST_FILES = 64
+
+
+def refuse_few_files() -> None:
+    """Raise SharedError where this process may not open as many files as a run needs at once."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files != resource.RLIM_INFINITY and files < FEWEST_FILES:
+        raise SharedError(f"this process may open {files} files, and a run needs {FEWEST_FILES}: ulimit -n 4096")
 
 
 def cpu_cores(ranks: int = 1) -> int:

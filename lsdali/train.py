@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lsdali import parts
 from lsdali.errors import UserError, command, shared_errors
 from lsdali.face.callable import call_module
+from lsdali.limits import refuse_few_files
 from lsdali.terminal import printable, say
 
 if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answers at once
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # the rest is imported where it is used, so that --help answe
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or print the recipe. lsdali.errors lists the exit statuses."""
     args = arguments().parse_intermixed_args(argv)
+    refuse_few_files()
     with shared_errors():
         if args.recipe is None:
             raise UserError("which recipe? Give a YAML file, for example recipes/digits/ce.yaml")

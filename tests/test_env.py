@@ -56,7 +56,7 @@ def test_room(monkeypatch: pytest.MonkeyPatch, free: int, shared: str, folder: s
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for soft, verdict in ((20, "wrong"), (256, "warning"), (4096, "ok")):
+    for soft, verdict in ((20, "wrong"), (256, "warning"), (4096, "ok"), (resource.RLIM_INFINITY, "ok")):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert verdicts(env.handles())["open files"] == verdict
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})

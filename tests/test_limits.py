@@ -1,11 +1,14 @@
-"""CPU cores that control groups and affinity leave."""
+"""CPU cores that control groups and affinity leave, and open files."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from lsdali import limits
+from lsdali.errors import REFUSED
+from lsdali.train import main
 
 
 def test_quotas_of_both_versions_and_of_outer_groups(tmp_path: Path) -> None:
@@ -35,3 +38,15 @@ def test_cores_of_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota:
     monkeypatch.setattr(limits, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert limits.cpu_cores(ranks) == cores
+
+
+def test_too_few_open_files_are_refused_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for files in (64, 4096, resource.RLIM_INFINITY):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        limits.refuse_few_files()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (63, 4096))
+    assert main(["recipes/digits/ce.yaml"]) == REFUSED
+    sentence = "error: this process may open 63 files, and a run needs 64: ulimit -n 4096\n"
+    assert capsys.readouterr().err == sentence
