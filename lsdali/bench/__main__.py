@@ -92,6 +92,7 @@ def add_step(commands: Commands) -> None:
     what = "Measure a training step on made-up images: precisions, compiled, and others' loops."
     sub = commands.add_parser("step", help="a training step on made-up images", description=what)
     sub.add_argument("--recipe", metavar="RECIPE", help="whose method is trained; default: cross-entropy")
+    parts.add_refusal(sub)
     sub.add_argument("--model", metavar="NAME", help="the network; default: that of the shape")
     sub.add_argument("--shape", choices=["cifar", "imagenet"], default="imagenet")
     sub.add_argument("--batch", type=int, help="images a step; 8 or 32 on a CPU, 256 or 512 on a GPU")
@@ -106,6 +107,7 @@ def add_step(commands: Commands) -> None:
 
 def add_recipe(sub: argparse.ArgumentParser, module: str, name: str, turns: int = 7) -> None:
     """Add a recipe and what all benchmarks of one take."""
+    parts.add_refusal(sub)
     sub.add_argument("recipe", metavar="RECIPE")
     sub.add_argument("overrides", nargs="*", metavar="key=value", default=[])
     add_turns(sub, turns)
