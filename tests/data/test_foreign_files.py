@@ -17,6 +17,7 @@ from lsdali.data.pipeline.loader import EvalLoader
 from lsdali.data.sets.catalog import CenterCrop
 from lsdali.data.sets.listing import list_folders
 from lsdali.errors import UserError
+from lsdali.face.images import files_in
 from lsdali.scan import main
 from tests.data.conftest import Plain, Texture, Tree
 
@@ -121,3 +122,11 @@ def test_exif_orientation_gives_the_upright_image(tree: Tree, plain: Plain, text
         assert tuple(index.size[0]) == seen.size
         wanted = np.asarray(seen.resize((40, 40), Image.Resampling.BILINEAR), np.float32) / 255
         assert np.abs(batch.images[0].permute(1, 2, 0).numpy() - wanted).mean() < 0.01
+
+
+def test_predict_reads_what_training_would(tmp_path: Path, texture: Texture) -> None:
+    for name in ("a.jpg", "deep/b.jpg", "@eaDir/thumb.jpg", "__MACOSX/a.jpg", ".trash/c.jpg", "deep/._b.jpg"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        texture(20, 20).save(file)
+    assert files_in([tmp_path]) == [f"{tmp_path}/a.jpg", f"{tmp_path}/deep/b.jpg"]

@@ -272,3 +272,18 @@ def test_an_index_as_listed_holds_every_sample_with_its_own_label() -> None:
     assert (listed.clean.tolist(), listed.numbers.tolist()) == ([1, 0], [0, 1])
     assert [bytes(row) for row in listed.images(np.array([1, 0]))] == [b"/d/bc\0", b"/d/a\0\0"]
     assert (listed.path(1), listed.byte_range(1)) == ("/d/bc", (b"/d/bc", 0, None))
+
+
+def test_the_root_is_spelled_as_in_the_recipe(tree, plain, monkeypatch, tmp_path):
+    root = tree()
+    monkeypatch.chdir(tmp_path)
+    assert open_index(plain(Path("images")), "train").path(0) == "images/train/ant/000.jpg"
+    monkeypatch.chdir("/")
+    assert open_index(plain(root), "train").path(0) == f"{root}/train/ant/000.jpg"
+    assert len(list(Path(os.environ["LSDALI_CACHE"], "index").iterdir())) == 1  # one index for both
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^data root nowhere is no folder"):
+        open_index(plain(Path("nowhere")), "train")
+    (root / "val/ant").rename(root / "val/axe")
+    with pytest.raises(UserError, match=r"^val folder images/val has classes that train lacks: axe"):
+        open_index(plain(Path("images")), "val")
