@@ -270,7 +270,7 @@ def test_a_card_tells_what_the_file_is(tmp_path):
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", "resnet18")
-    (block,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```bash\n(lsdali export .*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
     for line in block.splitlines():
         verb, *arguments = shlex.split(line)[1:]
         assert verb == "export"
