@@ -1,7 +1,11 @@
 """The sbatch files on a real Slurm of two nodes: told to stop, a lost node, and the weights of an unbroken run."""
 
+import json
+import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,8 +41,20 @@ def slurm(tmp_path_factory):
         yield slurm
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of an unbroken run of that recipe."""
+    place = filled(tmp_path_factory.mktemp("whole"))
+    train(2, str(place / "recipe.yaml"))
+    return str(summary(place / "run")["digest"])
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
+    return filled(tmp_path)
+
+
+def filled(tmp_path: Path) -> Path:
     """The folder to submit from, with a recipe and the scripts."""
     tree = tiny({"name": "zls"}, make_images(tmp_path / "images"), tmp_path / "run", epochs=16)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**tree, "save": {"every_steps": 1, "keep": 200}}))
@@ -61,7 +77,7 @@ def log(place: Path, job: str) -> str:
     return (place / f"lsdali-{job}.log").read_text()
 
 
-def test_a_job_survives_its_time_limit_and_a_lost_node(slurm: Slurm, place: Path) -> None:
+def test_a_job_survives_its_time_limit_and_a_lost_node(slurm: Slurm, place: Path, whole: str) -> None:
     """Each time it goes back into the queue by itself and goes on; the weights are those of an unbroken run."""
     run = place / "run"
     job = slurm.call(*SUBMIT, f"{SCRIPTS}/train.sbatch", "recipe.yaml", cwd=place, **VARIABLES)
@@ -79,8 +95,43 @@ def test_a_job_survives_its_time_limit_and_a_lost_node(slurm: Slurm, place: Path
     print(f"\nstarts {starts}\n{log(place, job)}")
     assert starts[0] == 0
     assert all(start >= least for start, least in zip(starts[1:], (5, 30), strict=True))
-    train(2, str(place / "recipe.yaml"), f"run_dir={place / 'whole'}")
-    assert summary(run)["digest"] == summary(place / "whole")["digest"]
+    assert summary(run)["digest"] == whole
+
+
+def test_a_signal_to_the_steps_saves_and_a_killed_worker_is_started_again(
+    slurm: Slurm, place: Path, whole: str
+) -> None:
+    """Nobody has told the batch script, so the job ends; submitted again it goes on."""
+    run = place / "run"
+    submit = (*SUBMIT, f"{SCRIPTS}/train.sbatch", "recipe.yaml")
+    job = slurm.call(*submit, cwd=place, **VARIABLES)
+    wait_for_file(checkpoint(run, 5))
+    began = time.monotonic()
+    slurm.call("scancel", "--signal=USR2", job)
+    slurm.wait(job, JobState="FAILED")
+    print(f"\nUSR2 to the steps: over after {time.monotonic() - began:.0f} s")
+    step = json.loads((run / "stopped.json").read_text())["step"]
+    assert checkpoint(run, step).exists()
+    job = slurm.call(*submit, cwd=place, **VARIABLES)
+    wait_for_file(checkpoint(run, step + 10))
+    os.kill(worker(), signal.SIGKILL)
+    slurm.wait(job, JobState="COMPLETED")
+    starts = [event["step"] for event in events(run, "begun")]
+    assert starts[:2] == [0, step]
+    assert len(starts) == 3
+    assert starts[2] >= step + 10
+    logs = [(place / f"lsdali-{job}-node{number}.log").read_text() for number in (0, 1)]
+    assert "has died" in "".join(logs), logs
+    assert summary(run)["digest"] == whole
+
+
+def worker() -> int:
+    """A training process of this machine."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if file.read_bytes().endswith(b"-u\0-m\0lsdali\0train\0recipe.yaml\0"):
+                return int(file.parent.name)
+    raise AssertionError("nothing trains")
 
 
 def test_a_job_makes_room_for_a_more_urgent_one(slurm: Slurm, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ FAULTS: dict[str, Callable[..., object]] = {
     "exit": lambda *_: os._exit(0),
     "clock": lambda *_: ten_years_on(),
     "abort": lambda *_: os.abort(),
-    "two signals": lambda *_: send("SIGTERM", "SIGTERM", apart=3.5),
+    "two signals": lambda *_: send("SIGTERM", "SIGTERM", apart=6.0),
     "sleep": sleep_for_good,
     "nan in the images": spoil_images,
     "nan in a gradient": spoil_gradient,

@@ -32,8 +32,8 @@ ENDS = {
         for name in ("SIGTERM", "SIGINT")
         for place, where in (("building", "building"), ("validation", "validating"), ("save", "a thread saves"))
     },
-    "two SIGTERM, 3.5 s apart, while building": (0, [Fault("two signals", "building", 1)], [STOPPED], "stopped "),
-    "a second SIGTERM after 3.5 s in a save": (0, [Fault("two signals", "save", 2)], [128 + signal.SIGTERM], ""),
+    "two SIGTERM, 6 s apart, while building": (0, [Fault("two signals", "building", 1)], [STOPPED], "stopped "),
+    "a second SIGTERM after 6 s in a save": (0, [Fault("two signals", "save", 2)], [128 + signal.SIGTERM], ""),
     "SIGTERM to one of 2 ranks while validating": (
         2,
         [Fault("SIGTERM", "validation", 1, rank=1)],
