@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,15 @@ from lsdali.data.pipeline.loaders import eval_loader
 from lsdali.data.sampling.sampler import stratified
 from lsdali.errors import UserError
 from lsdali.evaluate.__main__ import VIEW_NAMES, WAYS, parse, start
+from lsdali.evaluate.__main__ import main as command
 from lsdali.evaluate.figures import CALIBRATE_ON, calibrate, rows
 from lsdali.evaluate.runs import Predicted, open_run, open_samples
 from lsdali.events import Events
 from lsdali.posthoc import fit_temperature
 from lsdali.recipe import Recipe
 from lsdali.state.checkpoint import Checkpoints
-from tests.harness import ROOT, TORCHRUN, environment, make_images, summary, tiny
+from tests.forks import run_forked
+from tests.harness import make_images, summary, tiny
 
 
 def train(tree: dict, folder: Path) -> None:
@@ -124,8 +125,7 @@ def test_no_number_of_processes_changes_a_digit(base, tmp_path):
     alone = evaluated(tmp_path, *arguments)
     assert [row["name"] for row in alone["rows"]] == [str(base / "a"), str(base / "b"), "ensemble of 2"] * 3
     file = tmp_path / "two.json"
-    command = [*TORCHRUN, "--nproc_per_node", "2", "-m", "lsdali.evaluate", *arguments, "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(2), capture_output=True, text=True, check=False)
+    done = run_forked(2, command, [*arguments, "--json", str(file)])
     assert done.returncode == 0, done.stderr
     assert json.loads(file.read_text()) == alone
     assert done.stdout.count("ensemble of 2") == 3
