@@ -224,6 +224,7 @@ OPERATIONAL = (
     "data.threads",
     "data.prefetch",
     "data.hw_decoder_load",
+    "data.read_ahead",
     "data.max_bad_files",
     "data.wait_seconds",
     "data.resident",

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from ctypes import c_void_p
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from lsdali.data.io.announcing import announce
 from lsdali.data.io.byte_range import PendingBytes
 from lsdali.data.io.header import FAULTS, GOOD, NO_FILE
+from lsdali.data.io.threads import in_thread
 from lsdali.data.pipeline.fifos import FifoGuard
 from lsdali.data.pipeline.graph import Graph, GraphSpec, tensor_list
 from lsdali.data.sets.sample_index import Index
@@ -37,6 +40,7 @@ class DaliPipeline:
         self._fifos = FifoGuard(spec.prefetch + 2) if spec.images == "paths" else None
         self._fed: deque[Any] = deque(maxlen=spec.prefetch + FED)  # what DALI reads from our memory
         self.position = 0
+        self._announced = -1  # the last batch whose files the system was told of
 
     def seek(self, position: int) -> None:
         """Go on at `position`; free if it follows the last batch."""
@@ -52,7 +56,7 @@ class DaliPipeline:
 
     def close(self) -> None:
         """Free threads and memory; the next run() starts them again."""
-        self._pipe = None
+        self._pipe, self._announced = None, -1
         for _, (images, *_), _ in self._ahead:
             images.future.cancel()
         self._ahead.clear()
@@ -103,6 +107,7 @@ class DaliPipeline:
             if self._fifos is not None:
                 self._fifos.reading(arrays[0])
             if not isinstance(arrays[0], PendingBytes):
+                self._announce_after(position)
                 return arrays
             self._ahead.append((position, arrays, arrays[0].then(tensor_list)))
         under_way = sum(arrays[0].size for _, arrays, _ in self._ahead)
@@ -115,6 +120,13 @@ class DaliPipeline:
         fed = made.result(), *rest
         self._fed.append((images, fed))  # the bytes as they were read, too
         return fed
+
+    def _announce_after(self, position: int) -> None:
+        """Let a thread tell the system of the files of the batches after this one."""
+        self._announced = max(self._announced, position)
+        while self._spec.images == "paths" and self._announced < position + self._spec.read_ahead:
+            self._announced += 1
+            in_thread(partial(announce, self._arrays(self._announced)[0]))
 
     def culprits(self, error: RuntimeError) -> dict[int, str]:
         """Return the samples of the present batch that cannot be decoded, and why; the next run() starts afresh.

@@ -45,6 +45,7 @@ class GraphSpec:
     images: SampleForm = "paths"
     way: Way = "window"  # how a part of an image is decoded
     on_cpu: bool = False  # decode on the CPU, beside a GPU too
+    read_ahead: int = 0  # batches whose files the system is told of before the graph asks for them
     hw_decoder_load: float | None = None  # share of images for the GPU's own JPEG engines; None: DALI's
     upright: bool = False  # turn images by their EXIF orientation
     interpolation: str = "bilinear"  # a key of FILTERS

@@ -264,6 +264,7 @@ def _spec(index: Index, config: DataSet, *, batch: int, size: int, device: torch
         way="window" if device_id is None or on_cpu else decoder_report().way,
         on_cpu=on_cpu,
         hw_decoder_load=config.hw_decoder_load,
+        read_ahead=config.read_ahead,
         upright=config.exif_orientation,
     )
 

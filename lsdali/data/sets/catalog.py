@@ -142,6 +142,9 @@ class DataSet(Config):
     hw_decoder_load: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of JPEGs for the JPEG engines of GPUs that have them; null: DALI's default, 0.65. Use more if there are few
     cores."""
+    read_ahead: int = Field(default=0, ge=0, le=64)
+    """Batches whose files the system is told to read before they are decoded, beyond `prefetch`: for network file
+    systems and disks that take long to answer. Shards and stores are read ahead without it."""
     max_bad_files: Annotated[int, Field(ge=0, le=1_000_000_000)] | Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Maximum number of unreadable training files to replace; the run stops above it. A whole number counts files; a
     fraction is a share of the training set, at least one file."""
