@@ -52,4 +52,4 @@ def test_a_file_that_is_gone_is_left_to_the_decoder(tmp_path):
     import numpy as np
 
     paths = np.frombuffer(os.fsencode(tmp_path / "none") + b"\0\0", np.uint8)[None]
-    announcing.announce(paths)
+    announcing.ask_ahead(paths)

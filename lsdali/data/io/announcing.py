@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lsdali.disk import READ
 
 
-def announce(paths: NDArray[np.uint8]) -> None:
+def ask_ahead(paths: NDArray[np.uint8]) -> None:
     """Open each of [n, L] absolute paths with NULs, and let the system read it; what cannot be opened is left out."""
     for row in paths:
         with suppress(OSError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from lsdali.data.io.announcing import announce
+from lsdali.data.io.announcing import ask_ahead
 from lsdali.data.io.byte_range import PendingBytes
 from lsdali.data.io.header import FAULTS, GOOD, NO_FILE
 from lsdali.data.io.threads import in_thread
@@ -126,7 +126,7 @@ class DaliPipeline:
         self._announced = max(self._announced, position)
         while self._spec.images == "paths" and self._announced < position + self._spec.read_ahead:
             self._announced += 1
-            in_thread(partial(announce, self._arrays(self._announced)[0]))
+            in_thread(partial(ask_ahead, self._arrays(self._announced)[0]))
 
     def culprits(self, error: RuntimeError) -> dict[int, str]:
         """Return the samples of the present batch that cannot be decoded, and why; the next run() starts afresh.
