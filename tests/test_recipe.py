@@ -259,6 +259,10 @@ def test_paths_know_the_home_folder_and_the_environment(tmp_path: Path, monkeypa
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     recipe = load(path, ["run_dir=~/runs/a", "data.root=${SCRATCH}/data"])
     assert (recipe.run_dir, recipe.data.root) == ("/home/me/runs/a", "/scratch/me/data")
+    lists = ["data.name=list", "data.root=/d", "data.train_list=~/a.txt", "data.val_list=${SCRATCH}/b.txt"]
+    crops = ["data.train={crop: pad, size: 32}", "data.eval={resize: 32, size: 32}"]
+    recipe = load(path, [*lists, *crops])
+    assert (recipe.data.train_list, recipe.data.val_list) == ("/home/me/a.txt", "/scratch/me/b.txt")
     assert errors(tmp_path, GOOD, "data.root=${NOWHERE}/data") == [
         "data.root: the environment has no variable NOWHERE: export it, or write the path out"
     ]

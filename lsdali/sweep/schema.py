@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from lsdali.config import Config
+from lsdali.config import Config, PathText
 from lsdali.metric_names import METRICS
 
 
@@ -104,7 +104,7 @@ class SweepSelect(Config):
 class Stage(Config):
     """Runs of one kind: the grid of all axes, times the seeds."""
 
-    recipe: str | None = None
+    recipe: PathText | None = None
     """The recipe that all runs start from, a path from the sweep file's folder; a point may name another."""
     set: Overrides = {}
     """Overrides of all runs: `dotted.key: value`, as on the command line; a mapping replaces the whole part. A text
@@ -221,7 +221,7 @@ class Sweep(Config):
 
     title: str = ""
     """A heading for the tables."""
-    folder: str | None = None
+    folder: PathText | None = None
     """Where run folders and tables go; null: runs/<name of the sweep file>."""
     seeds: Seeds = (0,)
     """Each cell is trained once with each of them."""

@@ -195,9 +195,9 @@ class Folder(Files):
     """Any images in <train_dir>/<class>/ and <val_dir>/<class>/."""
 
     name: Literal["folder"] = "folder"
-    train_dir: str | None = "train"
+    train_dir: PathText | None = "train"
     """Training folder, relative to root; null: there is none, to evaluate only."""
-    val_dir: str = "val"
+    val_dir: PathText = "val"
     """Validation folder, relative to root."""
 
     def trainable(self) -> bool:
@@ -242,9 +242,9 @@ class ImageNet(Files):
     name: Literal["imagenet"] = "imagenet"
     train: TrainCrop = RandomResizedCrop(size=224)
     eval: CenterCrop = CenterCrop(resize=256, size=224)
-    train_dir: str = "train"
+    train_dir: PathText = "train"
     """Training folder, relative to root."""
-    val_dir: str = "val"
+    val_dir: PathText = "val"
     """Validation folder, relative to root."""
 
     def listing(self, split: Split) -> Index:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from lsdali.config import PathText
 from lsdali.data.io.download import Download, obtain
 from lsdali.data.sets.catalog import CenterCrop, Files, RandomResizedCrop, TrainCrop
 from lsdali.data.sets.list_lines import lines, read_rows
@@ -145,13 +146,13 @@ class ImageList(Files):
     """
 
     name: Literal["list"] = "list"
-    train_list: str | None = "train.txt"
+    train_list: PathText | None = "train.txt"
     """The list of training images, relative to root; null: there is none, to evaluate only."""
-    val_list: str = "val.txt"
+    val_list: PathText = "val.txt"
     """The list of validation images, relative to root."""
     train: TrainCrop = RandomResizedCrop(size=224)
     eval: CenterCrop = CenterCrop(resize=256, size=224)
-    images: str = "."
+    images: PathText = "."
     """The folder that the paths start from, relative to root."""
 
     def trainable(self) -> bool:

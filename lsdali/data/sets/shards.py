@@ -53,9 +53,9 @@ class Shards(Files):
     """Folder of the data set, or its address in a store: https://, s3://, gs:// or another that fsspec reads."""
     train: TrainCrop = RandomResizedCrop(size=224)
     eval: CenterCrop = CenterCrop(resize=256, size=224)
-    train_shards: str = "train/*.tar"
+    train_shards: PathText = "train/*.tar"
     """The training shards, relative to root; *, ? and [] match as in a shell, or {000000..000063} names each."""
-    val_shards: str = "val/*.tar"
+    val_shards: PathText = "val/*.tar"
     """The validation shards, relative to root."""
 
     def layout(self) -> tuple[str, ...]:
