@@ -11,7 +11,7 @@ import torch
 from lsdali import parts
 from lsdali.errors import UserError
 from lsdali.export import main as export
-from lsdali.models import ModelConfig, build_network
+from lsdali.models import ModelConfig, build_network, discover
 from lsdali.testing.contract import check_resume
 from lsdali.testing.small import make_images, trainer_for
 from tests.methods.trainers import CONFIGS, named, with_teacher
@@ -38,6 +38,7 @@ def foreign(options: argparse.Namespace) -> None:
     the exports of each module are from it.
     """
     torch.set_num_threads(1)
+    discover.SIDES = (64, 224, 32, 16)  # their_vit takes images of 16 px
     for name in NAMES:
         parts.add("MODELS", name, FOREIGN[name])
     refusals: dict[str, set[str]] = {}

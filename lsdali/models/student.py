@@ -168,7 +168,8 @@ class Student(nn.Module):
         super().__init__()
         self.network = network
         self.frozen = tuple(frozen)
-        self.aux_heads = nn.ModuleDict(aux_heads)
+        self._head_names = tuple(aux_heads)  # a stage of a foreign module may be blocks.1, as no module may be called
+        self.aux_heads = nn.ModuleDict({name.replace(".", "-"): head for name, head in aux_heads.items()})
         read = network.raw_stages & {head.stage for head in aux_heads.values()}
         self.exit_norms = nn.ModuleDict(
             {s: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU()) for s, c in network.channels.items() if s in read}
@@ -179,7 +180,8 @@ class Student(nn.Module):
         maps, features, logits = self.network.parts(images)
         logits = as_float32(logits)
         maps |= {stage: norm(maps[stage]) for stage, norm in self.exit_norms.items()}
-        aux_heads = {name: head(maps, self.network.readout) for name, head in self.aux_heads.items()}
+        heads = zip(self._head_names, self.aux_heads.values(), strict=True)
+        aux_heads = {name: head(maps, self.network.readout) for name, head in heads}
         return Outputs(logits, features, aux_heads)
 
     def train(self, mode: bool = True) -> Self:

@@ -23,7 +23,8 @@ from lsdali.models.wrapped import as_network
 from lsdali.recipe import Recipe
 from lsdali.state import checkpoint
 from lsdali.state.checkpoint import Checkpoints
-from lsdali.testing.contract import Interrupted, stop_after
+from lsdali.testing import small
+from lsdali.testing.contract import Interrupted, check_resume, stop_after
 from tests.harness import ROOT, equal, make_images, tiny
 from tests.models.foreign import FOREIGN, HandWritten, Idle, Several, seeded
 
@@ -365,3 +366,13 @@ def test_the_page_on_networks_names_networks():
     assert len(models) >= 3
     for model in models:
         ModelConfig.model_validate(model)
+
+
+def test_methods_with_exits_on_stages_whose_names_have_dots(folder, place, monkeypatch):
+    """Stages of a list of blocks are called blocks.0, blocks.1 ..., which no module may be called."""
+    monkeypatch.setitem(MODELS, "my_own", FOREIGN["my_own"])
+    for config in ({"name": "exits"}, {"name": "zls", "deep": {"exits": 1}}):
+        check_resume(config, place / config["name"], {"model": {"name": "my_own"}})
+    trainer = small.trainer_for({"name": "exits"}, place / "names", model={"name": "my_own"})
+    images = next(trainer.train.epoch(0)).images
+    assert set(trainer.student(images).aux_heads) == {"exit_blocks.0", "exit_blocks.1"}
