@@ -149,12 +149,12 @@ def _take(handle: int, name: str, log: Callable[[str], None]) -> None:
     started, said = time.monotonic(), False
     while not _locked(handle):
         waited = time.monotonic() - started
-        if waited > PATIENCE:
-            log(f"{_holder(handle)} still works on {name} of the cache after {PATIENCE:g} s; this run does it too")
-            return
         if not said and waited > 1:
             log(f"waiting for {_holder(handle)}, which works on {name} of the cache, {PATIENCE:g} s at most")
             said = True
+        if waited > PATIENCE:
+            log(f"{_holder(handle)} still works on {name} of the cache after {PATIENCE:g} s; this run does it too")
+            return
         time.sleep(LOCK_LOOK)
     with suppress(OSError):
         os.ftruncate(handle, 0)
