@@ -1,6 +1,7 @@
 """The figures of finished runs, and which run of several is the best."""
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -43,11 +44,18 @@ def figure(cell: Cell, of: str) -> float:
         found = load_json(cell.folder / f"{name}.json")
         if metric == "temperature":
             return float(found["fits"][0]["temperature"])
-        return float([row for row in found["rows"] if row["scaled"] == (metric != rest)][-1]["metrics"][metric])
+        return number([row for row in found["rows"] if row["scaled"] == (metric != rest)][-1]["metrics"][metric], of)
     node = load_json(cell.folder / "summary.json")
     for part in of.split("."):
         node = node[part]
-    return float(node)  # type: ignore[arg-type]
+    return number(node, of)
+
+
+def number(value: Any, of: str) -> float:
+    """Return a figure as JSON has it; null, which stands for one that is not finite, as the worst there can be."""
+    if value is None:
+        return -math.inf if rises(of) else math.inf
+    return float(value)
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a sweep file to cells: every mistake is one sentence, and every cell has the recipe that the file says."""
 
 import json
+import math
 import time
 from itertools import count
 
@@ -221,6 +222,18 @@ def test_the_keys_of_a_part_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     assert "By name, in order: a stage may use runs of earlier ones." in capsys.readouterr().out
     assert main(["--keys", "stages.evaluat"]) == 2
     assert "there is no key 'evaluat' in stages.evaluat; here are axes, evaluate" in capsys.readouterr().err
+
+
+def test_a_figure_that_is_not_finite_is_the_worst(opened: Open) -> None:
+    """The log loss of a network that is sure and wrong is infinite, which JSON has no number for."""
+    _, cells = opened(GOOD)
+    narrow, wide = (cell for cell in cells if cell.name.startswith("teachers/alpha=0.1") and cell.seed == 0)
+    for cell, nll in ((narrow, None), (wide, 2.5)):
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "summary.json").write_text(json.dumps({"best": {"nll": nll, "top1": nll}}))
+    assert figure(narrow, "best.nll") == math.inf
+    assert figure(narrow, "best.top1") == -math.inf
+    assert winner([narrow, wide]) is wide
 
 
 def test_members_of_an_ensemble_are_evenly_spaced(opened: Open) -> None:
