@@ -1,5 +1,6 @@
 """From finished cells to a table: means and standard deviations, published numbers, and what is clearly the best."""
 
+import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,9 @@ class Entry:
 
     @property
     def std(self) -> float:
-        """The sample standard deviation; nan for one value."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else float("nan")
+        """The sample standard deviation; nan for one value, or if one is not finite."""
+        known = len(self.values) > 1 and all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if known else math.nan
 
     def text(self, plus_minus: str = "±") -> str:
         """Return mean, standard deviation and number of seeds."""

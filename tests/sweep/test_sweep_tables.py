@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from lsdali.sweep.cells import Cell
 from lsdali.sweep.schema import Sweep
-from lsdali.sweep.tables import Grid, grid
+from lsdali.sweep.tables import Entry, Grid, grid
 from lsdali.sweep.write import to_csv, to_latex, to_markdown, to_terminal
 from tests.sweep.conftest import Open
 
@@ -114,3 +115,10 @@ def test_the_written_forms_agree(opened: Open) -> None:
     to_terminal(found, console)
     shown = console.export_text()
     assert all(text in shown for text in ("20.50 ± 0.50 (3)", "20.1 ± 0.3", "Published: a paper, Table 1"))
+
+
+def test_an_infinite_value_has_no_spread() -> None:
+    entry = Entry({}, "NLL", 2, (math.inf, 2.5), 2, "")
+    assert entry.mean == math.inf
+    assert math.isnan(entry.std)
+    assert entry.text().startswith("inf ")
