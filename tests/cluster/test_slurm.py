@@ -21,19 +21,6 @@ SUBMIT = ("sbatch", "--parsable")
 SCRIPTS = "bash_scripts/slurm"
 
 
-PREEMPTED = f"""#!/usr/bin/env bash
-#SBATCH --nodes=2 --ntasks-per-node=1 --exclusive --requeue --open-mode=append --output=job.log --job-name=stub
-set -euo pipefail
-source "$SLURM_SUBMIT_DIR/{SCRIPTS}/job.sh"
-run_job bash step.sh
-"""
-STEP = """trap 'exit 1' TERM
-if [ "${SLURM_RESTART_COUNT:-0}" = 1 ]; then exit 0; fi
-touch started
-sleep 600 & wait
-"""
-
-
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     base = tmp_path_factory.mktemp("slurm")
@@ -134,20 +121,46 @@ def worker() -> int:
     raise AssertionError("nothing trains")
 
 
-def test_a_job_makes_room_for_a_more_urgent_one(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_job_makes_room_for_a_more_urgent_one(slurm: Slurm, place: Path, whole: str) -> None:
     """Slurm sends TERM to the steps alone; job.sh sees why they ended, and the job goes back into the queue."""
-    (tmp_path / "bash_scripts").symlink_to(ROOT / "bash_scripts")
-    (tmp_path / "job.sbatch").write_text(PREEMPTED)
-    (tmp_path / "step.sh").write_text(STEP)
-    job = slurm.call(*SUBMIT, "job.sbatch", cwd=tmp_path)
-    wait_for_file(tmp_path / "started")
-    urgent = slurm.call(*SUBMIT, "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true", cwd=tmp_path)
+    run = place / "run"
+    job = slurm.call(*SUBMIT, f"{SCRIPTS}/train.sbatch", "recipe.yaml", cwd=place, **VARIABLES)
+    wait_for_file(checkpoint(run, 5))
+    suspended = worker()
+    os.kill(suspended, signal.SIGSTOP)  # it would be at the end before Slurm has decided
+    urgent = slurm.call(*SUBMIT, "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true", cwd=place)
+    while not slurm.job(job).get("PreemptTime", "None")[0].isdigit():
+        time.sleep(0.2)
+    os.kill(suspended, signal.SIGCONT)
     slurm.wait(urgent, JobState="COMPLETED")
+    step = json.loads((run / "stopped.json").read_text())["step"]
     start_again(slurm, job, "1")
     slurm.wait(job, JobState="COMPLETED")
-    text = (tmp_path / "job.log").read_text()
+    text = log(place, job)
+    print(f"\npreempted and stopped at step {step}\n{text}")
     assert "stopped to make room for another job" in text, text
-    assert text.count("srun ended with status") == 2, text
+    assert [event["step"] for event in events(run, "begun")] == [0, step]
+    assert summary(run)["digest"] == whole
+
+
+def test_a_sweep_is_submitted_and_its_stages_wait_for_each_other(slurm: Slurm, place: Path) -> None:
+    """One array a stage, with the batch script as it is."""
+    student = {"name": "kd", "teacher": {"source": "checkpoint", "path": "{teacher}/checkpoints/best.pt"}}
+    temperatures = {"T": {"key": "method.temperature", "values": [1.0, 2.0]}}
+    stages = {
+        "teacher": {"recipe": "recipe.yaml", "set": {"epochs": 1}},
+        "student": {"recipe": "recipe.yaml", "set": {"epochs": 1, "method": student}, "axes": temperatures},
+    }
+    content = {"title": "Two", "seeds": [0], "stages": stages, "tables": {}}
+    (place / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False))  # stages come in order
+    text = slurm.call(sys.executable, "-m", "lsdali.sweep", "sweep.yaml", "--slurm", cwd=place, **VARIABLES)
+    assert text.count("$ sbatch") == 2, text
+    jobs = slurm.call("squeue", "-h", "-r", "-t", "all", "-o", "%i", "-n", "lsdali-sweep").split()
+    assert len(jobs) == 3, jobs
+    for job in jobs:
+        slurm.wait(job, JobState="COMPLETED")
+    folders = {str(file.parent.relative_to(place / "runs/sweep")) for file in place.glob("runs/sweep/*/*/summary.json")}
+    assert folders == {"student/T=1.0_seed0", "student/T=2.0_seed0", "teacher/seed0"}
 
 
 def test_srun_without_torchrun_is_refused_by_each_task(slurm: Slurm, place: Path) -> None:
