@@ -97,9 +97,9 @@ def test_a_resumed_run_needs_no_pretrained_weights(base: Path, tmp_path: Path) -
         run(Recipe.model_validate({**tree, "run_dir": str(tmp_path / "fresh")}), cpu, Pulse())
 
 
-def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._inductor.config.patch(compile_threads=1)
+def test_compiled_training_follows_the_eager_one(base: Path, tmp_path: Path) -> None:
     """A network of few layers, since each kernel is a run of the C++ compiler; not in processes of its own."""
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     counters.clear()
     losses = []
     for mode in (None, "default"):

@@ -369,6 +369,22 @@ def test_files_stay_open_while_a_thread_reads_them(tmp_path, monkeypatch):
     assert len(ranges._opened._files) == 2
 
 
+def test_a_file_given_up_stays_open_for_its_reader(tmp_path, monkeypatch):
+    """Its number must not go to the next file while a thread is about to read."""
+    monkeypatch.setattr(byte_range, "OPEN_FILES", 1)
+    for n in range(2):
+        (tmp_path / f"{n}").write_bytes(bytes([n]) * 10)
+    ranges = byte_range.ByteRanges(tmp_path, np.array([b"0", b"1"]), np.array([[0, 0, 10], [1, 0, 10]]))
+    really = os.preadv
+
+    def after_another_thread(*args):
+        ranges._opened(1, ranges._path)
+        return really(*args)
+
+    monkeypatch.setattr(os, "preadv", after_another_thread)
+    assert ranges.fetch(np.array([0]))[0].tolist() == [0] * 10
+
+
 def test_large_images_are_packed_smaller(tmp_path, texture, capsys):
     """Sizes, pixels against Pillow's own way, bytes of small ones and of files that are no images, and what is told."""
     root = tmp_path / "files"

@@ -111,14 +111,21 @@ class OpenRange(NamedTuple):
 
 
 class _Open:
-    """A file that closes when nobody uses it any more."""
+    """A file that closes when nobody uses it any more: a call of its methods keeps it open."""
 
     def __init__(self, path: bytes) -> None:
-        self.handle = os.open(path, READ)
+        self._handle = os.open(path, READ)
 
     def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            os.close(self.handle)
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def announce(self, start: int, length: int) -> None:
+        os.posix_fadvise(self._handle, start, length, os.POSIX_FADV_WILLNEED)
+
+    def read_into(self, out: Bytes, start: int) -> int:
+        """Return how many bytes from `start` on are there, up to the length of `out`."""
+        return os.preadv(self._handle, [out.data], start)
 
 
 class _Opened:
@@ -187,10 +194,10 @@ class ByteRanges:
     def _announce(self, file: int, start: int, length: int) -> None:
         """Let the system fetch it while others are read: a disk or network then has a batch's requests at once."""
         with suppress(OSError):
-            os.posix_fadvise(self._opened(file, self._path).handle, start, length, os.POSIX_FADV_WILLNEED)
+            self._opened(file, self._path).announce(start, length)
 
     def _read(self, file: int, start: int, out: Bytes) -> Bytes:
         try:
-            return out[: os.preadv(self._opened(file, self._path).handle, [out.data], start)]
+            return out[: self._opened(file, self._path).read_into(out, start)]
         except OSError:
             return out[:0]
